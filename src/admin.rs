@@ -1,0 +1,97 @@
+//! The admin listener: HTTP/1.1 for probes and Prometheus.
+//!
+//! | path | answers |
+//! |---|---|
+//! | `/livez` | 200 for as long as the process answers |
+//! | `/readyz` | 200 while calls can be served, 503 with the reason while they cannot |
+//! | `/metrics` | the metrics, in the OpenMetrics text format |
+//!
+//! It runs on the acceptor's thread, beside the workers, so that a scrape delays no call.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+
+use crate::{health::Readiness, metrics::Metrics, server::accept};
+
+/// More at once than any probe and scraper need.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a request's head may take, and how long a connection may be idle.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the endpoints read.
+#[derive(Debug, Clone)]
+pub(crate) struct Admin {
+    pub(crate) readiness: watch::Receiver<Readiness>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl Admin {
+    /// Serves until dropped; connections end with it.
+    pub(crate) async fn serve(self, listener: TcpListener) {
+        let mut connections = JoinSet::new();
+        loop {
+            while connections.try_join_next().is_some() {}
+            if connections.len() >= MAX_CONNECTIONS {
+                connections.join_next().await;
+                continue;
+            }
+            let socket = accept::retry(|| listener.accept()).await.0;
+            let admin = self.clone();
+            connections.spawn(async move {
+                let service = service_fn(|request| {
+                    let response = admin.respond(&request);
+                    async { Ok::<_, Infallible>(response) }
+                });
+                // A probe that goes away early is no news.
+                _ = http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEADER_TIMEOUT)
+                    .serve_connection(TokioIo::new(socket), service)
+                    .await;
+            });
+        }
+    }
+
+    fn respond(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served\n");
+        }
+        match request.uri().path() {
+            "/livez" => text(StatusCode::OK, "ok\n"),
+            "/readyz" => match &*self.readiness.borrow() {
+                Readiness::Ready => text(StatusCode::OK, "ok\n"),
+                Readiness::NotReady(reason) => {
+                    text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n"))
+                }
+            },
+            "/metrics" => match self.metrics.encode() {
+                Ok(metrics) => typed(StatusCode::OK, Metrics::CONTENT_TYPE, metrics),
+                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+            },
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "there are /livez, /readyz and /metrics\n",
+            ),
+        }
+    }
+}
+
+fn text(status: StatusCode, body: impl Into<String>) -> Response<Full<Bytes>> {
+    typed(status, "text/plain; charset=utf-8", body.into())
+}
+
+fn typed(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static(content_type),
+    );
+    response
+}

@@ -1,0 +1,95 @@
+//! What the service says about itself: `grpc.health.v1` and `/readyz`, both from one state.
+//!
+//! The names "" and `dyndata.v1.DynData` follow the store: NOT_SERVING until it is there, while it
+//! is not, and from the start of a shutdown. The name `liveness` is SERVING for as long as the
+//! process answers.
+
+use tokio::sync::watch;
+use tonic::server::NamedService as _;
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::{proto::dyn_data_server::DynDataServer, service::DynDataService, store::LinkState};
+
+/// Whether calls can be served; if not, why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Readiness {
+    Ready,
+    NotReady(String),
+}
+
+/// Keeps the health service and `/readyz` in step with the store.
+#[derive(Debug)]
+pub(crate) struct Health {
+    reporter: HealthReporter,
+    readiness: watch::Sender<Readiness>,
+}
+
+impl Health {
+    /// Not ready until [`Health::follow`] says otherwise.
+    pub(crate) async fn new() -> Self {
+        let health = Self {
+            reporter: HealthReporter::new(),
+            readiness: watch::Sender::new(Readiness::NotReady("starting".to_owned())),
+        };
+        health.report(ServingStatus::NotServing).await;
+        health
+            .reporter
+            .set_service_status("liveness", ServingStatus::Serving)
+            .await;
+        health
+    }
+
+    /// What the gRPC health service reads.
+    pub(crate) fn reporter(&self) -> HealthReporter {
+        self.reporter.clone()
+    }
+
+    /// What `/readyz` reads.
+    pub(crate) fn readiness(&self) -> watch::Receiver<Readiness> {
+        self.readiness.subscribe()
+    }
+
+    /// Follows the store for ever, or until its status has no sender any more. Cancel-safe.
+    pub(crate) async fn follow(&self, mut store: watch::Receiver<LinkState>) {
+        loop {
+            let readiness = match &*store.borrow_and_update() {
+                LinkState::Up => Readiness::Ready,
+                LinkState::Down(reason) => Readiness::NotReady(reason.clone()),
+            };
+            self.set(readiness).await;
+            if store.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// From now on nothing is served.
+    pub(crate) async fn shut_down(&self) {
+        self.set(Readiness::NotReady("shutting down".to_owned()))
+            .await;
+    }
+
+    async fn set(&self, readiness: Readiness) {
+        if *self.readiness.borrow() == readiness {
+            return;
+        }
+        let status = match &readiness {
+            Readiness::Ready => {
+                tracing::info!("ready");
+                ServingStatus::Serving
+            }
+            Readiness::NotReady(reason) => {
+                tracing::warn!(reason, "not ready");
+                ServingStatus::NotServing
+            }
+        };
+        self.readiness.send_replace(readiness);
+        self.report(status).await;
+    }
+
+    async fn report(&self, status: ServingStatus) {
+        for name in ["", DynDataServer::<DynDataService>::NAME] {
+            self.reporter.set_service_status(name, status).await;
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! dyndata is a gRPC service for *dynamic data*: small values about how things are right now,
+//! which vanish by themselves when nobody refreshes them. `Mark` writes a value with a time to
+//! live, `Get` and `BatchGet` read it, and Redis keeps it.
+//!
+//! # Map
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`proto`] | the wire contract, generated from `proto/dyndata/v1/dyndata.proto` |
+//! | [`config`] | flags and environment, turned into a checked [`Config`] |
+//! | [`model`] | ids, namespaces, values, times to live: what is valid, and to and from proto |
+//! | [`error`] | every way a call can fail, and the one mapping to a gRPC status |
+//! | `service` | the three RPCs: parse, ask the store, reply |
+//! | `store` | where values live: an embedded store, or Redis |
+//! | [`server`] | sockets, event loops, HTTP/2, shutdown |
+//! | `health` | what `grpc.health.v1` and `/readyz` say about the store |
+//! | `metrics` | what is counted and timed, and `/metrics` |
+//! | `admin` | the HTTP listener for probes and metrics |
+//! | [`telemetry`] | the log |
+//! | [`cli`] | the client commands; the only module that prints |
+//!
+//! # One Get
+//!
+//! ```text
+//! accept -> worker -> HTTP/2 -> guard (metrics, panic) -> DynData::get -> Id::try_from
+//!        -> Store::get -> one GET on the worker's own Redis connection -> GetResponse
+//! ```
+//!
+//! An acceptor hands each socket to the worker with the fewest open connections. A worker is one
+//! thread with one event loop and its own Redis connection; a call never leaves it.
+//!
+//! # Invariants
+//!
+//! - `store` knows nothing of gRPC, `service` knows nothing of Redis, and only `error` makes a
+//!   `tonic::Status`.
+//! - Nothing on the path of a request crosses threads, takes a contended lock or waits without a
+//!   deadline.
+//! - Every task has an owner that ends it, and every queue has a bound.
+//! - Stores are a closed enum, not a trait object: both are in every binary, and configuration
+//!   picks.
+//! - A value is never logged and never in an error; of an id, only its length is.
+//!
+//! # Use as a library
+//!
+//! ```
+//! use dyndata::{Config, Server};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+//! // The embedded store on a free port, without the admin listener.
+//! let config = Config::parse_from(["--listen", "127.0.0.1:0", "--admin-listen", "off"])?;
+//! let bound = Server::bind(config).await?;
+//! println!("listening on {}", bound.local_addr());
+//!
+//! let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+//! let running = tokio::spawn(bound.run(async { _ = stopped.await }));
+//! // ... calls are served until:
+//! stop.send(()).ok();
+//! running.await??;
+//! # Ok(())
+//! # })
+//! # }
+//! ```
+
+pub mod cli;
+pub mod config;
+pub mod error;
+pub mod model;
+pub mod server;
+pub mod telemetry;
+
+mod admin;
+mod health;
+mod metrics;
+mod service;
+mod store;
+
+pub use config::Config;
+pub use server::Server;
+
+/// The wire contract: generated messages, client and server of `dyndata.v1`.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    reason = "generated code; its documentation is the proto file's"
+)]
+pub mod proto {
+    tonic::include_proto!("dyndata.v1");
+
+    /// The encoded `FileDescriptorSet` of the contract and its imports, comments included.
+    pub const FILE_DESCRIPTOR_SET: &[u8] =
+        include_bytes!(concat!(env!("OUT_DIR"), "/dyndata_descriptor.bin"));
+}

@@ -1,0 +1,305 @@
+//! The server: parse without binding, bind, say where, run, drain.
+//!
+//! [`Server::bind`] opens the listeners, so that the addresses are known and connections queue;
+//! [`Bound::run`] starts the workers and serves until its shutdown future ends. Workers are
+//! threads with an event loop each; the thread that calls `run` accepts sockets, serves the admin
+//! endpoints and keeps health.
+//!
+//! Shutdown: NOT_SERVING, stop accepting, GOAWAY on every connection, finish what is running,
+//! for at most the drain timeout.
+
+pub(crate) mod accept;
+mod call;
+mod worker;
+
+use std::{fmt, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use thiserror::Error;
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+
+use self::{
+    accept::Listener,
+    worker::{Worker, WorkerConfig},
+};
+use crate::{
+    admin::Admin,
+    config::{AdminListen, Config, ListenAddr, StoreConfig},
+    health::Health,
+    metrics::{GaugeFn, Metrics, Recorder},
+    store::{
+        LinkState, Store, StoreStatus,
+        memory::{MemoryStore, SWEEP_INTERVAL},
+        redis::RedisStore,
+    },
+};
+
+/// How much longer than the drain timeout a worker may take to end.
+const JOIN_GRACE: Duration = Duration::from_secs(1);
+
+/// Why the server does not run.
+#[derive(Debug, Error)]
+pub enum ServerError {
+    /// An address could not be bound.
+    #[error("cannot listen on {addr}: {source}")]
+    Bind {
+        /// The address, as in the settings.
+        addr: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A thread, or what it needs, could not be started.
+    #[error("cannot start a worker: {0}")]
+    Worker(#[source] io::Error),
+}
+
+/// The entry to a server of one's own; see the [crate] documentation for an example.
+#[derive(Debug)]
+pub struct Server;
+
+impl Server {
+    /// Opens the listeners. Connections queue from here on, and are served by [`Bound::run`].
+    pub async fn bind(config: Config) -> Result<Bound, ServerError> {
+        let listener =
+            Listener::bind(&config.listen)
+                .await
+                .map_err(|source| ServerError::Bind {
+                    addr: config.listen.to_string(),
+                    source,
+                })?;
+        let admin = match config.admin_listen {
+            AdminListen::Off => None,
+            AdminListen::Tcp(addr) => {
+                Some(accept::bind_tcp(addr).map_err(|source| ServerError::Bind {
+                    addr: addr.to_string(),
+                    source,
+                })?)
+            }
+        };
+        Ok(Bound {
+            config,
+            listener,
+            admin,
+        })
+    }
+}
+
+/// A server with its listeners open.
+#[derive(Debug)]
+pub struct Bound {
+    config: Config,
+    listener: Listener,
+    admin: Option<TcpListener>,
+}
+
+impl Bound {
+    /// Where gRPC is served, with the port that the system chose if the setting says 0.
+    pub fn local_addr(&self) -> ListenAddr {
+        self.listener.local_addr()
+    }
+
+    /// Where the admin endpoints are served, if they are.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin
+            .as_ref()
+            .and_then(|admin| admin.local_addr().ok())
+    }
+
+    /// Serves until `shutdown` ends and what was running then has finished, or the drain timeout
+    /// has passed. Dropping it stops at once.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
+        self.announce();
+        let Self {
+            config,
+            listener,
+            admin,
+        } = self;
+
+        let health = Arc::new(Health::new().await);
+        // Tasks of this thread; they end with this function.
+        let mut background = JoinSet::new();
+        let stores = Stores::open(&config, &mut background);
+        let recorders: Vec<_> = (0..config.workers)
+            .map(|_| Arc::<Recorder>::default())
+            .collect();
+        let metrics = Metrics::new(recorders.clone(), stores.gauges());
+
+        let status = stores.status().subscribe();
+        let following = background.spawn({
+            let health = Arc::clone(&health);
+            async move { health.follow(status).await }
+        });
+        if let Some(admin) = admin {
+            let endpoints = Admin {
+                readiness: health.readiness(),
+                metrics: Arc::new(metrics),
+            };
+            background.spawn(endpoints.serve(admin));
+        }
+
+        let (drain, draining) = watch::channel(());
+        let mut workers = Vec::with_capacity(config.workers);
+        for (number, recorder) in recorders.into_iter().enumerate() {
+            let worker = WorkerConfig {
+                number,
+                store: stores.for_worker(number),
+                limits: config.limits,
+                recorder,
+                health: health.reporter(),
+                draining: draining.clone(),
+                drain_timeout: config.drain_timeout,
+            };
+            workers.push(Worker::start(worker).map_err(ServerError::Worker)?);
+        }
+
+        tokio::select! {
+            () = shutdown => {}
+            never = accept_into(&listener, &workers) => match never {},
+        }
+
+        tracing::info!(timeout = %humantime::format_duration(config.drain_timeout), "draining");
+        // Otherwise health would follow the store back to SERVING.
+        following.abort();
+        health.shut_down().await;
+        drop(listener);
+        drop(drain);
+        let deadline = tokio::time::Instant::now() + config.drain_timeout + JOIN_GRACE;
+        for worker in workers {
+            if tokio::time::timeout_at(deadline, worker.ended())
+                .await
+                .is_err()
+            {
+                tracing::error!("a worker did not end in time; leaving it behind");
+            }
+        }
+        tracing::info!("stopped");
+        Ok(())
+    }
+
+    /// The lines that a person who starts the server needs.
+    fn announce(&self) {
+        let addr = self.local_addr();
+        match &self.config.store {
+            StoreConfig::Memory { max_entries } => {
+                tracing::info!(store = "embedded", max_entries, "store");
+                tracing::warn!(
+                    "no REDIS_URL: the data is this process's alone and is lost on exit"
+                );
+            }
+            StoreConfig::Redis(redis) => {
+                tracing::info!(store = "redis", url = %redis.url, "store");
+            }
+        }
+        if let Some(admin) = self.admin_addr() {
+            tracing::info!("serving /metrics, /livez and /readyz on http://{admin}");
+        }
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            "serving gRPC on {addr}"
+        );
+        let target = match &addr {
+            ListenAddr::Tcp(addr) => addr.to_string(),
+            ListenAddr::Unix(path) => format!("-unix {}", path.display()),
+        };
+        tracing::info!(
+            r#"try: grpcurl -plaintext -d '{{"id":"42","int_value":100}}' {target} dyndata.v1.DynData/Mark"#
+        );
+    }
+}
+
+/// Hands sockets to workers, for ever.
+async fn accept_into(listener: &Listener, workers: &[Worker]) -> std::convert::Infallible {
+    loop {
+        let socket = accept::retry(|| listener.accept()).await;
+        // The one with the fewest connections, so that no two clients share an event loop while
+        // another is idle.
+        if let Some(worker) = workers.iter().min_by_key(|worker| worker.connections()) {
+            worker.hand_over(socket).await;
+        }
+    }
+}
+
+/// What the workers' stores are made of.
+enum Stores {
+    Memory {
+        store: Arc<MemoryStore>,
+        status: StoreStatus,
+    },
+    Redis {
+        config: crate::config::RedisConfig,
+        status: StoreStatus,
+    },
+}
+
+/// Makes a worker's store on the worker's own thread, where its tasks belong.
+type OpenStore = Box<dyn FnOnce() -> Store + Send>;
+
+impl Stores {
+    fn open(config: &Config, background: &mut JoinSet<()>) -> Self {
+        match &config.store {
+            StoreConfig::Memory { max_entries } => {
+                let store = Arc::new(MemoryStore::new(*max_entries));
+                let swept = Arc::clone(&store);
+                background.spawn(async move {
+                    loop {
+                        tokio::time::sleep(SWEEP_INTERVAL).await;
+                        swept.sweep();
+                    }
+                });
+                Self::Memory {
+                    store,
+                    status: StoreStatus::new(1, LinkState::Up),
+                }
+            }
+            StoreConfig::Redis(redis) => Self::Redis {
+                config: redis.clone(),
+                status: StoreStatus::new(
+                    config.workers,
+                    LinkState::Down("redis: connecting".to_owned()),
+                ),
+            },
+        }
+    }
+
+    fn status(&self) -> &StoreStatus {
+        match self {
+            Self::Memory { status, .. } | Self::Redis { status, .. } => status,
+        }
+    }
+
+    fn for_worker(&self, number: usize) -> OpenStore {
+        match self {
+            Self::Memory { store, .. } => {
+                let store = Arc::clone(store);
+                Box::new(move || Store::Memory(store))
+            }
+            Self::Redis { config, status } => {
+                let (config, status) = (config.clone(), status.clone());
+                Box::new(move || Store::Redis(RedisStore::start(&config, number, status)))
+            }
+        }
+    }
+
+    fn gauges(&self) -> Vec<(&'static str, &'static str, GaugeFn)> {
+        let status = self.status().subscribe();
+        let mut gauges: Vec<(_, _, GaugeFn)> = vec![(
+            "dyndata_store_up",
+            "1 while the store can be used by every worker, 0 otherwise",
+            Box::new(move || i64::from(*status.borrow() == LinkState::Up)),
+        )];
+        if let Self::Memory { store, .. } = self {
+            let store = Arc::clone(store);
+            gauges.push((
+                "dyndata_memory_entries",
+                "Entries in the embedded store, expired ones not yet swept included",
+                Box::new(move || i64::try_from(store.len()).unwrap_or(i64::MAX)),
+            ));
+        }
+        gauges
+    }
+}
+
+impl fmt::Debug for Stores {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stores").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,139 @@
+//! Listeners, and how to keep accepting when the system is short of something.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    os::unix::{fs::FileTypeExt as _, net::UnixStream as StdUnixStream},
+    path::PathBuf,
+    time::Duration,
+};
+
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
+
+use crate::config::ListenAddr;
+
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: u32 = 1024;
+/// The pause after a failed accept, doubled each time, and the longest one.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// An accepted socket that belongs to no event loop yet.
+#[derive(Debug)]
+pub(super) enum Socket {
+    Tcp(std::net::TcpStream),
+    Unix(StdUnixStream),
+}
+
+/// The gRPC listener.
+#[derive(Debug)]
+pub(super) enum Listener {
+    Tcp(TcpListener),
+    Unix {
+        listener: UnixListener,
+        file: SocketFile,
+    },
+}
+
+/// Removes the socket's file when the listener goes.
+#[derive(Debug)]
+pub(super) struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Somebody else may have tidied up already.
+        _ = fs::remove_file(&self.0);
+    }
+}
+
+impl Listener {
+    pub(super) async fn bind(addr: &ListenAddr) -> io::Result<Self> {
+        match addr {
+            ListenAddr::Tcp(addr) => bind_tcp(*addr).map(Self::Tcp),
+            ListenAddr::Unix(path) => {
+                // What a crashed process left behind is in the way; a live one's must stay.
+                let left_behind = fs::metadata(path).is_ok_and(|file| file.file_type().is_socket())
+                    && StdUnixStream::connect(path)
+                        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+                if left_behind {
+                    fs::remove_file(path)?;
+                }
+                Ok(Self::Unix {
+                    listener: UnixListener::bind(path)?,
+                    file: SocketFile(path.clone()),
+                })
+            }
+        }
+    }
+
+    pub(super) fn local_addr(&self) -> ListenAddr {
+        match self {
+            // A listener that is bound has an address.
+            Self::Tcp(listener) => ListenAddr::Tcp(
+                listener
+                    .local_addr()
+                    .unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0))),
+            ),
+            Self::Unix { file, .. } => ListenAddr::Unix(file.0.clone()),
+        }
+    }
+
+    /// Cancel-safe.
+    pub(super) async fn accept(&self) -> io::Result<Socket> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                // Replies are small, and each is waited for.
+                stream.set_nodelay(true)?;
+                stream.into_std().map(Socket::Tcp)
+            }
+            Self::Unix { listener, .. } => {
+                let (stream, _) = listener.accept().await?;
+                stream.into_std().map(Socket::Unix)
+            }
+        }
+    }
+}
+
+/// Opens a TCP listener.
+pub(crate) fn bind_tcp(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match addr {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
+}
+
+/// Accepts until it works. What fails because the peer went away is tried again at once; what
+/// fails because the system is short of something (EMFILE) after a pause that grows.
+pub(crate) async fn retry<T, F, A>(accept: F) -> T
+where
+    F: Fn() -> A,
+    A: Future<Output = io::Result<T>>,
+{
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match accept().await {
+            Ok(accepted) => return accepted,
+            Err(error) if is_about_one_peer(&error) => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+}
+
+fn is_about_one_peer(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::NotConnected
+            | io::ErrorKind::InvalidInput
+    )
+}

@@ -1,0 +1,220 @@
+//! One event loop: a thread with a current-thread runtime, the connections that were handed to
+//! it, and its own way to the store. A call never leaves its thread.
+
+use std::{
+    io,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+    runtime,
+    sync::{mpsc, oneshot, watch},
+    task::JoinSet,
+};
+use tonic_health::server::HealthReporter;
+
+use super::{OpenStore, accept::Socket, call::Dispatch};
+use crate::{metrics::Recorder, model::Limits, service::DynDataService};
+
+/// Sockets that wait for a worker; beyond it the acceptor waits, and the kernel queues.
+const QUEUE: usize = 64;
+/// Calls that one connection may have in flight.
+const MAX_CONCURRENT_STREAMS: u32 = 256;
+/// Streams that were reset because of the peer's own errors before the connection is closed.
+/// Left unset, hyper would pass on "no limit".
+const MAX_LOCAL_ERROR_RESET_STREAMS: usize = 1024;
+/// The headers of one request, decoded.
+const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
+/// A connection without traffic is asked for a sign of life after this long...
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
+/// ... and closed if there is none within this.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What a worker is made of.
+pub(super) struct WorkerConfig {
+    pub(super) number: usize,
+    pub(super) store: OpenStore,
+    pub(super) limits: Limits,
+    pub(super) recorder: Arc<Recorder>,
+    pub(super) health: HealthReporter,
+    /// Closes when the drain begins.
+    pub(super) draining: watch::Receiver<()>,
+    pub(super) drain_timeout: Duration,
+}
+
+/// The acceptor's side of a worker.
+#[derive(Debug)]
+pub(super) struct Worker {
+    sockets: mpsc::Sender<Socket>,
+    connections: Arc<AtomicUsize>,
+    ended: oneshot::Receiver<()>,
+}
+
+impl Worker {
+    /// Starts the thread. It ends when the drain does, or when this side is dropped.
+    pub(super) fn start(config: WorkerConfig) -> io::Result<Self> {
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let (sockets, incoming) = mpsc::channel(QUEUE);
+        let (end, ended) = oneshot::channel();
+        let connections = Arc::<AtomicUsize>::default();
+        let open = Arc::clone(&connections);
+        thread::Builder::new()
+            .name(format!("worker-{}", config.number))
+            .spawn(move || {
+                runtime.block_on(serve(config, incoming, open));
+                // Connections that did not finish in time end here.
+                drop(runtime);
+                _ = end.send(());
+            })?;
+        Ok(Self {
+            sockets,
+            connections,
+            ended,
+        })
+    }
+
+    /// How many connections it has.
+    pub(super) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Gives it a socket.
+    pub(super) async fn hand_over(&self, socket: Socket) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        if self.sockets.send(socket).await.is_err() {
+            tracing::error!("a worker is gone; a connection is lost");
+        }
+    }
+
+    /// Waits for the thread to end.
+    pub(super) async fn ended(self) {
+        // An error means that it is gone, which is as good.
+        _ = self.ended.await;
+    }
+}
+
+async fn serve(config: WorkerConfig, mut incoming: mpsc::Receiver<Socket>, open: Arc<AtomicUsize>) {
+    let WorkerConfig {
+        number: _,
+        store,
+        limits,
+        recorder,
+        health,
+        mut draining,
+        drain_timeout,
+    } = config;
+    let service = DynDataService::new(store(), limits);
+    let dispatch = Dispatch::new(
+        service,
+        &limits,
+        health,
+        Arc::clone(&recorder),
+        draining.clone(),
+    );
+    let mut http = http2::Builder::new(TokioExecutor::new());
+    http.timer(TokioTimer::new())
+        // gRPC has no use for a date in every reply.
+        .auto_date_header(false)
+        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+        .max_local_error_reset_streams(MAX_LOCAL_ERROR_RESET_STREAMS)
+        .max_header_list_size(MAX_HEADER_LIST_BYTES)
+        .keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+
+    let mut connections = JoinSet::new();
+    loop {
+        let socket = tokio::select! {
+            socket = incoming.recv() => socket,
+            _ = connections.join_next(), if !connections.is_empty() => continue,
+            _ = draining.changed() => None,
+        };
+        let Some(socket) = socket else { break };
+        let connection = Connection {
+            http: http.clone(),
+            dispatch: dispatch.clone(),
+            draining: draining.clone(),
+            _count: Count::new(&recorder, &open),
+        };
+        connections.spawn(async move {
+            match socket {
+                Socket::Tcp(socket) => match TcpStream::from_std(socket) {
+                    Ok(socket) => connection.serve(socket).await,
+                    Err(error) => tracing::warn!(%error, "a socket was lost"),
+                },
+                Socket::Unix(socket) => match UnixStream::from_std(socket) {
+                    Ok(socket) => connection.serve(socket).await,
+                    Err(error) => tracing::warn!(%error, "a socket was lost"),
+                },
+            }
+        });
+    }
+
+    let finished = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(drain_timeout, finished).await.is_err() {
+        tracing::warn!(
+            connections = connections.len(),
+            "drain timeout: closing what has not finished"
+        );
+    }
+}
+
+struct Connection {
+    http: http2::Builder<TokioExecutor>,
+    dispatch: Dispatch,
+    draining: watch::Receiver<()>,
+    _count: Count,
+}
+
+impl Connection {
+    async fn serve(mut self, socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+        let io = TokioIo::new(socket);
+        let mut connection = pin!(self.http.serve_connection(io, self.dispatch));
+        let result = tokio::select! {
+            result = connection.as_mut() => result,
+            _ = self.draining.changed() => {
+                // GOAWAY: no new calls, finish those that run.
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = result {
+            tracing::debug!(%error, "connection ended with an error");
+        }
+    }
+}
+
+/// Counts one connection for as long as it lives.
+struct Count {
+    recorder: Arc<Recorder>,
+    open: Arc<AtomicUsize>,
+}
+
+impl Count {
+    /// The acceptor has already added the connection to `open`.
+    fn new(recorder: &Arc<Recorder>, open: &Arc<AtomicUsize>) -> Self {
+        recorder.connection_opened();
+        Self {
+            recorder: Arc::clone(recorder),
+            open: Arc::clone(open),
+        }
+    }
+}
+
+impl Drop for Count {
+    fn drop(&mut self) {
+        self.recorder.connection_closed();
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}

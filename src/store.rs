@@ -1,0 +1,165 @@
+//! Where values live: embedded in this process, or in Redis.
+//!
+//! A store takes and gives domain types, and knows nothing of gRPC. It is a closed enum: both
+//! kinds are in every binary, and configuration picks.
+//!
+//! Calls are cancel-safe in the sense that dropping one leaves the store consistent; a write
+//! whose call was dropped may still happen.
+
+pub(crate) mod memory;
+pub(crate) mod redis;
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use thiserror::Error;
+use tokio::sync::watch;
+
+use self::{memory::MemoryStore, redis::RedisStore};
+use crate::model::{ExpireTime, Found, Id, Namespace, Ttl, Value};
+
+/// One worker's way to the values.
+#[derive(Debug, Clone)]
+pub(crate) enum Store {
+    /// Embedded: shared by all workers of this process.
+    Memory(Arc<MemoryStore>),
+    /// Redis, over the worker's own connection.
+    Redis(RedisStore),
+}
+
+/// Why a store could not do what it was asked. The messages are for callers: what the store
+/// itself said is logged where it happens.
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+pub enum StoreError {
+    /// There is no connection to it.
+    #[error("the data store is not reachable")]
+    Unavailable,
+    /// It did not answer in time; whether a write happened is unknown.
+    #[error("the data store did not answer in time")]
+    Timeout,
+    /// It is up, but cannot serve right now.
+    #[error("the data store is busy")]
+    Busy,
+    /// It is a replica.
+    #[error("the data store does not take writes at the moment")]
+    ReadOnly,
+    /// It refuses writes until somebody mends it.
+    #[error("the data store refuses writes because of its own state")]
+    Misconfigured,
+    /// It does not accept this service's credentials.
+    #[error("the data store does not accept this service's credentials")]
+    Auth,
+    /// It has no memory left.
+    #[error("the data store is out of memory")]
+    OutOfMemory,
+    /// The embedded store has as many entries as it may have.
+    #[error("the embedded store is full: it has {max} entries (memory-max-entries)")]
+    Full {
+        /// The limit.
+        max: usize,
+    },
+    /// The key holds something else than a plain value.
+    #[error("the key holds a data type that is not a value")]
+    WrongType,
+    /// It answered something that it never should.
+    #[error("the data store gave an unexpected answer")]
+    Unexpected,
+}
+
+impl Store {
+    /// Writes a value, replacing what was there, and says when it will expire: never later than
+    /// it really does.
+    pub(crate) async fn mark(
+        &self,
+        namespace: &Namespace,
+        id: &Id,
+        value: Value,
+        ttl: Ttl,
+    ) -> Result<SystemTime, StoreError> {
+        match self {
+            Self::Memory(store) => store.mark(namespace, id, value, ttl),
+            Self::Redis(store) => store.mark(namespace, id, &value, ttl).await,
+        }
+    }
+
+    /// Reads one value.
+    pub(crate) async fn get(
+        &self,
+        namespace: &Namespace,
+        id: &Id,
+        expire_time: ExpireTime,
+    ) -> Result<Option<Found>, StoreError> {
+        match self {
+            Self::Memory(store) => Ok(store.get(namespace, id, expire_time)),
+            Self::Redis(store) => store.get(namespace, id, expire_time).await,
+        }
+    }
+
+    /// Reads the values of all `ids`, in their order.
+    pub(crate) async fn batch_get(
+        &self,
+        namespace: &Namespace,
+        ids: &[Id],
+        expire_time: ExpireTime,
+    ) -> Result<Vec<Option<Found>>, StoreError> {
+        match self {
+            Self::Memory(store) => Ok(ids
+                .iter()
+                .map(|id| store.get(namespace, id, expire_time))
+                .collect()),
+            Self::Redis(store) => store.batch_get(namespace, ids, expire_time).await,
+        }
+    }
+}
+
+/// Whether the store can be used, as seen by all links to it. The store's side writes it, health
+/// reads it.
+#[derive(Debug, Clone)]
+pub(crate) struct StoreStatus {
+    links: Arc<Mutex<Vec<LinkState>>>,
+    summary: watch::Sender<LinkState>,
+}
+
+/// Whether one link is up; if not, why, in words for the people who run the service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum LinkState {
+    Up,
+    Down(String),
+}
+
+impl StoreStatus {
+    /// A status over `links` links, each of them in the `initial` state.
+    pub(crate) fn new(links: usize, initial: LinkState) -> Self {
+        Self {
+            summary: watch::Sender::new(initial.clone()),
+            links: Arc::new(Mutex::new(vec![initial; links])),
+        }
+    }
+
+    /// Records the state of one link.
+    pub(crate) fn set(&self, link: usize, state: LinkState) {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = links.get_mut(link) {
+            *slot = state;
+        }
+        // A worker whose link is down fails its calls, so the store is up when every link is.
+        let summary = links
+            .iter()
+            .find(|state| **state != LinkState::Up)
+            .unwrap_or(&LinkState::Up);
+        self.summary.send_if_modified(|current| {
+            let changed = current != summary;
+            if changed {
+                current.clone_from(summary);
+            }
+            changed
+        });
+    }
+
+    /// Follows the state of the store.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<LinkState> {
+        self.summary.subscribe()
+    }
+}

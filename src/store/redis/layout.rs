@@ -1,0 +1,283 @@
+//! How ids and values are written in Redis. Other programs read and write the same keys, so
+//! nothing here may change.
+
+use std::fmt::Write as _;
+
+use crate::{
+    config::KeyFormat,
+    model::{Id, Namespace, Value},
+};
+
+const STRING_TAG: &[u8] = b"s:";
+const BYTES_TAG: &[u8] = b"b:";
+
+/// How an id becomes a key: `<prefix>/<id>` in the empty namespace, `<prefix>:<namespace>/<id>`
+/// otherwise. A namespace has neither a colon nor a slash, so no two ids share a key.
+#[derive(Debug, Clone)]
+pub(super) struct KeyLayout {
+    pub(super) prefix: String,
+    pub(super) format: KeyFormat,
+}
+
+impl KeyLayout {
+    /// Writes the key of an id to the end of `key`.
+    pub(super) fn write_key(&self, namespace: &Namespace, id: &Id, key: &mut String) {
+        key.push_str(&self.prefix);
+        if !namespace.is_empty() {
+            key.push(':');
+            key.push_str(namespace.as_str());
+        }
+        key.push('/');
+        match self.format {
+            // The application that wrote such keys knew no namespaces.
+            KeyFormat::PythonBytes if namespace.is_empty() => python_bytes(id.as_str(), key),
+            KeyFormat::PythonBytes | KeyFormat::Plain => key.push_str(id.as_str()),
+        }
+    }
+
+    /// The key of an id.
+    pub(super) fn key(&self, namespace: &Namespace, id: &Id) -> String {
+        let length = self.prefix.len() + namespace.as_str().len() + id.as_str().len() + 2;
+        let mut key = String::with_capacity(length);
+        self.write_key(namespace, id, &mut key);
+        key
+    }
+}
+
+/// What Python 3 writes for `repr(id.encode())`: the rules of `bytes.__repr__`
+/// (`PyBytes_Repr` in CPython's `Objects/bytesobject.c`).
+fn python_bytes(id: &str, out: &mut String) {
+    let quote = if id.contains('\'') && !id.contains('"') {
+        '"'
+    } else {
+        '\''
+    };
+    out.push('b');
+    out.push(quote);
+    for byte in id.bytes() {
+        match char::from(byte) {
+            c if c == quote || c == '\\' => {
+                out.push('\\');
+                out.push(c);
+            }
+            '\t' => out.push_str("\\t"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            c @ ' '..='~' => out.push(c),
+            // Writing to a String cannot fail.
+            _ => _ = write!(out, "\\x{byte:02x}"),
+        }
+    }
+    out.push(quote);
+}
+
+/// Writes a value as Redis keeps it: an integer as its decimal text, so that any program reads
+/// it; text and bytes behind a tag.
+pub(super) fn encode(value: &Value) -> Vec<u8> {
+    match value {
+        Value::Int(int) => int.to_string().into_bytes(),
+        Value::String(text) => [STRING_TAG, text.as_bytes()].concat(),
+        Value::Bytes(bytes) => [BYTES_TAG, bytes].concat(),
+    }
+}
+
+/// Reads whatever Redis keeps; never fails. What another program wrote without a tag is a string
+/// if it is UTF-8 and bytes if it is not.
+pub(super) fn decode(stored: &[u8]) -> Value {
+    if let Some(int) = canonical_int(stored) {
+        return Value::Int(int);
+    }
+    if let Some(bytes) = stored.strip_prefix(BYTES_TAG) {
+        return Value::Bytes(bytes.to_vec());
+    }
+    let text = match stored.strip_prefix(STRING_TAG) {
+        Some(text) => std::str::from_utf8(text),
+        None => std::str::from_utf8(stored),
+    };
+    match text {
+        Ok(text) => Value::String(text.to_owned()),
+        Err(_) => Value::Bytes(stored.to_vec()),
+    }
+}
+
+/// The number, if the text is exactly how that number is written: no sign but a minus, no
+/// leading zero.
+fn canonical_int(text: &[u8]) -> Option<i64> {
+    let (negative, digits) = match text {
+        [b'-', digits @ ..] => (true, digits),
+        digits => (false, digits),
+    };
+    match digits {
+        [b'0'] if !negative => return Some(0),
+        [b'1'..=b'9', rest @ ..] if rest.len() < 19 => {}
+        _ => return None,
+    }
+    // Counted downwards, because i64::MIN has no positive counterpart.
+    let mut value: i64 = 0;
+    for digit in digits {
+        if !digit.is_ascii_digit() {
+            return None;
+        }
+        value = value
+            .checked_mul(10)?
+            .checked_sub(i64::from(digit - b'0'))?;
+    }
+    if negative {
+        Some(value)
+    } else {
+        value.checked_neg()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{BufRead as _, BufReader, Write as _},
+        process::{Command, Stdio},
+    };
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn layout(format: KeyFormat) -> KeyLayout {
+        KeyLayout {
+            prefix: "dyn_data".to_owned(),
+            format,
+        }
+    }
+
+    fn id() -> impl Strategy<Value = Id> {
+        any::<String>()
+            .prop_map(|text| text.replace(char::is_control, ""))
+            .prop_filter_map("too short or too long", |text| Id::try_from(text).ok())
+    }
+
+    fn namespace() -> impl Strategy<Value = Namespace> {
+        "([a-z0-9][a-z0-9_-]{0,8})?"
+            .prop_filter_map("invalid", |text| Namespace::try_from(text).ok())
+    }
+
+    fn value() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            any::<i64>().prop_map(Value::Int),
+            any::<String>().prop_map(Value::String),
+            "-?[0-9]{1,20}".prop_map(Value::String),
+            "[sb]:.*".prop_map(Value::String),
+            any::<Vec<u8>>().prop_map(Value::Bytes),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn every_value_reads_back_as_itself(value in value()) {
+            prop_assert_eq!(decode(&encode(&value)), value);
+        }
+
+        #[test]
+        fn any_bytes_read_as_something_and_untagged_text_as_itself(stored in any::<Vec<u8>>()) {
+            match decode(&stored) {
+                Value::Int(int) => prop_assert_eq!(int.to_string().into_bytes(), stored),
+                Value::String(text) => prop_assert!(
+                    stored == text.as_bytes() || stored == [STRING_TAG, text.as_bytes()].concat()
+                ),
+                Value::Bytes(bytes) => prop_assert!(
+                    stored == bytes || stored == [BYTES_TAG, &bytes].concat()
+                ),
+            }
+        }
+
+        #[test]
+        fn an_int_is_read_exactly_when_rust_writes_it_so(text in "[+-]?0{0,2}[0-9]{0,20}") {
+            let expected = text.parse::<i64>().ok().filter(|int| int.to_string() == text);
+            prop_assert_eq!(canonical_int(text.as_bytes()), expected);
+        }
+
+        #[test]
+        fn no_two_ids_share_a_key(
+            a in (namespace(), id()),
+            b in (namespace(), id()),
+            python in any::<bool>(),
+        ) {
+            let layout = layout(if python { KeyFormat::PythonBytes } else { KeyFormat::Plain });
+            prop_assert_eq!(layout.key(&a.0, &a.1) == layout.key(&b.0, &b.1), a == b);
+        }
+
+        #[test]
+        fn no_two_ids_of_confusable_characters_share_a_key(
+            a in ("[ab]{0,2}", "[ab:/'\"\\\\]{1,4}"),
+            b in ("[ab]{0,2}", "[ab:/'\"\\\\]{1,4}"),
+            python in any::<bool>(),
+        ) {
+            let layout = layout(if python { KeyFormat::PythonBytes } else { KeyFormat::Plain });
+            let key = |(namespace, id): &(String, String)| layout.key(
+                &Namespace::try_from(namespace.clone()).expect("valid"),
+                &Id::try_from(id.clone()).expect("valid"),
+            );
+            prop_assert_eq!(key(&a) == key(&b), a == b);
+        }
+    }
+
+    #[test]
+    fn ints_at_the_edges() {
+        for int in [i64::MIN, i64::MIN + 1, -1, 0, 1, i64::MAX] {
+            assert_eq!(decode(int.to_string().as_bytes()), Value::Int(int));
+        }
+        for text in [
+            "-0",
+            "+1",
+            "01",
+            "9223372036854775808",
+            "-9223372036854775809",
+            "",
+            "-",
+        ] {
+            assert_eq!(decode(text.as_bytes()), Value::String(text.to_owned()));
+        }
+    }
+
+    #[test]
+    fn keys_are_as_other_programs_write_them() {
+        let id = |text: &str| Id::try_from(text.to_owned()).expect("valid");
+        let namespace = |text: &str| Namespace::try_from(text.to_owned()).expect("valid");
+        for (format, ns, text, key) in [
+            (KeyFormat::Plain, "", "42", "dyn_data/42"),
+            (KeyFormat::Plain, "orders", "42", "dyn_data:orders/42"),
+            (KeyFormat::PythonBytes, "", "42", "dyn_data/b'42'"),
+            (
+                KeyFormat::PythonBytes,
+                "",
+                "é'",
+                "dyn_data/b\"\\xc3\\xa9'\"",
+            ),
+            (KeyFormat::PythonBytes, "orders", "42", "dyn_data:orders/42"),
+        ] {
+            assert_eq!(layout(format).key(&namespace(ns), &id(text)), key);
+        }
+    }
+
+    /// One python3 answers for all cases, over a pipe: ids in as hex, reprs out.
+    #[test]
+    fn python_bytes_is_what_a_real_python_writes() {
+        let script = "import sys\nfor line in sys.stdin:\n    print(repr(bytes.fromhex(line).decode().encode()), flush=True)";
+        let mut python = Command::new("python3")
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3 is needed for this test: apt-get install python3");
+        let mut to_python = python.stdin.take().expect("piped");
+        let mut from_python = BufReader::new(python.stdout.take().expect("piped")).lines();
+        let cases = proptest::test_runner::Config::with_cases(2000);
+        proptest!(cases, |(text in prop_oneof![any::<String>(), "[ -~'\"\\\\\t\r\n]{0,12}"])| {
+            let hex: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
+            writeln!(to_python, "{hex}").expect("python3 reads");
+            let expected = from_python.next().expect("python3 answers").expect("UTF-8");
+            let mut written = String::new();
+            python_bytes(&text, &mut written);
+            prop_assert_eq!(written, expected);
+        });
+        drop(to_python);
+        assert!(python.wait().expect("python3 ends").success());
+    }
+}
