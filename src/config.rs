@@ -137,7 +137,7 @@ pub(crate) enum StoreConfig {
         max_entries: usize,
     },
     /// Redis.
-    Redis(RedisConfig),
+    Redis(Box<RedisConfig>),
 }
 
 /// How to reach Redis and how to lay out keys in it.
@@ -212,13 +212,14 @@ impl Config {
                 lines.add("redis-url", "(unset: embedded store)");
                 lines.add("memory-max-entries", max_entries);
             }
-            StoreConfig::Redis(RedisConfig {
-                url,
-                password_file,
-                timeout,
-                key_prefix,
-                key_format,
-            }) => {
+            StoreConfig::Redis(redis) => {
+                let RedisConfig {
+                    url,
+                    password_file,
+                    timeout,
+                    key_prefix,
+                    key_format,
+                } = &**redis;
                 lines.add("redis-url", url);
                 if let Some(file) = password_file {
                     lines.add("redis-password-file", file.display());
@@ -326,13 +327,13 @@ impl TryFrom<ServeArgs> for Config {
                         reason: format!("cannot read {}: {error}", file.display()),
                     })?;
                 }
-                StoreConfig::Redis(RedisConfig {
+                StoreConfig::Redis(Box::new(RedisConfig {
                     url,
                     password_file: redis_password_file,
                     timeout: redis_timeout,
                     key_prefix,
                     key_format,
-                })
+                }))
             }
         };
 

@@ -12,7 +12,7 @@ pub(crate) mod accept;
 mod call;
 mod worker;
 
-use std::{fmt, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
@@ -23,7 +23,7 @@ use self::{
 };
 use crate::{
     admin::Admin,
-    config::{AdminListen, Config, ListenAddr, StoreConfig},
+    config::{AdminListen, Config, ListenAddr, RedisConfig, StoreConfig},
     health::Health,
     metrics::{GaugeFn, Metrics, Recorder},
     store::{
@@ -225,7 +225,7 @@ enum Stores {
         status: StoreStatus,
     },
     Redis {
-        config: crate::config::RedisConfig,
+        config: Box<RedisConfig>,
         status: StoreStatus,
     },
 }
@@ -295,11 +295,5 @@ impl Stores {
             ));
         }
         gauges
-    }
-}
-
-impl fmt::Debug for Stores {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stores").finish_non_exhaustive()
     }
 }

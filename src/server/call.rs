@@ -81,6 +81,8 @@ fn routes(health: HealthReporter) -> Routes {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // So that grpcurl shows the details of an error.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     let health = HealthServer::new(HealthService::from_health_reporter(health));
     let mut routes = Routes::new(health);
@@ -155,10 +157,10 @@ impl Future for Call {
         };
         let mut guard = self.guard.take();
         // An error that is known by now is in the head, without a body.
-        if let Some(code) = code(response.headers()) {
-            if let Some(guard) = guard.take() {
-                guard.finish(code);
-            }
+        if let Some(code) = code(response.headers())
+            && let Some(guard) = guard.take()
+        {
+            guard.finish(code);
         }
         Poll::Ready(Ok(response.map(|inner| CallBody { inner, guard })))
     }
@@ -208,10 +210,10 @@ impl HttpBody for CallBody {
             Poll::Ready(Some(Err(status))) => Some(status.code()),
             Poll::Ready(None) | Poll::Pending => None,
         };
-        if let Some(code) = ended {
-            if let Some(guard) = self.guard.take() {
-                guard.finish(code);
-            }
+        if let Some(code) = ended
+            && let Some(guard) = self.guard.take()
+        {
+            guard.finish(code);
         }
         polled
     }

@@ -132,6 +132,7 @@ fn canonical_int(text: &[u8]) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use std::{
+        cell::RefCell,
         io::{BufRead as _, BufReader, Write as _},
         process::{Command, Stdio},
     };
@@ -266,13 +267,15 @@ mod tests {
             .stdout(Stdio::piped())
             .spawn()
             .expect("python3 is needed for this test: apt-get install python3");
-        let mut to_python = python.stdin.take().expect("piped");
-        let mut from_python = BufReader::new(python.stdout.take().expect("piped")).lines();
+        // Cells, because proptest's closure may not change what it captures.
+        let to_python = RefCell::new(python.stdin.take().expect("piped"));
+        let from_python =
+            RefCell::new(BufReader::new(python.stdout.take().expect("piped")).lines());
         let cases = proptest::test_runner::Config::with_cases(2000);
         proptest!(cases, |(text in prop_oneof![any::<String>(), "[ -~'\"\\\\\t\r\n]{0,12}"])| {
             let hex: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
-            writeln!(to_python, "{hex}").expect("python3 reads");
-            let expected = from_python.next().expect("python3 answers").expect("UTF-8");
+            writeln!(to_python.borrow_mut(), "{hex}").expect("python3 reads");
+            let expected = from_python.borrow_mut().next().expect("python3 answers").expect("UTF-8");
             let mut written = String::new();
             python_bytes(&text, &mut written);
             prop_assert_eq!(written, expected);

@@ -1,0 +1,41 @@
+# Each target installs what it needs, by package name; README.md says what is for whom.
+
+CARGO ?= cargo
+
+.PHONY: run test test-clients check doc clean
+
+## run: build the release binary and serve; on the embedded store unless REDIS_URL is set
+run:
+	$(CARGO) build --release --locked --quiet
+	target/release/dyndata serve
+
+## test: everything that needs Rust and redis-server only
+test: redis-server
+	env -u REDIS_URL $(CARGO) test --locked
+
+## test-clients: real foreign clients, through reflection; and the README's commands
+test-clients:
+	tests/clients/setup.sh
+	$(CARGO) build --locked
+	env -u REDIS_URL .tools/clients-venv/bin/python tests/clients/run.py --dyndata target/debug/dyndata
+	env -u REDIS_URL .tools/clients-venv/bin/python tests/clients/readme.py
+
+## check: formatting, lints, docs, the proto contract
+check:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+	tests/clients/setup-buf.sh
+	.tools/npm/node_modules/.bin/buf lint proto
+
+doc:
+	$(CARGO) doc --locked --no-deps --open
+
+clean:
+	$(CARGO) clean
+	rm -rf .tools
+
+.PHONY: redis-server
+redis-server:
+	@command -v redis-server >/dev/null && command -v python3 >/dev/null || \
+	  bash -c '. tests/clients/apt.sh && apt_install redis-server python3'

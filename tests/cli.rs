@@ -1,0 +1,338 @@
+//! The binary as people use it: client commands, exit codes, signals, `config check`.
+
+mod common;
+
+use std::{
+    ffi::OsStr,
+    io::{BufRead as _, BufReader},
+    os::unix::ffi::OsStrExt as _,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use common::{PATIENCE, Redis, Running, eventually};
+
+fn dyndata() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dyndata"));
+    command.env_remove("REDIS_URL");
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    dyndata().args(arguments).output().expect("runs")
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).expect("UTF-8")
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).expect("UTF-8")
+}
+
+/// Runs a client command against a server; gives exit code, standard output, standard error.
+fn call(server: &Running, arguments: &[&str]) -> (i32, String, String) {
+    let url = format!("http://{}", server.addr);
+    let output = dyndata()
+        .args(arguments)
+        .env("DYNDATA_ADDR", url)
+        .output()
+        .expect("runs");
+    let code = output.status.code().expect("an exit code");
+    (code, stdout(&output).to_owned(), stderr(&output).to_owned())
+}
+
+#[test]
+fn mark_get_and_batch_get_work_from_the_command_line() {
+    let server = Running::start(&[]);
+    let (code, out, _) = call(&server, &["mark", "42", "100"]);
+    assert_eq!(code, 0);
+    assert!(out.starts_with("expires 20"), "{out}");
+    assert_eq!(
+        call(&server, &["get", "42"]),
+        (0, "100\n".to_owned(), String::new())
+    );
+    assert_eq!(call(&server, &["get", "43"]).1, "(not marked)\n");
+    assert_eq!(
+        call(&server, &["batch-get", "43", "42"]).1,
+        "43\t(not marked)\n42\t100\n"
+    );
+    assert_eq!(
+        call(&server, &["health"]),
+        (0, "SERVING\n".to_owned(), String::new())
+    );
+}
+
+#[test]
+fn values_have_the_type_that_they_look_like_or_are_said_to_have() {
+    let server = Running::start(&[]);
+    for (arguments, json) in [
+        (&["-5"][..], r#""intValue": "-5""#),
+        (&["007"], r#""stringValue": "007""#),
+        (&["5", "--type", "string"], r#""stringValue": "5""#),
+        (&["5", "--type", "bytes"], r#""bytesValue": "NQ==""#),
+        (&["hello"], r#""stringValue": "hello""#),
+        (&["--", "-x"], r#""stringValue": "-x""#),
+    ] {
+        let mut mark = vec!["mark", "id"];
+        mark.extend(arguments);
+        assert_eq!(call(&server, &mark).0, 0, "{arguments:?}");
+        let (_, out, _) = call(&server, &["get", "id", "--output", "json"]);
+        assert!(out.contains(json), "{arguments:?}: {out}");
+    }
+}
+
+#[test]
+fn bytes_are_taken_as_they_are() {
+    let server = Running::start(&[]);
+    let output = dyndata()
+        .args(["mark", "id"])
+        .arg(OsStr::from_bytes(b"\xff\x01"))
+        .args([
+            "--type",
+            "bytes",
+            "--addr",
+            &format!("http://{}", server.addr),
+        ])
+        .output()
+        .expect("runs");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(call(&server, &["get", "id"]).1, "\\xff\\x01\n");
+}
+
+#[test]
+fn json_is_the_protobuf_mapping() {
+    let server = Running::start(&[]);
+    assert_eq!(call(&server, &["mark", "42", "100"]).0, 0);
+    let entry = "{\n  \"entry\": {\n    \"id\": \"42\",\n    \"intValue\": \"100\"\n  }\n}\n";
+    assert_eq!(call(&server, &["get", "42", "--output", "json"]).1, entry);
+    let absent = "{\n  \"entry\": {\n    \"id\": \"43\"\n  }\n}\n";
+    assert_eq!(
+        call(&server, &["get", "43", "--output", "json"]),
+        (0, absent.to_owned(), String::new())
+    );
+    let (_, out, _) = call(&server, &["get", "42", "--expire-time", "--output", "json"]);
+    assert!(out.contains("\"expireTime\": \"20"), "{out}");
+}
+
+#[test]
+fn namespaces_are_an_option_of_every_command() {
+    let server = Running::start(&[]);
+    assert_eq!(
+        call(&server, &["mark", "42", "7", "--namespace", "orders"]).0,
+        0
+    );
+    assert_eq!(
+        call(&server, &["get", "42", "--namespace", "orders"]).1,
+        "7\n"
+    );
+    assert_eq!(call(&server, &["get", "42"]).1, "(not marked)\n");
+    let (_, out, _) = call(&server, &["batch-get", "42", "--namespace", "orders"]);
+    assert_eq!(out, "42\t7\n");
+}
+
+#[test]
+fn a_failed_call_is_one_line_with_code_message_and_reason() {
+    let server = Running::start(&[]);
+    for arguments in [&["get", ""][..], &["mark", "42", "1", "--ttl", "48h"]] {
+        let (code, out, err) = call(&server, arguments);
+        assert_eq!((code, out.as_str()), (1, ""), "{err}");
+        assert!(err.starts_with("error: InvalidArgument: "), "{err}");
+        assert!(
+            err.ends_with("_INVALID)\n") || err.ends_with("TTL_OUT_OF_RANGE)\n"),
+            "{err}"
+        );
+        assert_eq!(err.lines().count(), 1);
+    }
+}
+
+#[test]
+fn a_server_that_is_not_there_is_named() {
+    let addr = format!("http://127.0.0.1:{}", common::free_port());
+    let output = run(&["get", "42", "--addr", &addr]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains(&addr), "{}", stderr(&output));
+    assert_eq!(stderr(&output).lines().count(), 1);
+}
+
+#[test]
+fn wrong_usage_exits_64_and_wrong_settings_78() {
+    for arguments in [
+        &["frobnicate"][..],
+        &["mark", "42"],
+        &["serve", "--frobnicate"],
+        &["serve", "--max-ttl", "soon"],
+        &["mark", "42", "x", "--type", "int"],
+    ] {
+        assert_eq!(run(arguments).status.code(), Some(64), "{arguments:?}");
+    }
+    for arguments in [
+        &["serve", "--max-batch", "0"][..],
+        &["config", "check", "--redis-url", "http://x"],
+        &["config", "check", "--default-ttl", "48h"],
+    ] {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(78), "{arguments:?}");
+        assert!(
+            stderr(&output).contains(arguments[arguments.len() - 2]),
+            "{output:?}"
+        );
+    }
+}
+
+#[test]
+fn config_check_prints_what_is_in_force_without_secrets() {
+    let output = dyndata()
+        .args(["config", "check", "--max-batch", "7"])
+        .env("REDIS_URL", "redis://user:canary@redis.example:1234/5")
+        .env("DYNDATA_DEFAULT_TTL", "90s")
+        .output()
+        .expect("runs");
+    let out = stdout(&output);
+    assert!(output.status.success(), "{output:?}");
+    for line in [
+        "redis-url = redis://user:***@redis.example:1234/5",
+        "max-batch = 7",
+        "default-ttl = 1m 30s",
+        "listen = 127.0.0.1:50051",
+    ] {
+        assert!(out.lines().any(|have| have == line), "{line}: {out}");
+    }
+    assert!(!format!("{output:?}").contains("canary"));
+}
+
+#[test]
+fn help_version_completions_and_man_page_are_there() {
+    assert!(stdout(&run(&["--version"])).starts_with("dyndata "));
+    assert!(stdout(&run(&["--help"])).contains("batch-get"));
+    assert!(!stdout(&run(&["serve", "--help"])).is_empty());
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(
+            stdout(&run(&["completions", shell])).contains("batch-get"),
+            "{shell}"
+        );
+    }
+    assert!(stdout(&run(&["man"])).contains(".TH dyndata"));
+}
+
+/// `dyndata serve` as a process; killed with the test.
+struct Serving {
+    process: Child,
+    log: std::sync::mpsc::Receiver<String>,
+}
+
+impl Serving {
+    fn start(arguments: &[&str]) -> Self {
+        let mut process = dyndata()
+            .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "off"])
+            .args(arguments)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("runs");
+        let (lines, log) = std::sync::mpsc::channel();
+        let stderr = BufReader::new(process.stderr.take().expect("piped"));
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                if lines.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { process, log }
+    }
+
+    /// The next line of the log that contains `part`.
+    fn line(&self, part: &str) -> String {
+        let start = Instant::now();
+        loop {
+            let line = self.log.recv_timeout(PATIENCE).expect("a line of the log");
+            if line.contains(part) {
+                return line;
+            }
+            assert!(start.elapsed() < PATIENCE, "never logged: {part}");
+        }
+    }
+
+    fn signal(&self, signal: &str) {
+        let status = Command::new("kill")
+            .args([signal, &self.process.id().to_string()])
+            .status();
+        assert!(status.expect("kill runs").success());
+    }
+
+    fn exit_code(&mut self) -> Option<i32> {
+        let mut status = None;
+        eventually("the process ends", || {
+            status = self.process.try_wait().expect("waits");
+            status.is_some()
+        });
+        status.and_then(|status| status.code())
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        _ = self.process.kill();
+        _ = self.process.wait();
+    }
+}
+
+#[test]
+fn serve_says_what_a_person_needs_to_know() {
+    let redis = Redis::start();
+    let url = format!("redis://:canary@127.0.0.1:{}", redis.port);
+    let mut serving = Serving::start(&["--redis-url", &url]);
+    let store = serving.line("store");
+    assert!(
+        store.contains(":***@127.0.0.1") && !store.contains("canary"),
+        "{store}"
+    );
+    let listening = serving.line("serving gRPC on 127.0.0.1:");
+    assert!(!listening.contains(":0 "), "the bound port: {listening}");
+    assert!(
+        serving
+            .line("try: grpcurl")
+            .contains("dyndata.v1.DynData/Mark")
+    );
+    serving.signal("-TERM");
+    assert_eq!(serving.exit_code(), Some(0));
+
+    let mut embedded = Serving::start(&[]);
+    let warning = embedded.line("WARN");
+    assert!(warning.contains("lost on exit"), "{warning}");
+    embedded.signal("-INT");
+    assert_eq!(embedded.exit_code(), Some(0));
+}
+
+#[test]
+fn the_log_can_be_json() {
+    let serving = Serving::start(&["--log-format", "json"]);
+    let line = serving.line("serving gRPC");
+    let parsed: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+    assert_eq!(parsed["level"], "INFO");
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let mut serving = Serving::start(&["--drain-timeout", "60s"]);
+    let listening = serving.line("serving gRPC on ");
+    let addr = listening
+        .split("serving gRPC on ")
+        .nth(1)
+        .and_then(|rest| rest.split(' ').next());
+    // A peer that keeps the drain waiting.
+    let _silent = std::net::TcpStream::connect(addr.expect("an address")).expect("connects");
+    std::thread::sleep(Duration::from_millis(100));
+    serving.signal("-TERM");
+    serving.line("draining");
+    serving.signal("-TERM");
+    assert_eq!(serving.exit_code(), Some(1));
+}
+
+#[test]
+fn an_address_in_use_is_said_and_exits_1() {
+    let server = Running::start(&[]);
+    let output = run(&["serve", "--listen", &server.addr, "--admin-listen", "off"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains(&server.addr), "{output:?}");
+}

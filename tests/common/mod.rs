@@ -1,0 +1,378 @@
+//! What every test stands on: real redis-server processes and a real server on port 0.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test binary has this module to itself and uses a part of it"
+)]
+
+use std::{
+    fs,
+    net::TcpListener,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use dyndata::{
+    Config, Server,
+    proto::{
+        BatchGetRequest, Entry, GetRequest, MarkRequest, dyn_data_client::DynDataClient, entry,
+        mark_request,
+    },
+};
+use tonic::{Code, Status, transport::Channel};
+use tonic_types::StatusExt as _;
+
+/// How long a thing that must happen may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A redis-server of the test's own, without persistence, ended with it.
+#[derive(Debug)]
+pub struct Redis {
+    process: Option<Child>,
+    pub port: u16,
+    dir: PathBuf,
+    arguments: Vec<String>,
+}
+
+impl Redis {
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// With more arguments, such as `["--requirepass", "secret"]`.
+    pub fn start_with(arguments: &[&str]) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("dyndata-{}-{number}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a directory for redis-server");
+        let mut redis = Self {
+            process: None,
+            port: free_port(),
+            dir,
+            arguments: arguments.iter().map(ToString::to_string).collect(),
+        };
+        redis.restart();
+        redis
+    }
+
+    /// Starts it again on the same port, and waits until it accepts connections.
+    pub fn restart(&mut self) {
+        self.stop();
+        let process = Command::new("redis-server")
+            .args(["--port", &self.port.to_string()])
+            .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+            .args(["--unixsocket", "redis.sock", "--dir"])
+            .arg(&self.dir)
+            .args(&self.arguments)
+            .current_dir(&self.dir)
+            .stdout(Stdio::null())
+            .spawn();
+        self.process = Some(match process {
+            Ok(process) => process,
+            Err(error) => {
+                panic!(
+                    "cannot run redis-server ({error}); install it: apt-get install redis-server"
+                )
+            }
+        });
+        eventually("redis-server listens", || {
+            std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok()
+        });
+    }
+
+    /// Ends it without a goodbye.
+    pub fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            _ = process.kill();
+            _ = process.wait();
+        }
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub fn unix_path(&self) -> PathBuf {
+        self.dir.join("redis.sock")
+    }
+
+    /// A connection of the test's own, to see what is really there.
+    pub fn connect(&self) -> redis::Connection {
+        redis::Client::open(self.url())
+            .and_then(|client| client.get_connection())
+            .expect("a connection to redis-server")
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.stop();
+        _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("an address").port()
+}
+
+/// Waits until something holds; fails the test if it never does.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < PATIENCE, "never happened: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A server of the test's own, on its own thread, stopped with it.
+#[derive(Debug)]
+pub struct Running {
+    pub addr: String,
+    pub admin: Option<std::net::SocketAddr>,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Running {
+    /// With the flags of `dyndata serve`, on a free port unless the flags say otherwise.
+    pub fn start(arguments: &[&str]) -> Self {
+        assert!(
+            std::env::var_os("REDIS_URL").is_none(),
+            "REDIS_URL is set, and would decide which store is tested; unset it"
+        );
+        let mut all = Vec::new();
+        for (flag, default) in [
+            ("--workers", "--workers=2"),
+            ("--listen", "--listen=127.0.0.1:0"),
+            ("--admin-listen", "--admin-listen=127.0.0.1:0"),
+            ("--drain-timeout", "--drain-timeout=5s"),
+        ] {
+            if !arguments.iter().any(|argument| argument.starts_with(flag)) {
+                all.push(default);
+            }
+        }
+        all.extend(arguments);
+        let config = Config::parse_from(all).expect("valid settings");
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let (bound, addresses) = std::sync::mpsc::channel();
+        let thread = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
+            runtime.block_on(async {
+                let server = Server::bind(config).await.expect("binds");
+                bound
+                    .send((server.local_addr().to_string(), server.admin_addr()))
+                    .expect("the test waits");
+                server.run(async { _ = stopped.await }).await.expect("runs");
+            });
+        });
+        let (addr, admin) = addresses.recv().expect("the server binds");
+        Self {
+            addr,
+            admin,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+
+    /// On this Redis, and ready.
+    pub async fn on_redis(redis: &Redis, arguments: &[&str]) -> Self {
+        let url = format!("--redis-url={}", redis.url());
+        let mut all = vec![url.as_str()];
+        all.extend(arguments);
+        let server = Self::start(&all);
+        server.ready().await;
+        server
+    }
+
+    /// Waits until `/readyz` answers 200.
+    pub async fn ready(&self) {
+        let start = Instant::now();
+        while self.http("/readyz").await.0 != 200 {
+            assert!(start.elapsed() < PATIENCE, "never ready");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    pub async fn channel(&self) -> Channel {
+        Channel::from_shared(format!("http://{}", self.addr))
+            .expect("a URL")
+            .connect()
+            .await
+            .expect("connects")
+    }
+
+    pub async fn client(&self) -> Client {
+        Client(DynDataClient::new(self.channel().await))
+    }
+
+    /// Status and body of a GET on the admin listener.
+    pub async fn http(&self, path: &str) -> (u16, String) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let admin = self.admin.expect("an admin listener");
+        let mut socket = tokio::net::TcpStream::connect(admin)
+            .await
+            .expect("connects");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).await.expect("writes");
+        let mut reply = String::new();
+        socket.read_to_string(&mut reply).await.expect("reads");
+        let (head, body) = reply.split_once("\r\n\r\n").expect("a head and a body");
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+        (status.expect("a status"), body.to_owned())
+    }
+
+    /// Asks it to stop, without waiting.
+    pub fn begin_stop(&mut self) {
+        drop(self.stop.take());
+    }
+
+    /// Stops it; fails the test if it panicked. Does not block this thread, on which the client's
+    /// side of the connection has to answer the GOAWAY.
+    pub async fn stop(mut self) {
+        self.begin_stop();
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
+        let start = Instant::now();
+        while !thread.is_finished() {
+            assert!(start.elapsed() < PATIENCE, "the server does not stop");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        thread.join().expect("the server ends well");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.begin_stop();
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            assert!(ended.is_ok() || thread::panicking(), "the server panicked");
+        }
+    }
+}
+
+/// The generated client, with words for what tests say often.
+#[derive(Debug, Clone)]
+pub struct Client(pub DynDataClient<Channel>);
+
+pub fn int(value: i64) -> mark_request::Value {
+    mark_request::Value::IntValue(value)
+}
+
+pub fn text(value: &str) -> mark_request::Value {
+    mark_request::Value::StringValue(value.to_owned())
+}
+
+pub fn bytes(value: &[u8]) -> mark_request::Value {
+    mark_request::Value::BytesValue(value.to_vec())
+}
+
+/// The same value, as an entry has it.
+pub fn read(value: mark_request::Value) -> Option<entry::Value> {
+    Some(match value {
+        mark_request::Value::IntValue(int) => entry::Value::IntValue(int),
+        mark_request::Value::StringValue(text) => entry::Value::StringValue(text),
+        mark_request::Value::BytesValue(bytes) => entry::Value::BytesValue(bytes),
+    })
+}
+
+pub fn millis(millis: u64) -> prost_types::Duration {
+    prost_types::Duration::try_from(Duration::from_millis(millis)).expect("fits")
+}
+
+pub fn mark(id: &str, value: mark_request::Value) -> MarkRequest {
+    MarkRequest {
+        id: id.to_owned(),
+        value: Some(value),
+        ..MarkRequest::default()
+    }
+}
+
+impl Client {
+    pub async fn mark(
+        &mut self,
+        request: MarkRequest,
+    ) -> Result<Option<prost_types::Timestamp>, Status> {
+        let reply = self.0.mark(request).await?;
+        Ok(reply.into_inner().expire_time)
+    }
+
+    pub async fn get_request(&mut self, request: GetRequest) -> Result<Entry, Status> {
+        let reply = self.0.get(request).await?.into_inner();
+        Ok(reply.entry.expect("Get always sets entry"))
+    }
+
+    /// The value of an id in the empty namespace.
+    pub async fn get(&mut self, id: &str) -> Result<Option<entry::Value>, Status> {
+        let request = GetRequest {
+            id: id.to_owned(),
+            ..GetRequest::default()
+        };
+        Ok(self.get_request(request).await?.value)
+    }
+
+    pub async fn batch_get(&mut self, request: BatchGetRequest) -> Result<Vec<Entry>, Status> {
+        Ok(self.0.batch_get(request).await?.into_inner().entries)
+    }
+}
+
+/// The ids of a batch in the empty namespace.
+pub fn batch(ids: impl IntoIterator<Item = impl ToString>) -> BatchGetRequest {
+    BatchGetRequest {
+        ids: ids.into_iter().map(|id| id.to_string()).collect(),
+        ..BatchGetRequest::default()
+    }
+}
+
+/// Checks code, reason and domain of an error, and gives its message.
+#[track_caller]
+pub fn assert_error<T: std::fmt::Debug>(
+    result: Result<T, Status>,
+    code: Code,
+    reason: &str,
+) -> Status {
+    let status = result.expect_err(reason);
+    assert_eq!(status.code(), code, "{status:?}");
+    let info = status.get_details_error_info().expect("an ErrorInfo");
+    assert_eq!(
+        (info.domain.as_str(), info.reason.as_str()),
+        ("dyndata", reason)
+    );
+    assert_eq!(
+        status.get_details_retry_info().is_some(),
+        code == Code::Unavailable,
+        "RetryInfo says what may be retried"
+    );
+    status
+}
+
+/// The field that a `BadRequest` blames.
+#[track_caller]
+pub fn blamed_field(status: &Status) -> String {
+    let bad_request = status.get_details_bad_request().expect("a BadRequest");
+    let [violation] = bad_request.field_violations.as_slice() else {
+        panic!("one violation: {bad_request:?}");
+    };
+    assert_eq!(violation.description, status.message());
+    violation.field.clone()
+}
+
+pub fn seconds_since_epoch(time: &prost_types::Timestamp) -> f64 {
+    time.seconds as f64 + f64::from(time.nanos) / 1e9
+}
+
+pub fn now() -> f64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .expect("a clock after 1970")
+        .as_secs_f64()
+}

@@ -1,0 +1,398 @@
+//! What happens between the service and a real redis-server: keys and values as other programs
+//! see them, credentials, outages, Redis's own errors.
+
+mod common;
+
+use std::time::{Duration, Instant, SystemTime};
+
+use common::{
+    PATIENCE, Redis, Running, assert_error, batch, bytes, int, mark, millis, now, read,
+    seconds_since_epoch, text,
+};
+use dyndata::proto::{BatchGetRequest, GetRequest, MarkRequest, entry};
+use redis::Commands as _;
+use tonic::Code::{FailedPrecondition, ResourceExhausted, Unavailable};
+
+#[tokio::test]
+async fn keys_and_values_are_as_other_programs_read_them() {
+    let redis = Redis::start();
+    let server = Running::on_redis(&redis, &[]).await;
+    let mut client = server.client().await;
+    client.mark(mark("42", int(100))).await.expect("marks");
+    client.mark(mark("t", text("héllo"))).await.expect("marks");
+    client
+        .mark(mark("b", bytes(b"\x00\xff")))
+        .await
+        .expect("marks");
+    let named = MarkRequest {
+        namespace: "orders".to_owned(),
+        ..mark("42", int(-7))
+    };
+    client.mark(named).await.expect("marks");
+    let mut connection = redis.connect();
+    let mut stored = |key: &str| connection.get::<_, Vec<u8>>(key).expect("GET");
+    assert_eq!(stored("dyn_data/42"), b"100");
+    assert_eq!(stored("dyn_data/t"), "s:héllo".as_bytes());
+    assert_eq!(stored("dyn_data/b"), b"b:\x00\xff");
+    assert_eq!(stored("dyn_data:orders/42"), b"-7");
+    let left: i64 = redis.connect().pttl("dyn_data/42").expect("PTTL");
+    assert!((50_000..=60_000).contains(&left), "{left}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_another_program_wrote_is_read() {
+    let redis = Redis::start();
+    let server = Running::on_redis(&redis, &[]).await;
+    let mut client = server.client().await;
+    let mut connection = redis.connect();
+    for (stored, value) in [
+        (&b"100"[..], entry::Value::IntValue(100)),
+        (b"0100", entry::Value::StringValue("0100".to_owned())),
+        (b"3.5", entry::Value::StringValue("3.5".to_owned())),
+        (b"online", entry::Value::StringValue("online".to_owned())),
+        (b"", entry::Value::StringValue(String::new())),
+        (b"\xff\xfe", entry::Value::BytesValue(vec![0xff, 0xfe])),
+        (b"s:\xff", entry::Value::BytesValue(b"s:\xff".to_vec())),
+    ] {
+        connection
+            .set::<_, _, ()>("dyn_data/id", stored)
+            .expect("SET");
+        assert_eq!(client.get("id").await.expect("gets"), Some(value));
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_value_without_expiry_has_no_expire_time() {
+    let redis = Redis::start();
+    let server = Running::on_redis(&redis, &[]).await;
+    let mut client = server.client().await;
+    redis
+        .connect()
+        .set::<_, _, ()>("dyn_data/id", 5)
+        .expect("SET");
+    let request = GetRequest {
+        id: "id".to_owned(),
+        include_expire_time: true,
+        ..GetRequest::default()
+    };
+    let entry = client.get_request(request).await.expect("gets");
+    assert_eq!((entry.value, entry.expire_time), (read(int(5)), None));
+    // A Mark gives it one.
+    client.mark(mark("id", int(6))).await.expect("marks");
+    let left: i64 = redis.connect().pttl("dyn_data/id").expect("PTTL");
+    assert!(left > 0, "{left}");
+    server.stop().await;
+}
+
+/// What the application did that this service takes over from: SET and EXPIREAT in a pipeline,
+/// `int(GET)` to read.
+#[tokio::test]
+async fn the_original_application_and_the_service_read_each_other() {
+    for (format, key) in [("python-bytes", "dyn_data/b'42'"), ("plain", "dyn_data/42")] {
+        let redis = Redis::start();
+        let server = Running::on_redis(&redis, &["--key-format", format]).await;
+        let mut client = server.client().await;
+        let mut connection = redis.connect();
+        let in_a_minute = now() as i64 + 60;
+        redis::pipe()
+            .set(key, 1234)
+            .expire_at(key, in_a_minute)
+            .exec(&mut connection)
+            .expect("SET and EXPIREAT");
+        let request = GetRequest {
+            id: "42".to_owned(),
+            include_expire_time: true,
+            ..GetRequest::default()
+        };
+        let entry = client.get_request(request).await.expect("gets");
+        assert_eq!(entry.value, read(int(1234)));
+        let expires = seconds_since_epoch(&entry.expire_time.expect("asked"));
+        assert!((expires - in_a_minute as f64).abs() < 1.0, "{expires}");
+
+        client.mark(mark("42", int(-99))).await.expect("marks");
+        let stored: String = connection.get(key).expect("GET");
+        assert_eq!(stored.parse(), Ok(-99), "{format}");
+        server.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn prefix_and_database_are_settings() {
+    let redis = Redis::start();
+    let url = format!("--redis-url={}/3", redis.url());
+    let server = Running::start(&[&url, "--key-prefix", "presence"]);
+    server.ready().await;
+    server
+        .client()
+        .await
+        .mark(mark("42", int(1)))
+        .await
+        .expect("marks");
+    let mut connection = redis.connect();
+    redis::cmd("SELECT")
+        .arg(3)
+        .exec(&mut connection)
+        .expect("SELECT");
+    assert_eq!(connection.get("presence/42"), Ok(1));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_unix_socket_serves_as_well() {
+    let redis = Redis::start();
+    let url = format!("--redis-url=unix://{}", redis.unix_path().display());
+    let server = Running::start(&[&url]);
+    server.ready().await;
+    let mut client = server.client().await;
+    client.mark(mark("42", int(1))).await.expect("marks");
+    assert_eq!(client.get("42").await.expect("gets"), read(int(1)));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn passwords_come_from_the_url_or_a_file() {
+    let redis = Redis::start_with(&["--requirepass", "pass word"]);
+    let file = std::env::temp_dir().join(format!("dyndata-password-{}", redis.port));
+    std::fs::write(&file, "pass word\n").expect("writes");
+    let in_url = format!("--redis-url=redis://:pass%20word@127.0.0.1:{}", redis.port);
+    let bare = format!("--redis-url=redis://127.0.0.1:{}", redis.port);
+    let from_file = format!("--redis-password-file={}", file.display());
+    for arguments in [vec![&*in_url], vec![&*bare, &*from_file]] {
+        let server = Running::start(&arguments);
+        server.ready().await;
+        server
+            .client()
+            .await
+            .mark(mark("42", int(1)))
+            .await
+            .expect("marks");
+        server.stop().await;
+    }
+    std::fs::remove_file(file).expect("removes");
+}
+
+#[tokio::test]
+async fn a_wrong_password_keeps_the_service_up_and_not_ready() {
+    let redis = Redis::start_with(&["--requirepass", "right"]);
+    let url = format!("--redis-url=redis://:wrong@127.0.0.1:{}", redis.port);
+    let server = Running::start(&[&url]);
+    let mut client = server.client().await;
+    let start = Instant::now();
+    loop {
+        let (status, body) = server.http("/readyz").await;
+        assert_eq!(status, 503);
+        assert!(!body.contains("wrong"), "{body}");
+        if body.contains("uthentication") || body.contains("WRONGPASS") {
+            break;
+        }
+        assert!(start.elapsed() < PATIENCE, "{body}");
+    }
+    assert_error(client.get("42").await, Unavailable, "BACKEND_UNAVAILABLE");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn redis_may_come_later_than_the_service() {
+    let mut redis = Redis::start();
+    redis.stop();
+    let url = format!("--redis-url={}", redis.url());
+    let server = Running::start(&[&url]);
+    let mut client = server.client().await;
+    assert_error(client.get("42").await, Unavailable, "BACKEND_UNAVAILABLE");
+    let (status, body) = server.http("/readyz").await;
+    assert_eq!(status, 503);
+    assert!(body.starts_with("redis: "), "{body}");
+    assert_eq!(server.http("/livez").await.0, 200);
+    redis.restart();
+    server.ready().await;
+    client.mark(mark("42", int(1))).await.expect("marks");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_outage_fails_every_call_at_once_and_ends_by_itself() {
+    let mut redis = Redis::start();
+    let server = Running::on_redis(&redis, &[]).await;
+    let mut client = server.client().await;
+    client.mark(mark("42", int(1))).await.expect("marks");
+    redis.stop();
+    for _ in 0..20 {
+        let start = Instant::now();
+        for result in [
+            client.mark(mark("42", int(1))).await.err(),
+            client.get("42").await.err(),
+            client.batch_get(batch(["42"])).await.err(),
+        ] {
+            let status = result.expect("not an answer without Redis");
+            assert_error(Err::<(), _>(status), Unavailable, "BACKEND_UNAVAILABLE");
+        }
+        // redis-timeout is 500 ms, for each of the three.
+        assert!(start.elapsed() < Duration::from_millis(1500));
+    }
+    redis.restart();
+    let back = Instant::now();
+    while client.mark(mark("42", int(2))).await.is_err() {
+        assert!(
+            back.elapsed() < Duration::from_secs(2),
+            "not back within 2 s"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(client.get("42").await.expect("gets"), read(int(2)));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_silent_redis_times_out_as_such() {
+    let redis = Redis::start();
+    let server = Running::on_redis(&redis, &["--redis-timeout", "100ms"]).await;
+    let mut client = server.client().await;
+    redis::cmd("CLIENT")
+        .arg(&["PAUSE", "1000", "ALL"])
+        .exec(&mut redis.connect())
+        .expect("CLIENT PAUSE");
+    let start = Instant::now();
+    assert_error(client.get("42").await, Unavailable, "BACKEND_TIMEOUT");
+    assert_error(
+        client.mark(mark("42", int(1))).await,
+        Unavailable,
+        "BACKEND_TIMEOUT",
+    );
+    assert!(start.elapsed() < Duration::from_secs(1));
+    while client.get("42").await.is_err() {
+        assert!(start.elapsed() < PATIENCE, "never back");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn another_type_under_the_key_is_said_to_be_so() {
+    let redis = Redis::start();
+    let server = Running::on_redis(&redis, &[]).await;
+    let mut client = server.client().await;
+    let mut connection = redis.connect();
+    connection
+        .rpush::<_, _, ()>("dyn_data/list", 1)
+        .expect("RPUSH");
+    assert_error(client.get("list").await, FailedPrecondition, "WRONG_TYPE");
+    let request = GetRequest {
+        id: "list".to_owned(),
+        include_expire_time: true,
+        ..GetRequest::default()
+    };
+    assert_error(
+        client.get_request(request).await,
+        FailedPrecondition,
+        "WRONG_TYPE",
+    );
+    // MGET answers nil for it.
+    let entries = client.batch_get(batch(["list"])).await.expect("gets");
+    assert_eq!(entries[0].value, None);
+    // SET replaces what is there.
+    client.mark(mark("list", int(1))).await.expect("marks");
+    assert_eq!(client.get("list").await.expect("gets"), read(int(1)));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_full_redis_refuses_marks_and_still_reads() {
+    let redis = Redis::start_with(&["--maxmemory-policy", "noeviction"]);
+    let server = Running::on_redis(&redis, &[]).await;
+    let mut client = server.client().await;
+    client.mark(mark("42", int(1))).await.expect("marks");
+    let limit = |bytes: u64| {
+        redis::cmd("CONFIG")
+            .arg(&["SET", "maxmemory", &bytes.to_string()])
+            .exec(&mut redis.connect())
+            .expect("CONFIG SET");
+    };
+    limit(1);
+    let result = client.mark(mark("43", int(1))).await;
+    assert_error(result, ResourceExhausted, "BACKEND_OUT_OF_MEMORY");
+    assert_eq!(client.get("42").await.expect("gets"), read(int(1)));
+    limit(0);
+    client.mark(mark("43", int(1))).await.expect("marks");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn redis_errors_become_their_reasons() {
+    let redis = Redis::start();
+    let server = Running::on_redis(&redis, &[]).await;
+    let mut client = server.client().await;
+    let mut connection = redis.connect();
+    let mut admin = |command: &[&str]| {
+        let (name, arguments) = command.split_first().expect("a command");
+        redis::cmd(name)
+            .arg(arguments)
+            .exec(&mut connection)
+            .expect(name);
+    };
+    // A replica of nobody in particular.
+    admin(&["REPLICAOF", "127.0.0.1", "1"]);
+    assert_error(
+        client.mark(mark("42", int(1))).await,
+        Unavailable,
+        "BACKEND_READONLY",
+    );
+    admin(&["REPLICAOF", "NO", "ONE"]);
+
+    admin(&["ACL", "SETUSER", "default", "-set"]);
+    assert_error(
+        client.mark(mark("42", int(1))).await,
+        Unavailable,
+        "BACKEND_AUTH",
+    );
+    assert_eq!(client.get("42").await.expect("gets"), None);
+    admin(&["ACL", "SETUSER", "default", "+set"]);
+    client.mark(mark("42", int(1))).await.expect("marks");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn batches_of_every_size_come_back_whole() {
+    let redis = Redis::start();
+    let server = Running::on_redis(&redis, &[]).await;
+    let mut client = server.client().await;
+    let large = "x".repeat(60_000);
+    for id in 0..20 {
+        client
+            .mark(mark(&id.to_string(), text(&large)))
+            .await
+            .expect("marks");
+    }
+    for include_expire_time in [false, true] {
+        let request = BatchGetRequest {
+            include_expire_time,
+            ..batch((0..60).map(|place| place % 30))
+        };
+        let entries = client.batch_get(request).await.expect("gets");
+        assert_eq!(entries.len(), 60);
+        for (place, entry) in entries.iter().enumerate() {
+            assert_eq!(entry.value.is_some(), place % 30 < 20, "{place}");
+        }
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_mark_that_redis_expires_is_gone_there_too() {
+    let redis = Redis::start();
+    let server = Running::on_redis(&redis, &[]).await;
+    let request = MarkRequest {
+        ttl: Some(millis(50)),
+        ..mark("42", int(1))
+    };
+    let before = SystemTime::now();
+    server.client().await.mark(request).await.expect("marks");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(
+        before
+            .elapsed()
+            .is_ok_and(|elapsed| elapsed >= Duration::from_millis(100))
+    );
+    assert_eq!(redis.connect().exists("dyn_data/42"), Ok(false));
+    server.stop().await;
+}

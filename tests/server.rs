@@ -1,0 +1,415 @@
+//! The server as a program on the network: health, reflection, probes, metrics, limits,
+//! listeners, shutdown.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use common::{PATIENCE, Redis, Running, assert_error, int, mark};
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio_stream::StreamExt as _;
+use tonic::{
+    Code,
+    Code::{InvalidArgument, ResourceExhausted, Unavailable},
+    Status,
+};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+use tonic_reflection::pb::{v1, v1alpha};
+
+async fn health(server: &Running, service: &str) -> Result<ServingStatus, Status> {
+    let request = HealthCheckRequest {
+        service: service.to_owned(),
+    };
+    let reply = HealthClient::new(server.channel().await)
+        .check(request)
+        .await?;
+    Ok(reply.into_inner().status())
+}
+
+#[tokio::test]
+async fn health_follows_redis() {
+    let mut redis = Redis::start();
+    let server = Running::on_redis(&redis, &[]).await;
+    for service in ["", "dyndata.v1.DynData", "liveness"] {
+        assert_eq!(
+            health(&server, service).await.expect("known"),
+            ServingStatus::Serving
+        );
+    }
+    assert_eq!(
+        health(&server, "other").await.expect_err("unknown").code(),
+        Code::NotFound
+    );
+    redis.stop();
+    let start = Instant::now();
+    while health(&server, "").await.expect("known") == ServingStatus::Serving {
+        assert!(start.elapsed() < PATIENCE, "health never noticed");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let status = health(&server, "dyndata.v1.DynData").await.expect("known");
+    assert_eq!(status, ServingStatus::NotServing);
+    assert_eq!(
+        health(&server, "liveness").await.expect("known"),
+        ServingStatus::Serving
+    );
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_health_watch_sees_the_shutdown_and_does_not_delay_it() {
+    let mut server = Running::start(&["--drain-timeout=30s"]);
+    server.ready().await;
+    let mut client = HealthClient::new(server.channel().await);
+    let watch = client
+        .watch(HealthCheckRequest::default())
+        .await
+        .expect("watches");
+    let mut watch = watch.into_inner();
+    let first = watch.next().await.expect("a status").expect("a status");
+    assert_eq!(first.status(), ServingStatus::Serving);
+    let start = Instant::now();
+    server.begin_stop();
+    let second = watch.next().await.expect("a status");
+    // NOT_SERVING, unless the end of the stream was faster.
+    assert!(
+        second.is_err() || second.is_ok_and(|status| status.status() == ServingStatus::NotServing)
+    );
+    server.stop().await;
+    assert!(start.elapsed() < PATIENCE, "waited for the watch");
+}
+
+#[tokio::test]
+async fn reflection_v1_lists_services_and_shows_comments() {
+    use v1::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    };
+    let server = Running::start(&[]);
+    let mut client = ServerReflectionClient::new(server.channel().await);
+    let requests = [
+        MessageRequest::ListServices(String::new()),
+        MessageRequest::FileContainingSymbol("dyndata.v1.DynData".to_owned()),
+    ]
+    .map(|request| ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(request),
+    });
+    let replies = client
+        .server_reflection_info(tokio_stream::iter(requests))
+        .await;
+    let mut replies = replies.expect("answers").into_inner();
+    let Some(MessageResponse::ListServicesResponse(list)) = replies
+        .next()
+        .await
+        .expect("a reply")
+        .expect("a reply")
+        .message_response
+    else {
+        panic!("not a list");
+    };
+    let names: Vec<_> = list
+        .service
+        .into_iter()
+        .map(|service| service.name)
+        .collect();
+    for name in ["dyndata.v1.DynData", "grpc.health.v1.Health"] {
+        assert!(names.contains(&name.to_owned()), "{names:?}");
+    }
+    let Some(MessageResponse::FileDescriptorResponse(files)) = replies
+        .next()
+        .await
+        .expect("a reply")
+        .expect("a reply")
+        .message_response
+    else {
+        panic!("not a file");
+    };
+    let found = files
+        .file_descriptor_proto
+        .iter()
+        .any(|file| String::from_utf8_lossy(file).contains("Mark writes one value"));
+    assert!(found, "comments are missing");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn reflection_v1alpha_lists_services() {
+    use v1alpha::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    };
+    let server = Running::start(&[]);
+    let mut client = ServerReflectionClient::new(server.channel().await);
+    let request = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let replies = client
+        .server_reflection_info(tokio_stream::iter([request]))
+        .await;
+    let reply = replies.expect("answers").into_inner().next().await;
+    let Some(MessageResponse::ListServicesResponse(list)) =
+        reply.expect("a reply").expect("a reply").message_response
+    else {
+        panic!("not a list");
+    };
+    assert!(
+        list.service
+            .iter()
+            .any(|service| service.name == "dyndata.v1.DynData")
+    );
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn the_admin_listener_answers_probes_and_nothing_else() {
+    let server = Running::start(&[]);
+    server.ready().await;
+    assert_eq!(server.http("/livez").await, (200, "ok\n".to_owned()));
+    assert_eq!(server.http("/readyz").await, (200, "ok\n".to_owned()));
+    assert_eq!(server.http("/other").await.0, 404);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn metrics_count_calls_by_method_and_code() {
+    let server = Running::start(&[]);
+    let mut client = server.client().await;
+    for _ in 0..3 {
+        client.mark(mark("42", int(1))).await.expect("marks");
+    }
+    assert!(client.get("").await.is_err());
+    let (status, metrics) = server.http("/metrics").await;
+    assert_eq!(status, 200);
+    let labels = |method: &str| {
+        format!(r#"{{grpc_type="unary",grpc_service="dyndata.v1.DynData",grpc_method="{method}""#)
+    };
+    let (mark, get) = (labels("Mark"), labels("Get"));
+    for line in [
+        format!("grpc_server_started_total{mark}}} 3"),
+        format!(r#"grpc_server_handled_total{mark},grpc_code="OK"}} 3"#),
+        format!(r#"grpc_server_handled_total{get},grpc_code="InvalidArgument"}} 1"#),
+        format!("grpc_server_handling_seconds_count{mark}}} 3"),
+        "dyndata_store_up 1".to_owned(),
+        "dyndata_memory_entries 1".to_owned(),
+    ] {
+        assert!(
+            metrics.lines().any(|have| have == line),
+            "{line} is not in:\n{metrics}"
+        );
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_unknown_method_is_unimplemented_and_counted_as_other() {
+    let server = Running::start(&[]);
+    for path in ["/dyndata.v1.DynData/Delete", "/nobody.v1.Nothing/Do"] {
+        let reply = raw_call(&server, path, Bytes::from_static(&[0, 0, 0, 0, 0])).await;
+        assert_eq!(reply, Code::Unimplemented as i32, "{path}");
+    }
+    let (_, metrics) = server.http("/metrics").await;
+    let line = r#"grpc_server_handled_total{grpc_type="unary",grpc_service="other",grpc_method="other",grpc_code="Unimplemented"} 2"#;
+    assert!(metrics.contains(line), "{metrics}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_no_message_is_an_invalid_argument() {
+    let server = Running::start(&[]);
+    for body in [
+        // A field of type 7, which does not exist.
+        &[0, 0, 0, 0, 2, 0x0f, 0x00][..],
+        // An id that is not UTF-8.
+        &[0, 0, 0, 0, 3, 0x12, 0x01, 0xff],
+        // Shorter than it says.
+        &[0, 0, 0, 0, 9, 0x12],
+        // Nothing at all.
+        &[],
+    ] {
+        let reply = raw_call(&server, "/dyndata.v1.DynData/Get", Bytes::from_static(body)).await;
+        assert_eq!(reply, Code::InvalidArgument as i32, "{body:?}");
+    }
+    server.stop().await;
+}
+
+/// The grpc-status of a call with these very bytes.
+async fn raw_call(server: &Running, path: &str, body: Bytes) -> i32 {
+    let socket = tokio::net::TcpStream::connect(&server.addr)
+        .await
+        .expect("connects");
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(socket))
+            .await
+            .expect("HTTP/2");
+    tokio::spawn(connection);
+    let request = http::Request::post(format!("http://{}{path}", server.addr))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(Full::new(body))
+        .expect("a request");
+    let reply = sender.send_request(request).await.expect("a reply");
+    assert_eq!(reply.status(), 200);
+    let in_head = reply.headers().get("grpc-status").cloned();
+    let body = reply.into_body().collect().await.expect("a body");
+    let status = in_head.or_else(|| body.trailers()?.get("grpc-status").cloned());
+    let status = status.expect("a grpc-status");
+    status.to_str().expect("ASCII").parse().expect("a number")
+}
+
+#[tokio::test]
+async fn limits_are_settings() {
+    let server = Running::start(&[
+        "--max-batch=2",
+        "--max-value-bytes=4",
+        "--default-ttl=1s",
+        "--max-ttl=2s",
+        "--memory-max-entries=1",
+    ]);
+    let mut client = server.client().await;
+    client
+        .mark(mark("42", common::text("four")))
+        .await
+        .expect("marks");
+    let result = client.mark(mark("42", common::text("fives"))).await;
+    assert_error(result, InvalidArgument, "VALUE_TOO_LARGE");
+    let result = client.batch_get(common::batch(0..3)).await;
+    assert_error(result, InvalidArgument, "BATCH_TOO_LARGE");
+    let request = dyndata::proto::MarkRequest {
+        ttl: Some(common::millis(2_001)),
+        ..mark("42", int(1))
+    };
+    assert_error(
+        client.mark(request).await,
+        InvalidArgument,
+        "TTL_OUT_OF_RANGE",
+    );
+    let status = assert_error(
+        client.mark(mark("43", int(1))).await,
+        ResourceExhausted,
+        "BACKEND_OUT_OF_MEMORY",
+    );
+    assert!(
+        status.message().contains("memory-max-entries"),
+        "{}",
+        status.message()
+    );
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_unix_listener_serves_and_tidies_up() {
+    let path = std::env::temp_dir().join(format!("dyndata-{}.sock", std::process::id()));
+    let listen = format!("--listen=unix:{}", path.display());
+    for _ in 0..2 {
+        let server = Running::start(&[&listen]);
+        assert_eq!(server.addr, format!("unix:{}", path.display()));
+        let channel = tonic::transport::Endpoint::from_shared(format!("unix:{}", path.display()))
+            .expect("a URL")
+            .connect()
+            .await
+            .expect("connects");
+        let mut client =
+            common::Client(dyndata::proto::dyn_data_client::DynDataClient::new(channel));
+        client.mark(mark("42", int(1))).await.expect("marks");
+        drop(client);
+        server.stop().await;
+        assert!(!path.exists(), "the socket file is left behind");
+        // What a crash leaves behind is not in the way of the second round.
+        drop(std::os::unix::net::UnixListener::bind(&path).expect("binds"));
+    }
+    std::fs::remove_file(path).expect("removes");
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_an_error_that_names_it() {
+    let server = Running::start(&[]);
+    let config = dyndata::Config::parse_from(["--listen", &server.addr, "--admin-listen", "off"]);
+    let error = dyndata::Server::bind(config.expect("valid"))
+        .await
+        .expect_err("in use");
+    assert!(error.to_string().contains(&server.addr), "{error}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_shutdown_lets_running_calls_finish() {
+    let redis = Redis::start();
+    let mut server = Running::on_redis(&redis, &["--redis-timeout=5s"]).await;
+    let mut client = server.client().await;
+    // So that the call is there for a while.
+    redis::cmd("CLIENT")
+        .arg(&["PAUSE", "500", "ALL"])
+        .exec(&mut redis.connect())
+        .expect("CLIENT PAUSE");
+    let call = tokio::spawn(async move { client.mark(mark("42", int(1))).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    server.begin_stop();
+    call.await
+        .expect("ends")
+        .expect("an accepted call succeeds");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_shutdown_takes_no_longer_than_the_drain_timeout() {
+    let redis = Redis::start();
+    let mut server =
+        Running::on_redis(&redis, &["--redis-timeout=60s", "--drain-timeout=300ms"]).await;
+    let mut client = server.client().await;
+    redis::cmd("CLIENT")
+        .arg(&["PAUSE", "8000", "ALL"])
+        .exec(&mut redis.connect())
+        .expect("CLIENT PAUSE");
+    let call = tokio::spawn(async move { client.get("42").await });
+    // A peer that never says a word, and one that stops in mid-sentence.
+    let _silent = std::net::TcpStream::connect(&server.addr).expect("connects");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let start = Instant::now();
+    server.begin_stop();
+    let ended = call.await.expect("ends").expect_err("cut off");
+    assert_ne!(ended.code(), Code::Ok);
+    server.stop().await;
+    assert!(
+        start.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn after_a_shutdown_nothing_is_served() {
+    let server = Running::start(&[]);
+    let mut client = server.client().await;
+    client.mark(mark("42", int(1))).await.expect("marks");
+    server.stop().await;
+    let status = client.get("42").await.expect_err("stopped");
+    assert_eq!(status.code(), Unavailable);
+}
+
+#[tokio::test]
+async fn every_worker_serves_the_same_data() {
+    let server = Running::start(&["--workers=4"]);
+    // One value, written and read over many connections: all workers share the embedded store.
+    let mut clients = Vec::new();
+    for number in 0..8 {
+        let mut client = server.client().await;
+        client
+            .mark(mark(&number.to_string(), int(number)))
+            .await
+            .expect("marks");
+        clients.push(client);
+    }
+    for client in &mut clients {
+        let entries = client.batch_get(common::batch(0..8)).await.expect("gets");
+        assert!(entries.iter().all(|entry| entry.value.is_some()));
+    }
+    let (_, metrics) = server.http("/metrics").await;
+    assert!(metrics.contains("dyndata_connections 8"), "{metrics}");
+    drop(clients);
+    server.stop().await;
+}
