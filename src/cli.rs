@@ -474,7 +474,15 @@ fn json(message: &str, reply: &impl prost::Message) -> Result<String, CliError> 
     dynamic
         .serialize_with_options(&mut serializer, &SerializeOptions::new())
         .map_err(|e| failed(&e))?;
-    String::from_utf8(text).map_err(|e| failed(&e))
+    let text = String::from_utf8(text).map_err(|e| failed(&e))?;
+    // As Go's encoder does, so that the output can stand in HTML and JavaScript. These characters
+    // occur in JSON strings only.
+    Ok(text
+        .replace('<', "\\u003c")
+        .replace('>', "\\u003e")
+        .replace('&', "\\u0026")
+        .replace('\u{2028}', "\\u2028")
+        .replace('\u{2029}', "\\u2029"))
 }
 
 /// An error with its causes, in one line.

@@ -65,8 +65,9 @@ impl Health {
 
     /// From now on nothing is served.
     pub(crate) async fn shut_down(&self) {
-        self.set(Readiness::NotReady("shutting down".to_owned()))
-            .await;
+        self.readiness
+            .send_replace(Readiness::NotReady("shutting down".to_owned()));
+        self.report(ServingStatus::NotServing).await;
     }
 
     async fn set(&self, readiness: Readiness) {

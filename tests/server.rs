@@ -232,7 +232,7 @@ async fn what_is_no_message_is_an_invalid_argument() {
         &[],
     ] {
         let reply = raw_call(&server, "/dyndata.v1.DynData/Get", Bytes::from_static(body)).await;
-        assert_eq!(reply, Code::InvalidArgument as i32, "{body:?}");
+        assert_eq!(reply, InvalidArgument as i32, "{body:?}");
     }
     server.stop().await;
 }

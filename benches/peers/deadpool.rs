@@ -72,7 +72,9 @@ impl DynData for Pooled {
             .map_err(peer::unavailable)?;
         let entries = ids.into_iter().zip(stored);
         Ok(Response::new(BatchGetResponse {
-            entries: entries.map(|(id, stored)| peer::entry(id, stored)).collect(),
+            entries: entries
+                .map(|(id, stored)| peer::entry(id, stored))
+                .collect(),
         }))
     }
 }

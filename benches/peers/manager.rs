@@ -6,7 +6,7 @@ use peer::proto::{
     BatchGetRequest, BatchGetResponse, GetRequest, GetResponse, MarkRequest, MarkResponse,
     dyn_data_server::{DynData, DynDataServer},
 };
-use redis::{AsyncCommands as _, aio::ConnectionManager};
+use redis::{AsyncCommands as _, SetExpiry, SetOptions, aio::ConnectionManager};
 use tonic::{Request, Response, Status, transport::Server};
 
 #[tokio::main]
@@ -30,8 +30,9 @@ impl DynData for Shared {
     async fn mark(&self, request: Request<MarkRequest>) -> Result<Response<MarkResponse>, Status> {
         let (key, value, ttl) = peer::parse_mark(request.into_inner())?;
         let mut redis = self.redis.clone();
+        let options = SetOptions::default().with_expiration(SetExpiry::PX(ttl.as_millis() as u64));
         redis
-            .pset_ex::<_, _, ()>(key, value, ttl.as_millis() as u64)
+            .set_options::<_, _, ()>(key, value, options)
             .await
             .map_err(peer::unavailable)?;
         Ok(Response::new(peer::marked(ttl)))
@@ -56,7 +57,9 @@ impl DynData for Shared {
         let stored: Vec<Option<Vec<u8>>> = redis.mget(keys).await.map_err(peer::unavailable)?;
         let entries = ids.into_iter().zip(stored);
         Ok(Response::new(BatchGetResponse {
-            entries: entries.map(|(id, stored)| peer::entry(id, stored)).collect(),
+            entries: entries
+                .map(|(id, stored)| peer::entry(id, stored))
+                .collect(),
         }))
     }
 }

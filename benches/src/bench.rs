@@ -1,1 +1,137 @@
-fn main(){}
+//! dyndata measured beside its peers, on one machine, in one run. `README.md` says how to read
+//! what it prints.
+
+mod bars;
+mod counts;
+mod h2load;
+mod http1;
+mod keys;
+mod load;
+mod measure;
+mod memory;
+mod open_loop;
+mod plan;
+mod plot;
+mod process;
+mod redis;
+mod report;
+mod results;
+mod subjects;
+
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::{measure::Bench, subjects::Programs};
+
+// The generator shares the machine with what it measures: it should cost little.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Measures dyndata beside its peers.
+#[derive(Parser)]
+struct Args {
+    /// Only what the bars need, in under three minutes
+    #[arg(long)]
+    quick: bool,
+    /// Rounds, instead of five or, with --quick, four
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// The service's executable
+    #[arg(long, default_value = "target/release/dyndata", global = true)]
+    dyndata: PathBuf,
+    /// This directory, for peers and results
+    #[arg(long, default_value = "benches", global = true)]
+    benches: PathBuf,
+    /// Where the plot of a full run goes
+    #[arg(long, default_value = "docs/performance.svg")]
+    plot: PathBuf,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Prints system calls and heap allocations per Get, and compares nothing
+    Counts,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    raise_open_files()?;
+    let executable = std::env::current_exe()?;
+    let programs = Programs {
+        dyndata: args.dyndata.clone(),
+        peers: executable.parent().context("no directory")?.to_owned(),
+        benches: args.benches.clone(),
+    };
+    match args.command {
+        Some(Command::Counts) => counts::run(&programs),
+        None => compare(&args, programs),
+    }
+}
+
+fn compare(args: &Args, programs: Programs) -> Result<()> {
+    let start = Instant::now();
+    let steps = plan::steps(args.quick, args.rounds);
+    let mut bench = Bench::start(programs, plan::subjects(args.quick), args.quick)?;
+
+    let total: Duration = steps.iter().map(|(_, step)| step.estimate()).sum();
+    let mut done = Duration::ZERO;
+    let count = steps.len();
+    for (index, (round, step)) in steps.into_iter().enumerate() {
+        let line = bench.run(round, step)?;
+        done += step.estimate();
+        // The estimate for the whole is corrected by how long the steps so far have really taken.
+        let expected = start
+            .elapsed()
+            .mul_f64(total.as_secs_f64() / done.as_secs_f64());
+        eprintln!(
+            "[{:>4}/{count} {}/{}] round {} {line}",
+            index + 1,
+            clock(start.elapsed()),
+            clock(expected),
+            round + 1
+        );
+    }
+
+    let results = &bench.results;
+    let bars = bars::bars(results);
+    report::print(results, &bars);
+    let name = if args.quick {
+        "results-quick.json"
+    } else {
+        "results.json"
+    };
+    let file = args.benches.join(name);
+    fs::write(&file, report::json(results, &bars)?)
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    println!("\nEvery measurement is in {}.", file.display());
+    if !args.quick {
+        if let Some(directory) = args.plot.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        fs::write(&args.plot, plot::svg(results))?;
+        println!("The plot is {}.", args.plot.display());
+    }
+    println!("The run took {}.", clock(start.elapsed()));
+    Ok(())
+}
+
+/// Thousands of connections need as many files here, and in the servers, which inherit this.
+fn raise_open_files() -> Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(())
+}
+
+fn clock(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    format!("{}:{:02}", seconds / 60, seconds % 60)
+}

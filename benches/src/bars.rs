@@ -1,0 +1,186 @@
+//! The bars that the service is held to, and whether it met them.
+
+use serde::Serialize;
+
+use crate::{
+    keys::Operation::{self, BatchGet, Get, Mark},
+    measure::MEBIBYTE,
+    plan::{BAR_SHAPE, FEW_CONNECTIONS, MANY_CONNECTIONS, SINGLE},
+    results::{Cell, Generator, Purpose, Results, Select, Spread},
+    subjects::Kind,
+};
+
+/// One row of the table.
+#[derive(Serialize)]
+pub struct Bar {
+    pub name: String,
+    /// What was reached: the median of the rounds is what counts.
+    pub figure: Option<Spread>,
+    /// The same by our own generator, where `figure` is h2load's.
+    pub own: Option<Spread>,
+    pub must: f64,
+    pub aim: Option<f64>,
+    /// Whether more is better.
+    pub at_least: bool,
+    pub verdict: &'static str,
+}
+
+/// Every bar, in the order of the issue that set them.
+pub fn bars(results: &Results) -> Vec<Bar> {
+    let mut bars = Vec::new();
+    let against = [
+        (Kind::Quickstart, 0.65, 0.50),
+        (Kind::Manager, 0.35, 0.25),
+        (Kind::Deadpool, 0.18, 0.12),
+    ];
+    for (peer, must, aim) in against {
+        for operation in [Get, Mark] {
+            bars.push(cpu_ratio(results, operation, peer, must, aim));
+        }
+    }
+    bars.push(cpu_ratio(results, BatchGet(100), Kind::Manager, 0.45, 0.30));
+    bars.push(cpu_ratio(
+        results,
+        BatchGet(1000),
+        Kind::Manager,
+        0.55,
+        0.35,
+    ));
+
+    let rate = |generator| {
+        let cells = results.select(select(Get, generator));
+        Spread::of(cells.filter_map(|cell| {
+            let benchmark = results.redis_benchmark.get(cell.round)?;
+            Some(cell.calls_per_second / benchmark)
+        }))
+    };
+    bars.push(Bar {
+        own: rate(Generator::Own),
+        at_least: true,
+        ..bar(
+            "Get RPS / redis-benchmark -P 1 -c 50",
+            rate(Generator::H2load),
+            1.2,
+            Some(1.5),
+        )
+    });
+
+    let single = Select {
+        shape: SINGLE,
+        ..select(Get, Generator::Own)
+    };
+    let limit = |cell: &Cell| {
+        let quickstart = results.select(single.of(Kind::Quickstart));
+        let quickstart = quickstart
+            .into_iter()
+            .find(|other| other.round == cell.round)?;
+        Some(quickstart.p50_us? + results.redis_round_trip_us.get(cell.round)?)
+    };
+    let latency = results
+        .select(single)
+        .filter_map(|cell| Some(cell.p50_us? / limit(cell)?));
+    bars.push(bar(
+        "Get p50 1x1 / (tonic, no store + Redis round trip)",
+        Spread::of(latency),
+        1.15,
+        None,
+    ));
+
+    let many = Select {
+        shape: MANY_CONNECTIONS,
+        ..select(Get, Generator::Own)
+    };
+    let few = Select {
+        shape: FEW_CONNECTIONS,
+        ..many
+    };
+    bars.push(bar(
+        "CPU per Get, 1000x1 / 10x100",
+        results.ratio(many, few, cpu),
+        1.3,
+        Some(1.1),
+    ));
+    let memory = results.memory.iter();
+    let idle = memory
+        .clone()
+        .map(|memory| memory.idle_bytes as f64 / MEBIBYTE);
+    bars.push(bar(
+        "resident memory idle, MiB",
+        Spread::of(idle),
+        20.0,
+        Some(12.0),
+    ));
+    let connection = memory.map(|memory| memory.bytes_per_connection / 1024.0);
+    bars.push(bar(
+        "resident memory per idle connection, KiB",
+        Spread::of(connection),
+        24.0,
+        Some(12.0),
+    ));
+    for bar in &mut bars {
+        bar.verdict = verdict(bar);
+    }
+    bars
+}
+
+/// The CPU of the service over that of the service's second process: what noise there is.
+pub fn noise(results: &Results, generator: Generator) -> Option<Spread> {
+    let again = select(Get, generator).of(Kind::Again);
+    results.ratio(select(Get, generator), again, cpu)
+}
+
+fn cpu_ratio(results: &Results, operation: Operation, peer: Kind, must: f64, aim: f64) -> Bar {
+    let ratio = |generator| {
+        let service = select(operation, generator);
+        results.ratio(service, service.of(peer), cpu)
+    };
+    let name = format!("CPU per {operation} / {}", peer.name());
+    Bar {
+        own: ratio(Generator::Own),
+        ..bar(&name, ratio(Generator::H2load), must, Some(aim))
+    }
+}
+
+fn bar(name: &str, figure: Option<Spread>, must: f64, aim: Option<f64>) -> Bar {
+    Bar {
+        name: name.to_owned(),
+        figure,
+        own: None,
+        must,
+        aim,
+        at_least: false,
+        verdict: "",
+    }
+}
+
+fn verdict(bar: &Bar) -> &'static str {
+    let Some(figure) = bar.figure else {
+        return "not measured";
+    };
+    let meets = |limit: f64| {
+        if bar.at_least {
+            figure.median >= limit
+        } else {
+            figure.median <= limit
+        }
+    };
+    match bar.aim {
+        Some(aim) if meets(aim) => "met aim",
+        _ if meets(bar.must) => "met must",
+        _ => "MISSED",
+    }
+}
+
+fn select(operation: Operation, generator: Generator) -> Select {
+    Select {
+        purpose: Purpose::Comparison,
+        subject: Kind::Dyndata,
+        operation,
+        shape: BAR_SHAPE,
+        generator,
+    }
+}
+
+fn cpu(cell: &Cell) -> f64 {
+    cell.server_us_per_call
+}

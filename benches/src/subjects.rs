@@ -1,0 +1,238 @@
+//! What is measured: the service and its peers, each as a process of its own.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+use serde::Serialize;
+
+use crate::{
+    keys::{KeySet, Operation, Workload},
+    load::{self, Protocol},
+    process::{Process, bound_command, free_address},
+};
+
+/// Who answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    Dyndata,
+    /// Another process of the same program: what differs from it is noise.
+    Again,
+    Quickstart,
+    Manager,
+    Deadpool,
+    Python,
+    Webdis,
+}
+
+impl Kind {
+    pub const ALL: [Self; 7] = [
+        Self::Dyndata,
+        Self::Again,
+        Self::Quickstart,
+        Self::Manager,
+        Self::Deadpool,
+        Self::Python,
+        Self::Webdis,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dyndata => "dyndata",
+            Self::Again => "dyndata (A/A)",
+            Self::Quickstart => "tonic, no store",
+            Self::Manager => "ConnectionManager",
+            Self::Deadpool => "deadpool",
+            Self::Python => "Python",
+            Self::Webdis => "webdis (HTTP/1.1)",
+        }
+    }
+
+    pub fn has_store(self) -> bool {
+        self != Self::Quickstart
+    }
+
+    pub fn protocol(self) -> Protocol {
+        match self {
+            Self::Webdis => Protocol::Http1,
+            _ => Protocol::Grpc,
+        }
+    }
+
+    pub fn workload(self, operation: Operation, keys: &KeySet) -> Workload {
+        match self.protocol() {
+            Protocol::Grpc => Workload::grpc(operation, keys, !self.has_store()),
+            Protocol::Http1 => Workload::webdis(operation, keys),
+        }
+    }
+}
+
+/// Where the programs are.
+pub struct Programs {
+    pub dyndata: PathBuf,
+    /// The directory of the peers' executables.
+    pub peers: PathBuf,
+    /// `benches/`.
+    pub benches: PathBuf,
+}
+
+impl Programs {
+    fn python(&self) -> (PathBuf, PathBuf) {
+        let tools = self.benches.join("../.tools");
+        (
+            tools.join("bench-venv/bin/python"),
+            tools.join("bench-python"),
+        )
+    }
+
+    /// An error that says what is missing.
+    pub fn check(&self, kinds: &[Kind]) -> Result<()> {
+        let needed = kinds.iter().map(|kind| match kind {
+            Kind::Dyndata | Kind::Again => (self.dyndata.clone(), "cargo build --release"),
+            Kind::Quickstart => (self.peers.join("quickstart"), "make bench"),
+            Kind::Manager => (self.peers.join("manager"), "make bench"),
+            Kind::Deadpool => (self.peers.join("deadpool"), "make bench"),
+            Kind::Python => (self.python().0, "benches/setup.sh"),
+            Kind::Webdis => ("/usr/bin/webdis".into(), "benches/setup.sh"),
+        });
+        for (path, remedy) in needed {
+            ensure!(
+                path.exists(),
+                "{} is missing; {remedy} makes it",
+                path.display()
+            );
+        }
+        Ok(())
+    }
+}
+
+/// A running server.
+pub struct Subject {
+    pub kind: Kind,
+    pub process: Process,
+    pub address: SocketAddr,
+}
+
+impl Subject {
+    /// Starts a server on `redis` and waits until it answers.
+    pub fn start(
+        kind: Kind,
+        programs: &Programs,
+        redis: SocketAddr,
+        keys: &KeySet,
+        directory: &Path,
+    ) -> Result<Self> {
+        let url = format!("redis://{redis}");
+        let subject = match kind {
+            Kind::Dyndata | Kind::Again => {
+                let service = Self::start_dyndata(programs, Some(redis), &[], keys, directory)?;
+                return Ok(Self { kind, ..service });
+            }
+            Kind::Quickstart => {
+                let command = bound_command(programs.peers.join("quickstart"));
+                Self::start_peer(kind, command, &url, directory)?
+            }
+            Kind::Manager => {
+                let command = bound_command(programs.peers.join("manager"));
+                Self::start_peer(kind, command, &url, directory)?
+            }
+            Kind::Deadpool => {
+                let command = bound_command(programs.peers.join("deadpool"));
+                Self::start_peer(kind, command, &url, directory)?
+            }
+            Kind::Python => {
+                let (interpreter, generated) = programs.python();
+                let mut command = bound_command(interpreter);
+                command
+                    .env("PYTHONPATH", generated)
+                    .env("PYTHONDONTWRITEBYTECODE", "1")
+                    .arg(programs.benches.join("peers/python/server.py"));
+                Self::start_peer(kind, command, &url, directory)?
+            }
+            Kind::Webdis => return Self::start_webdis(redis, directory),
+        };
+        load::wait_until_served(subject.address, kind.workload(Operation::Get, keys))?;
+        Ok(subject)
+    }
+
+    /// The service with its default settings and those in `arguments`; without `redis`, on the
+    /// embedded store.
+    pub fn start_dyndata(
+        programs: &Programs,
+        redis: Option<SocketAddr>,
+        arguments: &[&str],
+        keys: &KeySet,
+        directory: &Path,
+    ) -> Result<Self> {
+        let address = free_address()?;
+        let mut command = bound_command(&programs.dyndata);
+        command
+            .args(["serve", "--listen", &address.to_string()])
+            .args(["--admin-listen", &free_address()?.to_string()])
+            .args(arguments);
+        if let Some(redis) = redis {
+            command.args(["--redis-url", &format!("redis://{redis}")]);
+        }
+        let subject = Self {
+            kind: Kind::Dyndata,
+            process: Process::start("dyndata", command, address, directory)?,
+            address,
+        };
+        if redis.is_some() {
+            let workload = subject.kind.workload(Operation::Get, keys);
+            load::wait_until_served(address, workload)?;
+        }
+        Ok(subject)
+    }
+
+    fn start_peer(
+        kind: Kind,
+        mut command: Command,
+        redis_url: &str,
+        directory: &Path,
+    ) -> Result<Self> {
+        let address = free_address()?;
+        command
+            .args(["--listen", &address.to_string()])
+            .args(["--redis-url", redis_url]);
+        Ok(Self {
+            kind,
+            process: Process::start(kind.name(), command, address, directory)?,
+            address,
+        })
+    }
+
+    fn start_webdis(redis: SocketAddr, directory: &Path) -> Result<Self> {
+        let address = free_address()?;
+        // The package's own configuration, on our ports, without the log of every request.
+        let configuration = serde_json::json!({
+            "redis_host": redis.ip().to_string(),
+            "redis_port": redis.port(),
+            "http_host": address.ip().to_string(),
+            "http_port": address.port(),
+            "threads": 2,
+            "daemonize": false,
+            "database": 0,
+            "verbosity": 0,
+            "logfile": directory.join("webdis-requests.log"),
+        });
+        let file = directory.join("webdis.json");
+        fs::write(&file, configuration.to_string())?;
+        let mut command = bound_command("/usr/bin/webdis");
+        command.arg(file);
+        let process = Process::start("webdis", command, address, directory)?;
+        // It connects to Redis by itself, a moment after it listens.
+        std::thread::sleep(Duration::from_millis(300));
+        Ok(Self {
+            kind: Kind::Webdis,
+            process,
+            address,
+        })
+    }
+}
