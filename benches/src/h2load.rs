@@ -51,6 +51,8 @@ pub fn run<P>(
     Ok(Outcome {
         calls,
         all_calls: calls,
+        // It does not look.
+        refused: 0,
         elapsed: duration,
         latencies: None,
         before,

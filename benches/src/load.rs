@@ -24,7 +24,10 @@ use tokio::{net::TcpStream, runtime, task::JoinSet, time};
 use crate::{http1, keys::Workload};
 
 /// How long a call may take before the run is given up.
-pub const CALL_LIMIT: Duration = Duration::from_secs(10);
+pub const CALL_LIMIT: Duration = Duration::from_secs(20);
+
+/// gRPC's DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED and UNAVAILABLE: not now.
+const REFUSALS: [&str; 3] = ["4", "8", "14"];
 
 /// How many connections, and how many calls at a time on each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +56,8 @@ pub struct Outcome<P> {
     pub calls: u64,
     /// Calls answered in the whole run.
     pub all_calls: u64,
+    /// Calls that were told to come back later, in the whole run.
+    pub refused: u64,
     pub elapsed: Duration,
     /// In nanoseconds.
     pub latencies: Option<Histogram<u64>>,
@@ -70,6 +75,7 @@ pub struct Control {
     limit: AtomicU64,
     issued: AtomicU64,
     completed: AtomicU64,
+    refused: AtomicU64,
     latencies: Mutex<Histogram<u64>>,
     failure: Mutex<Option<Error>>,
 }
@@ -82,6 +88,7 @@ impl Control {
             limit: AtomicU64::new(u64::MAX),
             issued: AtomicU64::new(0),
             completed: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
             latencies: Mutex::new(new_histogram()?),
             failure: Mutex::new(None),
         }))
@@ -104,8 +111,13 @@ impl Control {
         }
     }
 
-    /// Ends the run. The first failure is the one that is told.
+    /// Ends the run, unless the server is merely too busy: that is counted. The first failure is
+    /// the one that is told.
     pub fn failed(&self, error: Error) {
+        if error.is::<Refused>() {
+            self.refused.fetch_add(1, Relaxed);
+            return;
+        }
         self.stop.store(true, Relaxed);
         if let Ok(mut failure) = self.failure.lock() {
             failure.get_or_insert(error);
@@ -118,6 +130,10 @@ impl Control {
 
     pub fn completed(&self) -> u64 {
         self.completed.load(Relaxed)
+    }
+
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Relaxed)
     }
 
     /// The latencies since the last time.
@@ -186,6 +202,7 @@ pub fn closed_loop<P>(
         Ok(Outcome {
             calls,
             all_calls: control.completed(),
+            refused: control.refused(),
             elapsed,
             latencies: Some(latencies),
             before,
@@ -202,6 +219,7 @@ pub fn call_all(target: SocketAddr, workload: Workload, shape: Shape, count: u64
         let mut streams = JoinSet::new();
         spawn_streams(&mut streams, target, shape, &control).await?;
         while streams.join_next().await.is_some() {}
+        ensure!(control.refused() == 0, "{} refused", control.refused());
         control.result()
     })
 }
@@ -214,7 +232,7 @@ pub fn wait_until_served(target: SocketAddr, workload: Workload) -> Result<()> {
         loop {
             let attempt = async {
                 let client = connect(target, 1).await?.pop().context("no connection")?;
-                call(client, &template, &workload, 0).await.map(drop)
+                call(&client, &template, &workload, 0).await
             };
             match time::timeout(CALL_LIMIT, attempt).await? {
                 Ok(()) => return Ok(()),
@@ -269,12 +287,14 @@ async fn spawn_streams(
     Ok(())
 }
 
-async fn stream(mut client: SendRequest<Bytes>, control: &Control) -> Result<()> {
+async fn stream(client: SendRequest<Bytes>, control: &Control) -> Result<()> {
     let template = request_template(&control.workload)?;
     while let Some(number) = control.next() {
         let start = Instant::now();
-        client = call(client, &template, &control.workload, number).await?;
-        control.succeeded(start);
+        match call(&client, &template, &control.workload, number).await {
+            Ok(()) => control.succeeded(start),
+            Err(error) => control.failed(error),
+        }
     }
     Ok(())
 }
@@ -289,12 +309,12 @@ pub fn request_template(workload: &Workload) -> Result<Request<()>> {
 
 /// One call, its status and its reply checked.
 pub async fn call(
-    client: SendRequest<Bytes>,
+    client: &SendRequest<Bytes>,
     template: &Request<()>,
     workload: &Workload,
     number: u64,
-) -> Result<SendRequest<Bytes>> {
-    let mut client = client.ready().await?;
+) -> Result<()> {
+    let mut client = client.clone().ready().await?;
     let (response, mut sender) = client.send_request(template.clone(), false)?;
     sender.send_data(workload.request(number), true)?;
 
@@ -324,16 +344,32 @@ pub async fn call(
     let trailers = body.trailers().await?.context("no trailers")?;
     ensure!(trailers.contains_key("grpc-status"), "no grpc-status");
     check_status(&trailers)?;
-    workload.check(number, if longer.is_empty() { &reply } else { &longer })?;
-    Ok(client)
+    workload.check(number, if longer.is_empty() { &reply } else { &longer })
 }
 
 fn check_status(headers: &HeaderMap) -> Result<()> {
-    match headers.get("grpc-status") {
-        Some(status) if status != "0" => Err(anyhow!(
-            "grpc-status {status:?}, grpc-message {:?}",
-            headers.get("grpc-message")
-        )),
-        _ => Ok(()),
+    let Some(status) = headers.get("grpc-status") else {
+        return Ok(());
+    };
+    if status == "0" {
+        return Ok(());
+    }
+    let message = headers.get("grpc-message");
+    let text = format!("grpc-status {status:?}, grpc-message {message:?}");
+    if REFUSALS.iter().any(|refusal| status == refusal) {
+        return Err(Refused(text).into());
+    }
+    Err(anyhow!(text))
+}
+
+/// The server is too busy, or waits for a Redis that is. An answer, but not one to be measured.
+#[derive(Debug)]
+struct Refused(String);
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
     }
 }
+
+impl std::error::Error for Refused {}

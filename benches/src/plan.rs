@@ -53,6 +53,15 @@ pub struct CellPlan {
     pub duration: Duration,
 }
 
+impl CellPlan {
+    /// Whether it asks for more at a time than Redis can do in the half second that clients give
+    /// it: a million keys.
+    pub fn overloads(&self) -> bool {
+        let calls = self.shape.connections * self.shape.streams;
+        matches!(self.operation, BatchGet(size) if size * calls >= 1_000_000)
+    }
+}
+
 /// One thing to measure.
 #[derive(Clone, Copy, Debug)]
 pub enum Step {
@@ -76,7 +85,7 @@ impl Step {
             Self::Cell(plan) => {
                 // Opening and closing connections.
                 let connections = plan.shape.connections as u64;
-                plan.duration + Duration::from_micros(250_000 + 250 * connections)
+                plan.duration.mul_f64(1.2) + Duration::from_micros(120_000 + 250 * connections)
             }
             Self::Latency { duration, .. } => duration + Duration::from_millis(200),
             Self::Workers(_) => Duration::from_millis(1_500),
@@ -109,7 +118,19 @@ fn full_steps(rounds: usize) -> Vec<(usize, Step)> {
     for round in 0..rounds {
         for operation in OPERATIONS {
             for shape in SHAPES {
-                compare(&mut steps, round, &Kind::ALL, own(operation, shape));
+                let plan = own(operation, shape);
+                if plan.overloads() {
+                    // Nothing would be answered within a short cell; by Python, within any.
+                    let long = CellPlan {
+                        duration: Duration::from_secs(3),
+                        ..plan
+                    };
+                    let kinds = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Python);
+                    let kinds: Vec<Kind> = kinds.collect();
+                    compare(&mut steps, round, &kinds, long);
+                } else {
+                    compare(&mut steps, round, &Kind::ALL, plan);
+                }
             }
             // h2load speaks no HTTP/1.1 with a path that changes, so that webdis is left out.
             compare(&mut steps, round, &Kind::ALL[..6], h2load(operation));

@@ -6,6 +6,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     path::Path,
     process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -98,6 +99,23 @@ impl Redis {
             Some((command.to_owned(), calls.parse().ok()?))
         });
         Ok(calls.collect())
+    }
+
+    /// Waits until no command but our own has run for a while.
+    pub fn settle(&mut self) -> Result<()> {
+        let limit = Instant::now() + Duration::from_secs(10);
+        let mut before = None;
+        while Instant::now() < limit {
+            let mut calls = self.command_calls()?;
+            calls.remove("info");
+            let calls = Some(calls);
+            if before == calls {
+                return Ok(());
+            }
+            before = calls;
+            thread::sleep(Duration::from_millis(100));
+        }
+        bail!("Redis does not come to rest")
     }
 
     /// The median time of one GET on one connection, nothing else going on.

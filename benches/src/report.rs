@@ -119,6 +119,13 @@ fn write_comparison(
             median(|cell| cell.p50_us, 0),
             median(|cell| cell.p99_us, 0),
         )?;
+        let refused: u64 = results.select(select).map(|cell| cell.refused).sum();
+        if refused > 0 {
+            writeln!(
+                out,
+                "    ({refused} more calls were refused: too much at a time)"
+            )?;
+        }
     }
     Ok(())
 }
@@ -208,6 +215,13 @@ fn write_latency(out: &mut String, results: &Results) -> std::fmt::Result {
                 found.sent_late_p50_us, found.sent_late_p99_us
             )
         )?;
+        if found.refused + found.unsent > 0 {
+            writeln!(
+                out,
+                "    (the rate was not held: {} calls refused, {} not sent because 50,000 waited)",
+                found.refused, found.unsent
+            )?;
+        }
     }
     writeln!(
         out,

@@ -63,6 +63,9 @@ pub struct Cell {
     pub shape: Shape,
     pub generator: Generator,
     pub calls: u64,
+    /// Calls that were told to come back later: 0, except where more is asked for than Redis can
+    /// do within its time.
+    pub refused: u64,
     pub calls_per_second: f64,
     pub server_us_per_call: f64,
     pub redis_us_per_call: f64,
@@ -88,6 +91,9 @@ pub struct Latency {
     pub percent_of_capacity: u32,
     pub calls_per_second: f64,
     pub answered_per_second: f64,
+    pub refused: u64,
+    /// Calls that the generator gave up because 50,000 were waiting.
+    pub unsent: u64,
     pub p50_us: f64,
     pub p99_us: f64,
     pub p999_us: f64,

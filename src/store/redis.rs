@@ -1,21 +1,28 @@
 //! Values in Redis: the commands, over one supervised link per worker.
 //!
 //! A Mark is one atomic `SET key value PX ttl`, so that no crash leaves a value behind that never
-//! expires. Everything else of this store is in its parts: [`layout`] has keys and values as
-//! other programs see them, [`link`](mod@link) the connection, [`url`] the address. This module
-//! and its parts are the only users of the redis crate.
+//! expires. The parts of this module: [`layout`] has keys and values as other programs see them,
+//! [`resp`] the wire protocol, [`pipe`] one pipelined connection, [`link`](mod@link) its
+//! supervisor, [`connect`] sockets and handshake, [`url`] the address, [`failure`] the meaning of
+//! Redis's errors. This module and its parts are the only users of the redis crate.
 
 mod connect;
+mod failure;
 mod layout;
 mod link;
+mod pipe;
+mod resp;
 mod url;
 
 use std::time::{Duration, SystemTime};
 
-use ::redis::{Cmd, Value as Reply};
-
 pub(crate) use self::url::RedisUrl;
-use self::{connect::Connector, layout::KeyLayout, link::Link};
+use self::{
+    connect::Connector,
+    layout::KeyLayout,
+    link::Link,
+    resp::{Replies, Reply, argument, command},
+};
 use crate::{
     config::RedisConfig,
     model::{ExpireTime, Found, Id, Namespace, Ttl, Value},
@@ -63,15 +70,17 @@ impl RedisStore {
     ) -> Result<SystemTime, StoreError> {
         // Taken before Redis starts to count, so that the promise is never later than the expiry.
         let expire_time = SystemTime::now() + ttl.as_duration();
-        let mut set = Cmd::with_capacity(5, 512);
-        set.arg("SET")
-            .arg(self.layout.key(namespace, id))
-            .arg(layout::encode(value))
-            .arg("PX")
-            .arg(ttl.as_millis());
-        match self.link.command(&set).await? {
-            Reply::Okay => Ok(expire_time),
-            reply => Err(unexpected("SET", &reply)),
+        let reply = self.link.request(1, |out| {
+            command(out, 5);
+            argument(out, b"SET");
+            self.layout.write_key(namespace, id, out);
+            layout::write_value(value, out);
+            argument(out, b"PX");
+            argument(out, itoa::Buffer::new().format(ttl.as_millis()).as_bytes());
+        });
+        match Replies::new(&reply.await?).next() {
+            Some(Reply::Status(b"OK")) => Ok(expire_time),
+            reply => Err(failed("SET", reply)),
         }
     }
 
@@ -81,15 +90,18 @@ impl RedisStore {
         id: &Id,
         expire_time: ExpireTime,
     ) -> Result<Option<Found>, StoreError> {
-        let key = self.layout.key(namespace, id);
         match expire_time {
             ExpireTime::Omit => {
-                let reply = self.link.command(&get(&key)).await?;
-                Ok(value("GET", reply)?.map(without_expiry))
+                let reply = self.link.request(1, |out| {
+                    command(out, 2);
+                    argument(out, b"GET");
+                    self.layout.write_key(namespace, id, out);
+                });
+                value("GET", Replies::new(&reply.await?).next())
             }
             ExpireTime::Include => {
-                let mut found = self.with_expiry(std::iter::once(key)).await?;
-                Ok(found.pop().flatten())
+                let ids = std::slice::from_ref(id);
+                Ok(self.with_expiry(namespace, ids).await?.pop().flatten())
             }
         }
     }
@@ -100,102 +112,87 @@ impl RedisStore {
         ids: &[Id],
         expire_time: ExpireTime,
     ) -> Result<Vec<Option<Found>>, StoreError> {
-        let keys = ids.iter().map(|id| self.layout.key(namespace, id));
-        match expire_time {
-            ExpireTime::Omit => {
-                let mut mget = Cmd::with_capacity(ids.len() + 1, ids.len() * 32);
-                mget.arg("MGET");
-                for key in keys {
-                    mget.arg(key);
-                }
-                match self.link.command(&mget).await? {
-                    Reply::Array(replies) if replies.len() == ids.len() => replies
-                        .into_iter()
-                        .map(|reply| Ok(value("MGET", reply)?.map(without_expiry)))
-                        .collect(),
-                    reply => Err(unexpected("MGET", &reply)),
-                }
+        if expire_time == ExpireTime::Include {
+            return self.with_expiry(namespace, ids).await;
+        }
+        let reply = self.link.request(1, |out| {
+            command(out, 1 + ids.len());
+            argument(out, b"MGET");
+            for id in ids {
+                self.layout.write_key(namespace, id, out);
             }
-            ExpireTime::Include => self.with_expiry(keys).await,
+        });
+        let reply = reply.await?;
+        let mut replies = Replies::new(&reply);
+        match replies.next() {
+            Some(Reply::Array(length)) if length == ids.len() => {
+                ids.iter().map(|_| value("MGET", replies.next())).collect()
+            }
+            reply => Err(failed("MGET", reply)),
         }
     }
 
-    /// GET and PTTL of every key, pipelined. A key that expires between its two commands counts
+    /// GET and PTTL of every id, pipelined. A value that expires between its two commands counts
     /// as expired.
     async fn with_expiry(
         &self,
-        keys: impl Iterator<Item = String>,
+        namespace: &Namespace,
+        ids: &[Id],
     ) -> Result<Vec<Option<Found>>, StoreError> {
-        let mut pipeline = ::redis::pipe();
-        for key in keys {
-            pipeline.add_command(get(&key));
-            pipeline.cmd("PTTL").arg(key);
-        }
+        // Taken before Redis answers, so that no expire time is later than the expiry.
         let asked = SystemTime::now();
-        let replies = self.link.pipeline(&pipeline).await?;
-        let mut replies = replies.into_iter();
-        let mut found = Vec::with_capacity(replies.len() / 2);
-        while let (Some(stored), Some(ttl)) = (replies.next(), replies.next()) {
-            let value = value("GET", stored)?;
-            found.push(match (value, ttl) {
-                (None, _) | (_, Reply::Int(-2)) => None,
-                (Some(value), Reply::Int(-1)) => Some(without_expiry(value)),
-                (Some(value), Reply::Int(millis)) => Some(Found {
-                    value,
-                    // Redis counted from a later moment than `asked`, so this is not too late.
-                    expire_time: Some(
-                        asked + Duration::from_millis(u64::try_from(millis).unwrap_or(0)),
-                    ),
-                }),
-                (Some(_), reply) => return Err(unexpected("PTTL", &reply)),
-            });
-        }
-        Ok(found)
+        let reply = self.link.request(2 * ids.len(), |out| {
+            for id in ids {
+                for name in [&b"GET"[..], b"PTTL"] {
+                    command(out, 2);
+                    argument(out, name);
+                    self.layout.write_key(namespace, id, out);
+                }
+            }
+        });
+        let reply = reply.await?;
+        let mut replies = Replies::new(&reply);
+        ids.iter()
+            .map(|_| {
+                let found = value("GET", replies.next())?;
+                match replies.next() {
+                    Some(Reply::Int(-2)) => Ok(None),
+                    Some(Reply::Int(-1)) => Ok(found),
+                    Some(Reply::Int(millis)) => Ok(found.map(|found| Found {
+                        expire_time: u64::try_from(millis)
+                            .ok()
+                            .map(|millis| asked + Duration::from_millis(millis)),
+                        ..found
+                    })),
+                    reply => Err(failed("PTTL", reply)),
+                }
+            })
+            .collect()
     }
 }
 
-fn get(key: &str) -> Cmd {
-    let mut get = Cmd::with_capacity(2, key.len() + 3);
-    get.arg("GET").arg(key);
-    get
-}
-
-fn value(command: &str, reply: Reply) -> Result<Option<Value>, StoreError> {
+fn value(command: &'static str, reply: Option<Reply<'_>>) -> Result<Option<Found>, StoreError> {
     match reply {
-        Reply::Nil => Ok(None),
-        Reply::BulkString(stored) => Ok(Some(layout::decode(&stored))),
-        reply => Err(unexpected(command, &reply)),
+        Some(Reply::Nil) => Ok(None),
+        Some(Reply::Bulk(stored)) => Ok(Some(Found {
+            value: layout::decode(stored),
+            expire_time: None,
+        })),
+        reply => Err(failed(command, reply)),
     }
 }
 
-fn without_expiry(value: Value) -> Found {
-    Found {
-        value,
-        expire_time: None,
-    }
-}
-
-fn unexpected(command: &str, reply: &Reply) -> StoreError {
-    match reply {
-        // An error among the replies of a pipeline.
-        Reply::ServerError(error) => link::classify(&error.clone().into()),
-        reply => {
-            let kind = reply_kind(reply);
-            tracing::error!(command, kind, "redis gave an unexpected kind of reply");
-            StoreError::Unexpected
-        }
-    }
-}
-
-/// The type of a reply; its content may be a value, which is not for the log.
-fn reply_kind(reply: &Reply) -> &'static str {
-    match reply {
-        Reply::Nil => "nil",
-        Reply::Int(_) => "integer",
-        Reply::BulkString(_) => "bulk string",
-        Reply::Array(_) => "array",
-        Reply::SimpleString(_) | Reply::Okay => "simple string",
-        Reply::ServerError(_) => "error",
-        _ => "other",
-    }
+fn failed(command: &'static str, reply: Option<Reply<'_>>) -> StoreError {
+    // The type only: what is in a reply may be a value, which is not for the log.
+    let kind = match reply {
+        Some(Reply::Error(line)) => return failure::classify(line),
+        Some(Reply::Status(_)) => "status",
+        Some(Reply::Int(_)) => "integer",
+        Some(Reply::Nil) => "nil",
+        Some(Reply::Bulk(_)) => "bulk string",
+        Some(Reply::Array(_)) => "array",
+        None => "nothing",
+    };
+    tracing::error!(command, kind, "redis gave an unexpected kind of reply");
+    StoreError::Unexpected
 }

@@ -1,16 +1,27 @@
-//! Sockets to Redis: TCP, TLS or unix, with the options that a long-lived connection needs.
+//! Connections to Redis: a TCP, TLS or unix socket with the options that a long-lived connection
+//! needs, then the redis crate's handshake (password, database, PING).
 //!
 //! TCP_NODELAY, because commands are small and each is waited for; keepalive and the user
 //! timeout, so that a peer that is gone without a word is noticed.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    path::PathBuf,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use redis::{ConnectionAddr, RedisConnectionInfo, RedisError};
+use redis::{
+    AsyncConnectionConfig, Cmd, ConnectionAddr, RedisConnectionInfo, RedisError,
+    aio::MultiplexedConnection,
+};
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
 };
 use tokio_rustls::TlsConnector;
@@ -61,18 +72,29 @@ impl Connector {
         }
     }
 
-    /// Opens a socket; also gives the user, password and database to set it up with.
-    pub(super) async fn connect(
-        &self,
-    ) -> Result<(RedisConnectionInfo, Box<dyn Stream>), ConnectError> {
-        let info = self.url.connection_info();
-        let mut settings = info.redis_settings().clone();
-        if let Some(file) = &self.password_file {
-            // Read anew each time, so that a rotated password is picked up.
-            let password = std::fs::read_to_string(file).map_err(ConnectError::PasswordFile)?;
-            settings = settings.set_password(password.trim_end_matches(['\r', '\n']));
-        }
-        let stream: Box<dyn Stream> = match info.addr() {
+    /// Gives a socket that Redis has greeted: authenticated, on the right database, answering.
+    /// Cancel-safe: a connection that is not finished is dropped.
+    pub(super) async fn connect(&self) -> Result<Box<dyn Stream>, ConnectError> {
+        let stream = Shared(Arc::new(Mutex::new(self.open().await?)));
+        handshake(&self.settings()?, stream.clone()).await?;
+        // The handshake has dropped its end.
+        let stream = Arc::into_inner(stream.0).ok_or(ConnectError::Closed)?;
+        Ok(stream.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// User, password and database.
+    fn settings(&self) -> Result<RedisConnectionInfo, ConnectError> {
+        let settings = self.url.connection_info().redis_settings().clone();
+        let Some(file) = &self.password_file else {
+            return Ok(settings);
+        };
+        // Read anew each time, so that a rotated password is picked up.
+        let password = std::fs::read_to_string(file).map_err(ConnectError::PasswordFile)?;
+        Ok(settings.set_password(password.trim_end_matches(['\r', '\n'])))
+    }
+
+    async fn open(&self) -> Result<Box<dyn Stream>, ConnectError> {
+        Ok(match self.url.connection_info().addr() {
             ConnectionAddr::Tcp(host, port) => Box::new(tcp(host, *port).await?),
             ConnectionAddr::TcpTls { host, port, .. } => {
                 let Some(tls) = &self.tls else {
@@ -85,8 +107,60 @@ impl Connector {
             ConnectionAddr::Unix(path) => Box::new(UnixStream::connect(path).await?),
             // RedisUrl admits no other kind.
             _ => return Err(io::Error::from(io::ErrorKind::Unsupported).into()),
-        };
-        Ok((settings, stream))
+        })
+    }
+}
+
+/// Lets the redis crate greet Redis over the stream, and lets go of it.
+async fn handshake(settings: &RedisConnectionInfo, stream: Shared) -> Result<(), ConnectError> {
+    // The caller's timeout covers all of this.
+    let config = AsyncConnectionConfig::new().set_response_timeout(None);
+    let (mut connection, driver) =
+        MultiplexedConnection::new_with_config(settings, stream, config).await?;
+    let mut ping = Cmd::new();
+    ping.arg("PING");
+    tokio::select! {
+        pong = connection.send_packed_command(&ping) => Ok(pong?.extract_error().map(drop)?),
+        () = driver => Err(ConnectError::Closed),
+    }
+}
+
+/// A stream that can be taken back from whoever was given a clone.
+#[derive(Clone)]
+struct Shared(Arc<Mutex<Box<dyn Stream>>>);
+
+impl Shared {
+    fn with<T>(&self, act: impl FnOnce(Pin<&mut dyn Stream>) -> T) -> T {
+        let mut stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        act(Pin::new(&mut **stream))
+    }
+}
+
+impl AsyncRead for Shared {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.with(|stream| stream.poll_read(cx, buffer))
+    }
+}
+
+impl AsyncWrite for Shared {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.with(|stream| stream.poll_write(cx, bytes))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|stream| stream.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|stream| stream.poll_shutdown(cx))
     }
 }
 

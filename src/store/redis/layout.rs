@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 
+use super::resp;
 use crate::{
     config::KeyFormat,
     model::{Id, Namespace, Value},
@@ -20,33 +21,36 @@ pub(super) struct KeyLayout {
 }
 
 impl KeyLayout {
-    /// Writes the key of an id to the end of `key`.
-    pub(super) fn write_key(&self, namespace: &Namespace, id: &Id, key: &mut String) {
-        key.push_str(&self.prefix);
-        if !namespace.is_empty() {
-            key.push(':');
-            key.push_str(namespace.as_str());
+    /// Writes the key of an id as one part of a command.
+    pub(super) fn write_key(&self, namespace: &Namespace, id: &Id, out: &mut Vec<u8>) {
+        let (prefix, namespace, id) = (&self.prefix, namespace.as_str(), id.as_str());
+        if namespace.is_empty() {
+            // The application that wrote python-bytes keys knew no namespaces.
+            let quoted = match self.format {
+                KeyFormat::PythonBytes => Some(python_bytes(id)),
+                KeyFormat::Plain => None,
+            };
+            let id = quoted.as_deref().unwrap_or(id);
+            resp::argument_length(out, prefix.len() + 1 + id.len());
+            out.extend_from_slice(prefix.as_bytes());
+            out.push(b'/');
+            out.extend_from_slice(id.as_bytes());
+        } else {
+            resp::argument_length(out, prefix.len() + 1 + namespace.len() + 1 + id.len());
+            out.extend_from_slice(prefix.as_bytes());
+            out.push(b':');
+            out.extend_from_slice(namespace.as_bytes());
+            out.push(b'/');
+            out.extend_from_slice(id.as_bytes());
         }
-        key.push('/');
-        match self.format {
-            // The application that wrote such keys knew no namespaces.
-            KeyFormat::PythonBytes if namespace.is_empty() => python_bytes(id.as_str(), key),
-            KeyFormat::PythonBytes | KeyFormat::Plain => key.push_str(id.as_str()),
-        }
-    }
-
-    /// The key of an id.
-    pub(super) fn key(&self, namespace: &Namespace, id: &Id) -> String {
-        let length = self.prefix.len() + namespace.as_str().len() + id.as_str().len() + 2;
-        let mut key = String::with_capacity(length);
-        self.write_key(namespace, id, &mut key);
-        key
+        resp::argument_end(out);
     }
 }
 
 /// What Python 3 writes for `repr(id.encode())`: the rules of `bytes.__repr__`
 /// (`PyBytes_Repr` in CPython's `Objects/bytesobject.c`).
-fn python_bytes(id: &str, out: &mut String) {
+fn python_bytes(id: &str) -> String {
+    let mut out = String::with_capacity(id.len() + 3);
     let quote = if id.contains('\'') && !id.contains('"') {
         '"'
     } else {
@@ -69,16 +73,23 @@ fn python_bytes(id: &str, out: &mut String) {
         }
     }
     out.push(quote);
+    out
 }
 
-/// Writes a value as Redis keeps it: an integer as its decimal text, so that any program reads
-/// it; text and bytes behind a tag.
-pub(super) fn encode(value: &Value) -> Vec<u8> {
-    match value {
-        Value::Int(int) => int.to_string().into_bytes(),
-        Value::String(text) => [STRING_TAG, text.as_bytes()].concat(),
-        Value::Bytes(bytes) => [BYTES_TAG, bytes].concat(),
-    }
+/// Writes a value as Redis keeps it, as one part of a command: an integer as its decimal text, so
+/// that any program reads it; text and bytes behind a tag.
+pub(super) fn write_value(value: &Value, out: &mut Vec<u8>) {
+    let (tag, bytes) = match value {
+        Value::Int(int) => {
+            return resp::argument(out, itoa::Buffer::new().format(*int).as_bytes());
+        }
+        Value::String(text) => (STRING_TAG, text.as_bytes()),
+        Value::Bytes(bytes) => (BYTES_TAG, bytes.as_slice()),
+    };
+    resp::argument_length(out, tag.len() + bytes.len());
+    out.extend_from_slice(tag);
+    out.extend_from_slice(bytes);
+    resp::argument_end(out);
 }
 
 /// Reads whatever Redis keeps; never fails. What another program wrote without a tag is a string
@@ -140,6 +151,26 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// The bytes of the one part of a command that `write` writes.
+    fn argument(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        let mut out = Vec::new();
+        write(&mut out);
+        match resp::Replies::new(&out).next() {
+            Some(resp::Reply::Bulk(bytes)) => bytes.to_vec(),
+            other => panic!("not a part of a command: {other:?}"),
+        }
+    }
+
+    fn encode(value: &Value) -> Vec<u8> {
+        argument(|out| write_value(value, out))
+    }
+
+    impl KeyLayout {
+        fn key(&self, namespace: &Namespace, id: &Id) -> String {
+            String::from_utf8(argument(|out| self.write_key(namespace, id, out))).expect("UTF-8")
+        }
+    }
 
     fn layout(format: KeyFormat) -> KeyLayout {
         KeyLayout {
@@ -276,9 +307,7 @@ mod tests {
             let hex: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
             writeln!(to_python.borrow_mut(), "{hex}").expect("python3 reads");
             let expected = from_python.borrow_mut().next().expect("python3 answers").expect("UTF-8");
-            let mut written = String::new();
-            python_bytes(&text, &mut written);
-            prop_assert_eq!(written, expected);
+            prop_assert_eq!(python_bytes(&text), expected);
         });
         drop(to_python);
         assert!(python.wait().expect("python3 ends").success());

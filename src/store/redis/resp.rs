@@ -1,0 +1,329 @@
+//! The Redis wire protocol, RESP2, as far as this store speaks it.
+//!
+//! Commands are written straight into the connection's output buffer. Replies are read in two
+//! steps: [`Scanner`] finds where a reply ends without looking at it, so that the connection can
+//! cut it out of its input in one piece; [`Replies`] then reads that piece in place. Neither
+//! allocates. `docs/performance.md` has what other parsers cost.
+//!
+//! Source: <https://redis.io/docs/latest/develop/reference/protocol-spec/>
+
+use thiserror::Error;
+
+/// Larger than any line that Redis sends besides bulk strings: an error message at most.
+const MAX_LINE_BYTES: usize = 64 * 1024;
+/// Redis's own limit for a bulk string (`proto-max-bulk-len`), 512 MiB.
+const MAX_BULK_BYTES: usize = 512 << 20;
+
+/// The peer does not speak RESP2.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("not a Redis reply: {0}")]
+pub(super) struct ProtocolError(&'static str);
+
+/// Starts a command of `arguments` parts, its name included.
+pub(super) fn command(out: &mut Vec<u8>, arguments: usize) {
+    out.push(b'*');
+    number_line(out, arguments);
+}
+
+/// Writes one part of a command.
+pub(super) fn argument(out: &mut Vec<u8>, bytes: &[u8]) {
+    argument_length(out, bytes.len());
+    out.extend_from_slice(bytes);
+    argument_end(out);
+}
+
+/// Starts a part of a command whose bytes the caller writes, `length` of them.
+pub(super) fn argument_length(out: &mut Vec<u8>, length: usize) {
+    out.push(b'$');
+    number_line(out, length);
+}
+
+/// Ends a part of a command that [`argument_length`] began.
+pub(super) fn argument_end(out: &mut Vec<u8>) {
+    out.extend_from_slice(b"\r\n");
+}
+
+fn number_line(out: &mut Vec<u8>, number: usize) {
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Finds the end of a number of replies, however the input is cut into pieces. It goes on where
+/// it stopped, so that a large reply in many pieces costs no more than one in a single piece.
+#[derive(Debug)]
+pub(super) struct Scanner {
+    /// Bytes that belong to complete values.
+    at: usize,
+    /// Values that are still to come, those of arrays included.
+    missing: usize,
+}
+
+impl Scanner {
+    /// Will find the end of `replies` replies from the start of the input.
+    pub(super) fn new(replies: usize) -> Self {
+        Self {
+            at: 0,
+            missing: replies,
+        }
+    }
+
+    /// Looks at the input so far, from its start; gives the length of the replies once all of
+    /// them are there.
+    pub(super) fn scan(&mut self, input: &[u8]) -> Result<Option<usize>, ProtocolError> {
+        while self.missing > 0 {
+            let Some((head, after_head)) = head(input, self.at)? else {
+                return Ok(None);
+            };
+            match head {
+                Head::Error(_) | Head::Status(_) | Head::Int(_) | Head::Nil => {
+                    self.at = after_head;
+                }
+                Head::Bulk(length) => {
+                    let end = after_head + length + 2;
+                    if input.len() < end {
+                        return Ok(None);
+                    }
+                    self.at = end;
+                }
+                Head::Array(length) => {
+                    self.missing += length;
+                    self.at = after_head;
+                }
+            }
+            self.missing -= 1;
+        }
+        Ok(Some(self.at))
+    }
+}
+
+/// The first line of a value.
+enum Head<'a> {
+    Status(&'a [u8]),
+    Error(&'a [u8]),
+    Int(i64),
+    Nil,
+    Bulk(usize),
+    Array(usize),
+}
+
+/// The head of the value at `at`, and where it ends; `None` if it is not all there.
+fn head(input: &[u8], at: usize) -> Result<Option<(Head<'_>, usize)>, ProtocolError> {
+    let rest = &input[at..];
+    let Some(&kind) = rest.first() else {
+        return Ok(None);
+    };
+    let Some(end) = memchr::memchr(b'\r', rest) else {
+        return if rest.len() > MAX_LINE_BYTES {
+            Err(ProtocolError("a line without end"))
+        } else {
+            Ok(None)
+        };
+    };
+    match rest.get(end + 1) {
+        None => return Ok(None),
+        Some(b'\n') => {}
+        Some(_) => return Err(ProtocolError("a line that does not end in CRLF")),
+    }
+    let line = &rest[1..end];
+    let head = match kind {
+        b'+' => Head::Status(line),
+        b'-' => Head::Error(line),
+        b':' => Head::Int(number(line)?),
+        b'$' => match number(line)? {
+            -1 => Head::Nil,
+            length => Head::Bulk(size(length, MAX_BULK_BYTES)?),
+        },
+        b'*' => match number(line)? {
+            -1 => Head::Nil,
+            length => Head::Array(size(length, u32::MAX as usize)?),
+        },
+        _ => return Err(ProtocolError("a value of unknown type")),
+    };
+    Ok(Some((head, at + end + 2)))
+}
+
+fn number(line: &[u8]) -> Result<i64, ProtocolError> {
+    let (negative, digits) = match line {
+        [b'-', digits @ ..] => (true, digits),
+        digits => (false, digits),
+    };
+    if digits.is_empty() || digits.len() > 19 {
+        return Err(ProtocolError("a number of the wrong length"));
+    }
+    let mut value: i64 = 0;
+    for digit in digits {
+        if !digit.is_ascii_digit() {
+            return Err(ProtocolError("a number with a strange digit"));
+        }
+        value = value.wrapping_mul(10).wrapping_add(i64::from(digit - b'0'));
+    }
+    Ok(if negative {
+        value.wrapping_neg()
+    } else {
+        value
+    })
+}
+
+fn size(length: i64, max: usize) -> Result<usize, ProtocolError> {
+    usize::try_from(length)
+        .ok()
+        .filter(|length| *length <= max)
+        .ok_or(ProtocolError("a length out of range"))
+}
+
+/// One value of a reply, in place. The elements of an array follow it as values of their own.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Reply<'a> {
+    Status(&'a [u8]),
+    Error(&'a [u8]),
+    Int(i64),
+    Nil,
+    Bulk(&'a [u8]),
+    Array(usize),
+}
+
+/// Reads complete replies value by value.
+#[derive(Debug)]
+pub(super) struct Replies<'a> {
+    input: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Replies<'a> {
+    /// Reads what a [`Scanner`] has found to be complete.
+    pub(super) fn new(input: &'a [u8]) -> Self {
+        Self { input, at: 0 }
+    }
+}
+
+impl<'a> Iterator for Replies<'a> {
+    type Item = Reply<'a>;
+
+    fn next(&mut self) -> Option<Reply<'a>> {
+        let (head, after_head) = head(self.input, self.at).ok().flatten()?;
+        self.at = after_head;
+        Some(match head {
+            Head::Status(line) => Reply::Status(line),
+            Head::Error(line) => Reply::Error(line),
+            Head::Int(int) => Reply::Int(int),
+            Head::Nil => Reply::Nil,
+            Head::Array(length) => Reply::Array(length),
+            Head::Bulk(length) => {
+                let bytes = self.input.get(after_head..after_head + length)?;
+                self.at = after_head + length + 2;
+                Reply::Bulk(bytes)
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use redis::Value;
+
+    use super::*;
+
+    fn wire(value: &Value, out: &mut Vec<u8>) {
+        match value {
+            Value::Nil => out.extend_from_slice(b"$-1\r\n"),
+            Value::Int(int) => out.extend_from_slice(format!(":{int}\r\n").as_bytes()),
+            Value::BulkString(bytes) => argument(out, bytes),
+            Value::SimpleString(text) => out.extend_from_slice(format!("+{text}\r\n").as_bytes()),
+            Value::Array(values) => {
+                command(out, values.len());
+                for value in values {
+                    wire(value, out);
+                }
+            }
+            other => panic!("not generated: {other:?}"),
+        }
+    }
+
+    fn value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Nil),
+            any::<i64>().prop_map(Value::Int),
+            any::<Vec<u8>>().prop_map(Value::BulkString),
+            "[a-zA-NP-Z ]{1,10}".prop_map(Value::SimpleString),
+        ];
+        leaf.prop_recursive(3, 32, 8, |inner| {
+            prop::collection::vec(inner, 0..8).prop_map(Value::Array)
+        })
+    }
+
+    fn read(replies: &mut Replies<'_>) -> Value {
+        match replies.next().expect("complete") {
+            Reply::Status(line) => Value::SimpleString(String::from_utf8_lossy(line).into()),
+            Reply::Error(line) => panic!("not generated: {line:?}"),
+            Reply::Int(int) => Value::Int(int),
+            Reply::Nil => Value::Nil,
+            Reply::Bulk(bytes) => Value::BulkString(bytes.to_vec()),
+            Reply::Array(length) => Value::Array((0..length).map(|_| read(replies)).collect()),
+        }
+    }
+
+    proptest! {
+        /// The redis crate's parser is the reference.
+        #[test]
+        fn replies_read_as_the_redis_crate_reads_them(values in prop::collection::vec(value(), 1..4)) {
+            let mut bytes = Vec::new();
+            for value in &values {
+                wire(value, &mut bytes);
+            }
+            let mut reference = redis::Parser::new();
+            let mut rest = bytes.as_slice();
+            let mut replies = Replies::new(&bytes);
+            for _ in &values {
+                prop_assert_eq!(read(&mut replies), reference.parse_value(&mut rest).expect("valid"));
+            }
+            prop_assert_eq!(replies.next(), None);
+        }
+
+        #[test]
+        fn the_end_is_found_however_the_input_is_cut(
+            values in prop::collection::vec(value(), 1..4),
+            piece in 1..40usize,
+        ) {
+            let mut bytes = Vec::new();
+            for value in &values {
+                wire(value, &mut bytes);
+            }
+            let length = bytes.len();
+            bytes.extend_from_slice(b":1\r\n");
+            let mut scanner = Scanner::new(values.len());
+            let mut seen = 0;
+            let found = loop {
+                seen = (seen + piece).min(bytes.len());
+                if let Some(found) = scanner.scan(&bytes[..seen]).expect("valid") {
+                    break found;
+                }
+                prop_assert!(seen < bytes.len(), "never found");
+            };
+            prop_assert_eq!(found, length);
+        }
+
+        #[test]
+        fn no_input_makes_it_panic(bytes in any::<Vec<u8>>(), kind in "[-+:$*]", line in "-?[0-9]{0,20}\r?\n?") {
+            _ = Scanner::new(1).scan(&bytes);
+            let typed = [kind.as_bytes(), line.as_bytes(), &bytes].concat();
+            _ = Scanner::new(2).scan(&typed);
+            assert!(Replies::new(&typed).take(100).count() <= 100);
+        }
+    }
+
+    #[test]
+    fn what_is_not_resp_is_refused() {
+        for input in [
+            &b"HTTP/1.1 400 Bad Request\r\n"[..],
+            b"$9999999999999\r\n",
+            b"$-2\r\n",
+            b"*-2\r\n",
+            b":1a\r\n",
+            b":\r\n",
+            b"+OK\r+",
+        ] {
+            assert!(Scanner::new(1).scan(input).is_err(), "{input:?}");
+        }
+    }
+}
