@@ -102,6 +102,19 @@ pub struct ServeArgs {
     )]
     max_value_bytes: usize,
 
+    /// The longest that a call may take, whatever deadline its caller sets
+    #[arg(long, env = "DYNDATA_MAX_DEADLINE", value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
+    max_deadline: Duration,
+
+    /// The most calls in flight in one worker; what is beyond is refused at once
+    #[arg(
+        long,
+        env = "DYNDATA_MAX_IN_FLIGHT",
+        value_name = "COUNT",
+        default_value_t = 4096
+    )]
+    max_in_flight: usize,
+
     /// How long running calls may take to finish after SIGTERM or SIGINT
     #[arg(long, env = "DYNDATA_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "20s", value_parser = humantime::parse_duration)]
     drain_timeout: Duration,
@@ -124,6 +137,8 @@ pub struct Config {
     pub(crate) store: StoreConfig,
     pub(crate) workers: usize,
     pub(crate) limits: Limits,
+    pub(crate) max_deadline: Duration,
+    pub(crate) max_in_flight: usize,
     pub(crate) drain_timeout: Duration,
     pub(crate) log_format: LogFormat,
 }
@@ -201,6 +216,8 @@ impl Config {
                     max_batch,
                     max_value_bytes,
                 },
+            max_deadline,
+            max_in_flight,
             drain_timeout,
             log_format,
         } = self;
@@ -234,6 +251,8 @@ impl Config {
         lines.add("max-ttl", humantime::format_duration(*max_ttl));
         lines.add("max-batch", max_batch);
         lines.add("max-value-bytes", max_value_bytes);
+        lines.add("max-deadline", humantime::format_duration(*max_deadline));
+        lines.add("max-in-flight", max_in_flight);
         lines.add("drain-timeout", humantime::format_duration(*drain_timeout));
         lines.add("log-format", log_format);
         lines.0
@@ -258,6 +277,8 @@ impl TryFrom<ServeArgs> for Config {
             max_ttl,
             max_batch,
             max_value_bytes,
+            max_deadline,
+            max_in_flight,
             drain_timeout,
             log_format,
         } = args;
@@ -270,6 +291,12 @@ impl TryFrom<ServeArgs> for Config {
         within("redis-timeout", redis_timeout, MILLISECOND, MINUTE)?;
         within("max-ttl", max_ttl, MILLISECOND, YEAR)?;
         within("default-ttl", default_ttl, MILLISECOND, max_ttl)?;
+        within("max-deadline", max_deadline, MILLISECOND, HOUR)?;
+        check(
+            "max-in-flight",
+            (1..=1_000_000).contains(&max_in_flight),
+            "must be from 1 to 1000000",
+        )?;
         within("drain-timeout", drain_timeout, Duration::ZERO, HOUR)?;
         check(
             "max-batch",
@@ -348,6 +375,8 @@ impl TryFrom<ServeArgs> for Config {
                 max_batch,
                 max_value_bytes,
             },
+            max_deadline,
+            max_in_flight,
             drain_timeout,
             log_format,
         })

@@ -31,6 +31,15 @@ pub enum Error {
         /// The limit, in bytes.
         max: usize,
     },
+    /// The `grpc-timeout` header is not of the form that gRPC gives it.
+    #[error("the grpc-timeout header is not 1 to 8 digits and a unit (H, M, S, m, u, n)")]
+    TimeoutInvalid,
+    /// The caller's time is up, or the longest that the server gives to a call.
+    #[error("the deadline has passed")]
+    DeadlineExceeded,
+    /// There is more work in flight than the server takes on.
+    #[error("too many calls are in flight; try again later")]
+    Overloaded,
     /// The store could not do it.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -56,6 +65,9 @@ impl Error {
             Self::Invalid(invalid) => (Code::InvalidArgument, invalid_reason(invalid), None),
             Self::MessageMalformed => (Code::InvalidArgument, "MESSAGE_MALFORMED", None),
             Self::MessageTooLarge { .. } => (Code::ResourceExhausted, "MESSAGE_TOO_LARGE", None),
+            Self::TimeoutInvalid => (Code::InvalidArgument, "TIMEOUT_INVALID", None),
+            Self::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED", None),
+            Self::Overloaded => (Code::ResourceExhausted, "OVERLOADED", SOON),
             Self::Store(store) => match store {
                 StoreError::Unavailable => (Code::Unavailable, "BACKEND_UNAVAILABLE", SOON),
                 StoreError::Timeout => (Code::Unavailable, "BACKEND_TIMEOUT", SOON),
@@ -123,7 +135,15 @@ impl From<Error> for Status {
         if retry_after.is_some() {
             details.set_retry_info(retry_after);
         }
-        Self::with_error_details(code, message, details)
+        let mut status = Self::with_error_details(code, message, details);
+        if let (Error::Overloaded, Some(delay)) = (&error, retry_after) {
+            // What gRPC clients with a retry policy obey (gRFC A6).
+            let millis = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+            status
+                .metadata_mut()
+                .insert("grpc-retry-pushback-ms", millis.into());
+        }
+        status
     }
 }
 

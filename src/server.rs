@@ -10,6 +10,7 @@
 
 pub(crate) mod accept;
 mod call;
+mod deadline;
 mod worker;
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
@@ -143,6 +144,8 @@ impl Bound {
                 number,
                 store: stores.for_worker(number),
                 limits: config.limits,
+                max_deadline: config.max_deadline,
+                max_in_flight: config.max_in_flight,
                 recorder,
                 health: health.reporter(),
                 draining: draining.clone(),

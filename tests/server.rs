@@ -231,14 +231,20 @@ async fn what_is_no_message_is_an_invalid_argument() {
         // Nothing at all.
         &[],
     ] {
-        let reply = raw_call(&server, "/dyndata.v1.DynData/Get", Bytes::from_static(body)).await;
+        let reply = raw_call(&server, GET, Bytes::from_static(body)).await;
         assert_eq!(reply, InvalidArgument as i32, "{body:?}");
     }
     server.stop().await;
 }
 
+const GET: &str = "/dyndata.v1.DynData/Get";
+
 /// The grpc-status of a call with these very bytes.
 async fn raw_call(server: &Running, path: &str, body: Bytes) -> i32 {
+    raw_call_with(server, path, &[], body).await
+}
+
+async fn raw_call_with(server: &Running, path: &str, headers: &[(&str, &str)], body: Bytes) -> i32 {
     let socket = tokio::net::TcpStream::connect(&server.addr)
         .await
         .expect("connects");
@@ -247,11 +253,13 @@ async fn raw_call(server: &Running, path: &str, body: Bytes) -> i32 {
             .await
             .expect("HTTP/2");
     tokio::spawn(connection);
-    let request = http::Request::post(format!("http://{}{path}", server.addr))
+    let mut request = http::Request::post(format!("http://{}{path}", server.addr))
         .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .body(Full::new(body))
-        .expect("a request");
+        .header("te", "trailers");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(Full::new(body)).expect("a request");
     let reply = sender.send_request(request).await.expect("a reply");
     assert_eq!(reply.status(), 200);
     let in_head = reply.headers().get("grpc-status").cloned();
@@ -411,5 +419,104 @@ async fn every_worker_serves_the_same_data() {
     let (_, metrics) = server.http("/metrics").await;
     assert!(metrics.contains("dyndata_connections 8"), "{metrics}");
     drop(clients);
+    server.stop().await;
+}
+
+/// A Redis that answers nothing for a while.
+fn pause(redis: &Redis, millis: u32) {
+    redis::cmd("CLIENT")
+        .arg(&["PAUSE", &millis.to_string(), "ALL"])
+        .exec(&mut redis.connect())
+        .expect("CLIENT PAUSE");
+}
+
+#[tokio::test]
+async fn a_callers_deadline_is_kept() {
+    let redis = Redis::start();
+    let server = Running::on_redis(&redis, &["--redis-timeout=10s"]).await;
+    pause(&redis, 2_000);
+    let message = Bytes::from_static(&[0, 0, 0, 0, 4, 0x12, 2, b'4', b'2']);
+    for millis in [1, 20, 100] {
+        // Not through tonic's client, which would give up by itself.
+        let timeout = ("grpc-timeout", &*format!("{millis}m"));
+        let start = Instant::now();
+        let reply = raw_call_with(&server, GET, &[timeout], message.clone()).await;
+        assert_eq!(reply, Code::DeadlineExceeded as i32);
+        let elapsed = start.elapsed();
+        assert!(elapsed >= Duration::from_millis(millis), "{elapsed:?}");
+        assert!(elapsed < Duration::from_millis(millis + 500), "{elapsed:?}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn the_servers_own_deadline_bounds_every_call() {
+    let redis = Redis::start();
+    let flags = ["--redis-timeout=10s", "--max-deadline=100ms"];
+    let server = Running::on_redis(&redis, &flags).await;
+    let mut client = server.client().await;
+    pause(&redis, 1_000);
+    let start = Instant::now();
+    assert_error(
+        client.get("42").await,
+        Code::DeadlineExceeded,
+        "DEADLINE_EXCEEDED",
+    );
+    assert!(
+        start.elapsed() < Duration::from_millis(900),
+        "{:?}",
+        start.elapsed()
+    );
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_malformed_timeout_is_refused() {
+    let server = Running::start(&[]);
+    let mut client = server.client().await;
+    let mut request = tonic::Request::new(dyndata::proto::GetRequest::default());
+    request
+        .metadata_mut()
+        .insert("grpc-timeout", "soon".parse().expect("ASCII"));
+    assert_error(
+        client.0.get(request).await,
+        InvalidArgument,
+        "TIMEOUT_INVALID",
+    );
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn work_beyond_the_limit_is_refused_at_once_with_a_pushback() {
+    let redis = Redis::start();
+    let flags = ["--workers=1", "--max-in-flight=5", "--redis-timeout=10s"];
+    let server = Running::on_redis(&redis, &flags).await;
+    let client = server.client().await;
+    pause(&redis, 1_000);
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let mut client = client.clone();
+        calls.spawn(async move { client.get("42").await });
+    }
+    let (mut accepted, mut refused) = (0, 0);
+    for result in calls.join_all().await {
+        match result {
+            Ok(value) => {
+                assert_eq!(value, None);
+                accepted += 1;
+            }
+            Err(status) => {
+                assert_eq!(status.code(), ResourceExhausted);
+                assert!(status.metadata().contains_key("grpc-retry-pushback-ms"));
+                assert!(
+                    status.message().contains("in flight"),
+                    "{}",
+                    status.message()
+                );
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!((accepted, refused), (5, 15));
     server.stop().await;
 }

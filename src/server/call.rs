@@ -9,16 +9,20 @@ use std::{
     convert::Infallible,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Instant,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::{body::Incoming, service::Service};
-use tokio::sync::watch;
+use pin_project_lite::pin_project;
+use tokio::{sync::watch, time::Sleep};
 use tonic::{Code, Status, body::Body, codegen::BoxFuture, service::Routes};
 use tonic_health::{
     pb::health_server::HealthServer,
@@ -26,6 +30,7 @@ use tonic_health::{
 };
 use tower_service::Service as _;
 
+use super::{deadline::grpc_timeout, worker::WorkerConfig};
 use crate::{
     error::Error,
     metrics::{Method, Recorder},
@@ -45,24 +50,65 @@ pub(super) struct Dispatch {
     routes: Routes,
     recorder: Arc<Recorder>,
     draining: watch::Receiver<()>,
+    in_flight: Arc<AtomicUsize>,
+    max_in_flight: usize,
+    max_deadline: Duration,
     max_message_bytes: usize,
 }
 
 impl Dispatch {
-    pub(super) fn new(
-        service: DynDataService,
-        limits: &Limits,
-        health: HealthReporter,
-        recorder: Arc<Recorder>,
-        draining: watch::Receiver<()>,
-    ) -> Self {
-        let max_message_bytes = max_message_bytes(limits);
+    /// Opens the worker's store; to be called on the worker's own thread.
+    pub(super) fn new(config: WorkerConfig) -> Self {
+        let WorkerConfig {
+            number: _,
+            store,
+            limits,
+            max_deadline,
+            max_in_flight,
+            recorder,
+            health,
+            draining,
+            drain_timeout: _,
+        } = config;
+        let max_message_bytes = max_message_bytes(&limits);
+        let service = DynDataService::new(store(), limits);
         Self {
             dyn_data: DynDataServer::new(service).max_decoding_message_size(max_message_bytes),
             routes: routes(health),
             recorder,
             draining,
+            in_flight: Arc::default(),
+            max_in_flight,
+            max_deadline,
             max_message_bytes,
+        }
+    }
+
+    /// A call of the service itself, within its limits.
+    fn dyn_data(&self, request: Request<Incoming>) -> Result<Running, Error> {
+        let timeout = grpc_timeout(request.headers())?
+            .unwrap_or(self.max_deadline)
+            .min(self.max_deadline);
+        let in_flight = InFlight::enter(&self.in_flight, self.max_in_flight)?;
+        Ok(Running::DynData {
+            // A clone is two reference counts; the generated service wants `&mut self`.
+            call: self.dyn_data.clone().call(request),
+            deadline: tokio::time::sleep(timeout),
+            _in_flight: in_flight,
+        })
+    }
+
+    /// A call of health or reflection; or of nothing that exists.
+    fn other(&self, request: Request<Incoming>) -> Running {
+        let mut routes = self.routes.clone();
+        let draining = self.draining.clone();
+        Running::Other {
+            call: Box::pin(async move {
+                routes
+                    .call(request)
+                    .await
+                    .map(|response| response.map(|body| Body::new(UntilDrain::new(body, draining))))
+            }),
         }
     }
 }
@@ -104,17 +150,10 @@ impl Service<Request<Incoming>> for Dispatch {
         let path = request.uri().path();
         let guard = Guard::start(&self.recorder, Method::from_path(path));
         let running = if path.starts_with(DYN_DATA_PREFIX) {
-            // A clone is two reference counts; the generated service wants `&mut self`.
-            Running::DynData(self.dyn_data.clone().call(request))
+            self.dyn_data(request)
+                .unwrap_or_else(|error| Running::Refused { error: Some(error) })
         } else {
-            let mut routes = self.routes.clone();
-            let draining = self.draining.clone();
-            Running::Other(Box::pin(async move {
-                routes
-                    .call(request)
-                    .await
-                    .map(|response| response.map(|body| Body::new(UntilDrain::new(body, draining))))
-            }))
+            self.other(request)
         };
         Call {
             running,
@@ -124,38 +163,53 @@ impl Service<Request<Incoming>> for Dispatch {
     }
 }
 
-/// The future of a call's response head.
-pub(super) struct Call {
-    running: Running,
-    guard: Option<Guard>,
-    max_message_bytes: usize,
+pin_project! {
+    /// The future of a call's response head.
+    pub(super) struct Call {
+        #[pin]
+        running: Running,
+        guard: Option<Guard>,
+        max_message_bytes: usize,
+    }
 }
 
-enum Running {
-    DynData(BoxFuture<Response<Body>, Infallible>),
-    Other(BoxFuture<Response<Body>, Infallible>),
+pin_project! {
+    #[project = RunningProjection]
+    enum Running {
+        DynData {
+            call: BoxFuture<Response<Body>, Infallible>,
+            #[pin]
+            deadline: Sleep,
+            _in_flight: InFlight,
+        },
+        Other {
+            call: BoxFuture<Response<Body>, Infallible>,
+        },
+        Refused {
+            error: Option<Error>,
+        },
+    }
 }
 
 impl Future for Call {
     type Output = Result<Response<CallBody>, Infallible>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = &mut *self;
-        // What a handler leaves behind when it panics is dropped with its future; the stores are
-        // consistent at every point where they could panic.
-        let polled = catch_unwind(AssertUnwindSafe(|| match &mut this.running {
-            Running::DynData(call) | Running::Other(call) => call.as_mut().poll(cx),
-        }));
-        let response = match polled {
-            Ok(Poll::Pending) => return Poll::Pending,
-            Ok(Poll::Ready(Ok(response))) => match &this.running {
-                Running::DynData(_) => self.to_contract(response),
-                Running::Other(_) => response,
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let response = match this.running.project() {
+            RunningProjection::DynData { call, deadline, .. } => match poll_caught(call, cx) {
+                Poll::Ready(response) => to_contract(response, *this.max_message_bytes),
+                Poll::Pending => {
+                    ready!(deadline.poll(cx));
+                    Status::from(Error::DeadlineExceeded).into_http()
+                }
             },
-            Ok(Poll::Ready(Err(never))) => match never {},
-            Err(_) => Status::from(Error::Internal).into_http(),
+            RunningProjection::Other { call } => ready!(poll_caught(call, cx)),
+            RunningProjection::Refused { error } => {
+                Status::from(error.take().unwrap_or(Error::Internal)).into_http()
+            }
         };
-        let mut guard = self.guard.take();
+        let mut guard = this.guard.take();
         // An error that is known by now is in the head, without a body.
         if let Some(code) = code(response.headers())
             && let Some(guard) = guard.take()
@@ -166,21 +220,51 @@ impl Future for Call {
     }
 }
 
-impl Call {
-    /// Puts tonic's own errors into the status contract. The service's errors have details;
-    /// tonic's have not.
-    fn to_contract(&self, response: Response<Body>) -> Response<Body> {
-        let headers = response.headers();
-        let error = match code(headers) {
-            Some(Code::OutOfRange) => Error::MessageTooLarge {
-                max: self.max_message_bytes,
-            },
-            Some(Code::Internal) if !headers.contains_key(STATUS_DETAILS) => {
-                Error::MessageMalformed
-            }
-            _ => return response,
-        };
-        Status::from(error).into_http()
+/// Polls a call, and makes a panic an INTERNAL of that call alone. What a handler leaves behind
+/// when it panics is dropped with its future; the stores are consistent wherever they can panic.
+fn poll_caught(
+    call: &mut BoxFuture<Response<Body>, Infallible>,
+    cx: &mut Context<'_>,
+) -> Poll<Response<Body>> {
+    match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx))) {
+        Ok(Poll::Pending) => Poll::Pending,
+        Ok(Poll::Ready(Ok(response))) => Poll::Ready(response),
+        Ok(Poll::Ready(Err(never))) => match never {},
+        Err(_) => Poll::Ready(Status::from(Error::Internal).into_http()),
+    }
+}
+
+/// Puts tonic's own errors into the status contract. The service's errors have details; tonic's
+/// have not.
+fn to_contract(response: Response<Body>, max_message_bytes: usize) -> Response<Body> {
+    let headers = response.headers();
+    let error = match code(headers) {
+        Some(Code::OutOfRange) => Error::MessageTooLarge {
+            max: max_message_bytes,
+        },
+        Some(Code::Internal) if !headers.contains_key(STATUS_DETAILS) => Error::MessageMalformed,
+        _ => return response,
+    };
+    Status::from(error).into_http()
+}
+
+/// One of a worker's calls in flight, for as long as it is one.
+struct InFlight(Arc<AtomicUsize>);
+
+impl InFlight {
+    fn enter(count: &Arc<AtomicUsize>, max: usize) -> Result<Self, Error> {
+        // Only this thread counts, so that looking first is good enough.
+        if count.load(Ordering::Relaxed) >= max {
+            return Err(Error::Overloaded);
+        }
+        count.fetch_add(1, Ordering::Relaxed);
+        Ok(Self(Arc::clone(count)))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -293,7 +377,7 @@ impl HttpBody for UntilDrain {
         let Some(drain) = &mut self.drain else {
             return Poll::Ready(None);
         };
-        std::task::ready!(drain.as_mut().poll(cx));
+        ready!(drain.as_mut().poll(cx));
         self.drain = None;
         let mut trailers = HeaderMap::new();
         // The message is plain ASCII, so it always fits into a header.

@@ -24,7 +24,7 @@ use tokio::{
 use tonic_health::server::HealthReporter;
 
 use super::{OpenStore, accept::Socket, call::Dispatch};
-use crate::{metrics::Recorder, model::Limits, service::DynDataService};
+use crate::{metrics::Recorder, model::Limits};
 
 /// Sockets that wait for a worker; beyond it the acceptor waits, and the kernel queues.
 const QUEUE: usize = 64;
@@ -45,6 +45,8 @@ pub(super) struct WorkerConfig {
     pub(super) number: usize,
     pub(super) store: OpenStore,
     pub(super) limits: Limits,
+    pub(super) max_deadline: Duration,
+    pub(super) max_in_flight: usize,
     pub(super) recorder: Arc<Recorder>,
     pub(super) health: HealthReporter,
     /// Closes when the drain begins.
@@ -106,23 +108,10 @@ impl Worker {
 }
 
 async fn serve(config: WorkerConfig, mut incoming: mpsc::Receiver<Socket>, open: Arc<AtomicUsize>) {
-    let WorkerConfig {
-        number: _,
-        store,
-        limits,
-        recorder,
-        health,
-        mut draining,
-        drain_timeout,
-    } = config;
-    let service = DynDataService::new(store(), limits);
-    let dispatch = Dispatch::new(
-        service,
-        &limits,
-        health,
-        Arc::clone(&recorder),
-        draining.clone(),
-    );
+    let mut draining = config.draining.clone();
+    let drain_timeout = config.drain_timeout;
+    let recorder = Arc::clone(&config.recorder);
+    let dispatch = Dispatch::new(config);
     let mut http = http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())
         // gRPC has no use for a date in every reply.
