@@ -2,10 +2,11 @@
 //! should have been sent: a server that stalls cannot hide it by not being asked.
 
 use std::{
+    collections::VecDeque,
     net::SocketAddr,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
     thread,
     time::{Duration, Instant},
@@ -13,15 +14,23 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use hdrhistogram::Histogram;
-use tokio::{sync::mpsc, time};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+    time,
+};
 
 use crate::{
     keys::Workload,
     load::{CALL_LIMIT, Control, call, connect, new_histogram, request_template, runtime},
 };
 
+/// Calls under way at a time on a connection. What becomes due beyond it waits here, where that
+/// is cheap, and not in the HTTP/2 library.
+const STREAMS: usize = 100;
+
 /// Calls that may be waiting. Those that become due beyond it are not sent, and told of.
-const WAITING_LIMIT: u64 = 50_000;
+const WAITING_LIMIT: usize = 50_000;
 
 /// How long the pacing thread sleeps between looks at the clock.
 const TICK: Duration = Duration::from_micros(50);
@@ -32,13 +41,13 @@ pub struct Outcome {
     /// Calls that were told to come back later.
     pub refused: u64,
     /// Calls that were not sent because too many were waiting: the rate was not held.
-    pub unsent: u64,
+    pub unsent: usize,
     pub latencies: Histogram<u64>,
     /// How late the generator sent.
     pub lateness: Histogram<u64>,
 }
 
-/// Sends `rate` calls a second, evenly spaced, over so many connections in turn.
+/// Sends `rate` calls a second, evenly spaced, over so many connections.
 pub fn run(
     target: SocketAddr,
     workload: Workload,
@@ -48,44 +57,40 @@ pub fn run(
 ) -> Result<Outcome> {
     let template = Arc::new(request_template(&workload)?);
     let control = Control::new(workload)?;
+    let queue = Arc::new(Queue::default());
     let (due, mut arrivals) = mpsc::unbounded_channel();
     let over = Arc::new(AtomicBool::new(false));
     let pacer = pace(due, Arc::clone(&over), rate, duration);
 
     let outcome = runtime()?.block_on(async {
+        let mut streams = JoinSet::new();
         let clients = connect(target, connections).await?;
-        let mut lateness = new_histogram()?;
-        let mut unsent = 0;
-        let waiting = Arc::new(AtomicU64::new(0));
-        let start = Instant::now();
-        // A batch of calls that became due between two looks at the clock.
-        while let Some(batch) = arrivals.recv().await {
-            for intended in batch {
-                if waiting.load(Relaxed) >= WAITING_LIMIT {
-                    unsent += 1;
-                    continue;
-                }
-                let Some(number) = control.next() else { break };
-                lateness.saturating_record(intended.elapsed().as_nanos() as u64);
-                let client = clients[number as usize % clients.len()].clone();
-                let (control, template) = (Arc::clone(&control), Arc::clone(&template));
-                let waiting = Arc::clone(&waiting);
-                waiting.fetch_add(1, Relaxed);
-                tokio::spawn(async move {
+        for client in clients.iter().cycle().take(connections * STREAMS) {
+            let (client, template) = (client.clone(), Arc::clone(&template));
+            let (control, queue) = (Arc::clone(&control), Arc::clone(&queue));
+            streams.spawn(async move {
+                while let Some(intended) = queue.next().await {
+                    let Some(number) = control.next() else { break };
                     match call(&client, &template, &control.workload, number).await {
                         Ok(()) => control.succeeded(intended),
                         Err(error) => control.failed(error),
                     }
-                    waiting.fetch_sub(1, Relaxed);
-                });
-            }
+                }
+            });
         }
-        let elapsed = start.elapsed().as_secs_f64();
-        let answered_per_second = control.completed() as f64 / elapsed;
-        let drained = time::timeout(CALL_LIMIT, async {
-            while waiting.load(Relaxed) > 0 {
-                time::sleep(Duration::from_millis(1)).await;
+        let mut lateness = new_histogram()?;
+        let mut unsent = 0;
+        let start = Instant::now();
+        while let Some(batch) = arrivals.recv().await {
+            for intended in &batch {
+                lateness.saturating_record(intended.elapsed().as_nanos() as u64);
             }
+            unsent += queue.push(batch);
+        }
+        let answered_per_second = control.completed() as f64 / start.elapsed().as_secs_f64();
+        queue.end(streams.len());
+        let drained = time::timeout(CALL_LIMIT, async {
+            while streams.join_next().await.is_some() {}
         });
         let drained = drained.await;
         control.result()?;
@@ -101,6 +106,48 @@ pub fn run(
     over.store(true, Relaxed);
     ensure!(pacer.join().is_ok(), "the pacing thread panicked");
     outcome
+}
+
+/// When the calls that are due should have been sent. A permit stands for an entry, or for the
+/// end.
+struct Queue {
+    intended: Mutex<VecDeque<Instant>>,
+    entries: Semaphore,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self {
+            intended: Mutex::default(),
+            entries: Semaphore::new(0),
+        }
+    }
+}
+
+impl Queue {
+    /// Says how many there was no room for.
+    fn push(&self, mut batch: Vec<Instant>) -> usize {
+        let mut intended = self.intended.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = batch.len();
+        batch.truncate(WAITING_LIMIT.saturating_sub(intended.len()));
+        let pushed = batch.len();
+        intended.extend(batch);
+        drop(intended);
+        self.entries.add_permits(pushed);
+        due - pushed
+    }
+
+    /// `None` after the end.
+    async fn next(&self) -> Option<Instant> {
+        self.entries.acquire().await.ok()?.forget();
+        let mut intended = self.intended.lock().unwrap_or_else(PoisonError::into_inner);
+        intended.pop_front()
+    }
+
+    /// Ends so many waiters, once the entries are used up.
+    fn end(&self, waiters: usize) {
+        self.entries.add_permits(waiters);
+    }
 }
 
 /// Says from a thread of its own what is due: the runtime's timers count in milliseconds.

@@ -94,14 +94,22 @@ fn write_bars(out: &mut String, results: &Results) -> Written {
             ))
         })
         .collect();
-    let most = found.iter().map(|(_, cpu)| cpu.max).fold(0.0, f64::max);
-    let scale = (WIDTH - LEFT - 80.0) / most;
+    // One subject far behind would make the others' bars unreadable: its own is cut.
+    let mut most: Vec<f64> = found.iter().map(|(_, cpu)| cpu.max).collect();
+    most.sort_by(f64::total_cmp);
+    let end = match most[..] {
+        [.., second, first] if first > 3.0 * second => second * 1.3,
+        [.., first] => first,
+        [] => return Ok(()),
+    };
+    let scale = (WIDTH - LEFT - 110.0) / end;
     for (row, (kind, cpu)) in found.into_iter().enumerate() {
         let y = 40.0 + STEP * row as f64;
         let middle = y + 16.0;
         let colour = if kind == Kind::Dyndata { SERVICE } else { PEER };
         text(out, (LEFT - 8.0, middle), "end", kind.name())?;
-        let (width, min, max) = (cpu.median * scale, cpu.min * scale, cpu.max * scale);
+        let [width, min, max] = [cpu.median, cpu.min, cpu.max].map(|us| us.min(end) * scale);
+        let cut = if cpu.median > end { " (cut)" } else { "" };
         writeln!(
             out,
             r#"<rect x="{LEFT}" y="{y:.1}" width="{width:.1}" height="24" fill="{colour}"/>"#
@@ -112,7 +120,7 @@ fn write_bars(out: &mut String, results: &Results) -> Written {
             out,
             (to + 6.0, middle),
             "start",
-            &format!("{:.1}", cpu.median),
+            &format!("{:.1}{cut}", cpu.median),
         )?;
     }
     Ok(())

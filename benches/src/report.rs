@@ -215,7 +215,7 @@ fn write_latency(out: &mut String, results: &Results) -> std::fmt::Result {
                 found.sent_late_p50_us, found.sent_late_p99_us
             )
         )?;
-        if found.refused + found.unsent > 0 {
+        if found.refused > 0 || found.unsent > 0 {
             writeln!(
                 out,
                 "    (the rate was not held: {} calls refused, {} not sent because 50,000 waited)",

@@ -93,7 +93,7 @@ pub struct Latency {
     pub answered_per_second: f64,
     pub refused: u64,
     /// Calls that the generator gave up because 50,000 were waiting.
-    pub unsent: u64,
+    pub unsent: usize,
     pub p50_us: f64,
     pub p99_us: f64,
     pub p999_us: f64,
