@@ -25,7 +25,7 @@ fn settings() -> BufferSettings {
 
 /// Writes `E`, reads `D`.
 #[derive(Debug)]
-pub struct Codec<E, D>(PhantomData<(E, D)>);
+pub(crate) struct Codec<E, D>(PhantomData<(E, D)>);
 
 impl<E, D> Default for Codec<E, D> {
     fn default() -> Self {
@@ -54,7 +54,7 @@ where
 
 /// Writes messages.
 #[derive(Debug)]
-pub struct Encoder<E>(PhantomData<E>);
+pub(crate) struct Encoder<E>(PhantomData<E>);
 
 impl<E: Message> codec::Encoder for Encoder<E> {
     type Item = E;
@@ -72,7 +72,7 @@ impl<E: Message> codec::Encoder for Encoder<E> {
 
 /// Reads messages. One that cannot be read is the caller's mistake.
 #[derive(Debug)]
-pub struct Decoder<D>(PhantomData<D>);
+pub(crate) struct Decoder<D>(PhantomData<D>);
 
 impl<D: Message + Default> codec::Decoder for Decoder<D> {
     type Item = D;

@@ -18,11 +18,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::{body::Incoming, service::Service};
-use pin_project_lite::pin_project;
-use tokio::{sync::watch, time::Sleep};
+use tokio::sync::watch;
 use tonic::{Code, Status, body::Body, codegen::BoxFuture, service::Routes};
 use tonic_health::{
     pb::health_server::HealthServer,
@@ -30,7 +29,10 @@ use tonic_health::{
 };
 use tower_service::Service as _;
 
-use super::{deadline::grpc_timeout, worker::WorkerConfig};
+use super::{
+    deadline::{Deadline, Deadlines, grpc_timeout},
+    worker::WorkerConfig,
+};
 use crate::{
     error::Error,
     metrics::{Method, Recorder},
@@ -40,8 +42,8 @@ use crate::{
 };
 
 const DYN_DATA_PREFIX: &str = "/dyndata.v1.DynData/";
-const STATUS: &str = "grpc-status";
-const STATUS_DETAILS: &str = "grpc-status-details-bin";
+const STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const STATUS_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
 /// Everything that the calls of one worker need. Clones share it.
 #[derive(Clone)]
@@ -50,6 +52,7 @@ pub(super) struct Dispatch {
     routes: Routes,
     recorder: Arc<Recorder>,
     draining: watch::Receiver<()>,
+    deadlines: Deadlines,
     in_flight: Arc<AtomicUsize>,
     max_in_flight: usize,
     max_deadline: Duration,
@@ -58,7 +61,7 @@ pub(super) struct Dispatch {
 
 impl Dispatch {
     /// Opens the worker's store; to be called on the worker's own thread.
-    pub(super) fn new(config: WorkerConfig) -> Self {
+    pub(super) fn new(config: WorkerConfig, deadlines: Deadlines) -> Self {
         let WorkerConfig {
             number: _,
             store,
@@ -77,6 +80,7 @@ impl Dispatch {
             routes: routes(health),
             recorder,
             draining,
+            deadlines,
             in_flight: Arc::default(),
             max_in_flight,
             max_deadline,
@@ -85,7 +89,7 @@ impl Dispatch {
     }
 
     /// A call of the service itself, within its limits.
-    fn dyn_data(&self, request: Request<Incoming>) -> Result<Running, Error> {
+    fn dyn_data(&self, request: Request<Incoming>, started: Instant) -> Result<Running, Error> {
         let timeout = grpc_timeout(request.headers())?
             .unwrap_or(self.max_deadline)
             .min(self.max_deadline);
@@ -93,7 +97,7 @@ impl Dispatch {
         Ok(Running::DynData {
             // A clone is two reference counts; the generated service wants `&mut self`.
             call: self.dyn_data.clone().call(request),
-            deadline: tokio::time::sleep(timeout),
+            deadline: self.deadlines.enter(started + timeout),
             _in_flight: in_flight,
         })
     }
@@ -150,7 +154,7 @@ impl Service<Request<Incoming>> for Dispatch {
         let path = request.uri().path();
         let guard = Guard::start(&self.recorder, Method::from_path(path));
         let running = if path.starts_with(DYN_DATA_PREFIX) {
-            self.dyn_data(request)
+            self.dyn_data(request, guard.started)
                 .unwrap_or_else(|error| Running::Refused { error: Some(error) })
         } else {
             self.other(request)
@@ -163,49 +167,42 @@ impl Service<Request<Incoming>> for Dispatch {
     }
 }
 
-pin_project! {
-    /// The future of a call's response head.
-    pub(super) struct Call {
-        #[pin]
-        running: Running,
-        guard: Option<Guard>,
-        max_message_bytes: usize,
-    }
+/// The future of a call's response head.
+pub(super) struct Call {
+    running: Running,
+    guard: Option<Guard>,
+    max_message_bytes: usize,
 }
 
-pin_project! {
-    #[project = RunningProjection]
-    enum Running {
-        DynData {
-            call: BoxFuture<Response<Body>, Infallible>,
-            #[pin]
-            deadline: Sleep,
-            _in_flight: InFlight,
-        },
-        Other {
-            call: BoxFuture<Response<Body>, Infallible>,
-        },
-        Refused {
-            error: Option<Error>,
-        },
-    }
+enum Running {
+    DynData {
+        call: BoxFuture<Response<Body>, Infallible>,
+        deadline: Deadline,
+        _in_flight: InFlight,
+    },
+    Other {
+        call: BoxFuture<Response<Body>, Infallible>,
+    },
+    Refused {
+        error: Option<Error>,
+    },
 }
 
 impl Future for Call {
     type Output = Result<Response<CallBody>, Infallible>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let response = match this.running.project() {
-            RunningProjection::DynData { call, deadline, .. } => match poll_caught(call, cx) {
-                Poll::Ready(response) => to_contract(response, *this.max_message_bytes),
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let response = match &mut this.running {
+            Running::DynData { call, deadline, .. } => match poll_caught(call, cx) {
+                Poll::Ready(response) => to_contract(response, this.max_message_bytes),
                 Poll::Pending => {
-                    ready!(deadline.poll(cx));
+                    ready!(deadline.poll_passed(cx));
                     Status::from(Error::DeadlineExceeded).into_http()
                 }
             },
-            RunningProjection::Other { call } => ready!(poll_caught(call, cx)),
-            RunningProjection::Refused { error } => {
+            Running::Other { call } => ready!(poll_caught(call, cx)),
+            Running::Refused { error } => {
                 Status::from(error.take().unwrap_or(Error::Internal)).into_http()
             }
         };

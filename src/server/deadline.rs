@@ -1,16 +1,156 @@
-//! The `grpc-timeout` header.
+//! Deadlines: the `grpc-timeout` header, and what ends calls whose time is up.
 //!
-//! Source: <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests>
+//! A timer for each call would be one of the larger parts of what a Get costs, only to be thrown
+//! away almost every time. Instead, each worker has a list of its running calls, and a task that
+//! looks at all of them every few milliseconds while there are any. A call is thus ended at most
+//! [`TICK`] late. `docs/performance.md` has the figures.
+//!
+//! Source of the header's form:
+//! <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests>
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
+use slab::Slab;
+use tokio::sync::Notify;
 
 use crate::error::Error;
 
+/// How often the running calls are looked at.
+const TICK: Duration = Duration::from_millis(5);
+/// Ticks without a call after which the task waits for one instead of ticking on.
+const IDLE_TICKS: u32 = 100;
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// The running calls of one worker. Clones share them. The lock is never contended: all calls of
+/// a worker, and the task, are on one thread.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Deadlines {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    calls: Mutex<Calls>,
+    /// Wakes the task when there is a call again.
+    work: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Calls {
+    running: Slab<Running>,
+    /// Whether the task has stopped ticking.
+    asleep: bool,
+}
+
+#[derive(Debug)]
+struct Running {
+    deadline: Instant,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Running(Option<Waker>),
+    Expired,
+}
+
+impl Deadlines {
+    /// Puts a call on the list.
+    pub(super) fn enter(&self, deadline: Instant) -> Deadline {
+        let mut calls = self.shared.calls();
+        let place = calls.running.insert(Running {
+            deadline,
+            state: State::Running(None),
+        });
+        if calls.asleep {
+            calls.asleep = false;
+            self.shared.work.notify_one();
+        }
+        drop(calls);
+        Deadline {
+            shared: Arc::clone(&self.shared),
+            place,
+        }
+    }
+
+    /// Ends calls whose time is up, for ever. To be run once for each worker.
+    pub(super) async fn run(self) {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut idle = 0;
+        loop {
+            ticks.tick().await;
+            idle = if self.expire(Instant::now()) > 0 {
+                0
+            } else {
+                idle + 1
+            };
+            if idle >= IDLE_TICKS {
+                // No call can begin between this and the wait: both are on this thread.
+                self.shared.calls().asleep = true;
+                self.shared.work.notified().await;
+                idle = 0;
+            }
+        }
+    }
+
+    /// Ends the calls whose deadline has passed; gives how many there are in all.
+    fn expire(&self, now: Instant) -> usize {
+        let mut calls = self.shared.calls();
+        for (_, call) in &mut calls.running {
+            if call.deadline <= now
+                && let State::Running(waker) = std::mem::replace(&mut call.state, State::Expired)
+                && let Some(waker) = waker
+            {
+                waker.wake();
+            }
+        }
+        calls.running.len()
+    }
+}
+
+impl Shared {
+    fn calls(&self) -> MutexGuard<'_, Calls> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One call's place on the list, for as long as it runs.
+#[derive(Debug)]
+pub(super) struct Deadline {
+    shared: Arc<Shared>,
+    place: usize,
+}
+
+impl Deadline {
+    /// Ready once the time is up; the waker is woken then. Cheap to ask again and again.
+    pub(super) fn poll_passed(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut calls = self.shared.calls();
+        match &mut calls.running[self.place].state {
+            State::Expired => Poll::Ready(()),
+            State::Running(Some(waker)) if waker.will_wake(cx.waker()) => Poll::Pending,
+            State::Running(waker) => {
+                *waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Deadline {
+    fn drop(&mut self) {
+        self.shared.calls().running.remove(self.place);
+    }
+}
+
 /// How long the caller is willing to wait, if it says so: 1 to 8 digits and a unit.
 pub(super) fn grpc_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
-    match headers.get("grpc-timeout") {
+    match headers.get(GRPC_TIMEOUT) {
         None => Ok(None),
         Some(value) => parse(value.as_bytes())
             .map(Some)
@@ -74,5 +214,33 @@ mod tests {
         fn no_value_makes_it_panic(value in any::<Vec<u8>>()) {
             _ = parse(&value);
         }
+    }
+
+    #[test]
+    fn only_calls_whose_time_is_up_are_ended() {
+        let deadlines = Deadlines::default();
+        let now = Instant::now();
+        let soon = deadlines.enter(now + Duration::from_millis(10));
+        let later = deadlines.enter(now + Duration::from_millis(20));
+        let cx = Context::from_waker(Waker::noop());
+        assert!(soon.poll_passed(&cx).is_pending());
+        assert_eq!(deadlines.expire(now + Duration::from_millis(10)), 2);
+        assert!(soon.poll_passed(&cx).is_ready());
+        assert!(later.poll_passed(&cx).is_pending());
+        drop(soon);
+        assert_eq!(deadlines.expire(now + Duration::from_millis(20)), 1);
+        assert!(later.poll_passed(&cx).is_ready());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_task_sleeps_without_calls_and_wakes_with_one() {
+        let deadlines = Deadlines::default();
+        let task = tokio::spawn(deadlines.clone().run());
+        tokio::time::sleep(TICK * (IDLE_TICKS + 10)).await;
+        assert!(deadlines.shared.calls().asleep);
+        let call = deadlines.enter(Instant::now());
+        std::future::poll_fn(|cx| call.poll_passed(cx)).await;
+        assert!(!deadlines.shared.calls().asleep);
+        task.abort();
     }
 }

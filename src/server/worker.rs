@@ -23,7 +23,7 @@ use tokio::{
 };
 use tonic_health::server::HealthReporter;
 
-use super::{OpenStore, accept::Socket, call::Dispatch};
+use super::{OpenStore, accept::Socket, call::Dispatch, deadline::Deadlines};
 use crate::{metrics::Recorder, model::Limits};
 
 /// Sockets that wait for a worker; beyond it the acceptor waits, and the kernel queues.
@@ -111,7 +111,10 @@ async fn serve(config: WorkerConfig, mut incoming: mpsc::Receiver<Socket>, open:
     let mut draining = config.draining.clone();
     let drain_timeout = config.drain_timeout;
     let recorder = Arc::clone(&config.recorder);
-    let dispatch = Dispatch::new(config);
+    let deadlines = Deadlines::default();
+    // Ends with the runtime, and so with the last call.
+    tokio::spawn(deadlines.clone().run());
+    let dispatch = Dispatch::new(config, deadlines);
     let mut http = http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())
         // gRPC has no use for a date in every reply.
