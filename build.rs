@@ -26,7 +26,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     )?;
 
     tonic_build::configure()
-        .codec_path("crate::codec::Codec")
+        // Not what serves (src/server/unary.rs does), and so not in the crate.
+        .build_server(false)
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -8,7 +8,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use thiserror::Error;
-use tonic::{Code, Status};
+use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{model::Invalid, store::StoreError};
@@ -25,6 +25,9 @@ pub enum Error {
     /// The request is not a protobuf message of the right type.
     #[error("the request message could not be decoded")]
     MessageMalformed,
+    /// The request is compressed.
+    #[error("compressed messages are not supported")]
+    CompressionUnsupported,
     /// The request is larger than any valid one can be.
     #[error("the request message is too large; at most {max} bytes are allowed")]
     MessageTooLarge {
@@ -64,6 +67,7 @@ impl Error {
         let (code, reason, retry_after) = match self {
             Self::Invalid(invalid) => (Code::InvalidArgument, invalid_reason(invalid), None),
             Self::MessageMalformed => (Code::InvalidArgument, "MESSAGE_MALFORMED", None),
+            Self::CompressionUnsupported => (Code::Unimplemented, "COMPRESSION_UNSUPPORTED", None),
             Self::MessageTooLarge { .. } => (Code::ResourceExhausted, "MESSAGE_TOO_LARGE", None),
             Self::TimeoutInvalid => (Code::InvalidArgument, "TIMEOUT_INVALID", None),
             Self::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED", None),
@@ -142,6 +146,12 @@ impl From<Error> for Status {
             status
                 .metadata_mut()
                 .insert("grpc-retry-pushback-ms", millis.into());
+        }
+        if let Error::CompressionUnsupported = error {
+            status.metadata_mut().insert(
+                "grpc-accept-encoding",
+                MetadataValue::from_static("identity"),
+            );
         }
         status
     }

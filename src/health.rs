@@ -5,10 +5,9 @@
 //! process answers.
 
 use tokio::sync::watch;
-use tonic::server::NamedService as _;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::{proto::dyn_data_server::DynDataServer, service::DynDataService, store::LinkState};
+use crate::{service, store::LinkState};
 
 /// Whether calls can be served; if not, why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,7 +88,7 @@ impl Health {
     }
 
     async fn report(&self, status: ServingStatus) {
-        for name in ["", DynDataServer::<DynDataService>::NAME] {
+        for name in ["", service::NAME] {
             self.reporter.set_service_status(name, status).await;
         }
     }

@@ -10,7 +10,6 @@
 //! | [`config`] | flags and environment, turned into a checked [`Config`] |
 //! | [`model`] | ids, namespaces, values, times to live: what is valid, and to and from proto |
 //! | [`error`] | every way a call can fail, and the one mapping to a gRPC status |
-//! | `codec` | messages to bytes and back |
 //! | `service` | the three RPCs: parse, ask the store, reply |
 //! | `store` | where values live: an embedded store, or Redis |
 //! | [`server`] | sockets, event loops, HTTP/2, shutdown |
@@ -71,7 +70,6 @@ pub mod server;
 pub mod telemetry;
 
 mod admin;
-mod codec;
 mod health;
 mod metrics;
 mod service;

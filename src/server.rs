@@ -11,6 +11,7 @@
 pub(crate) mod accept;
 mod call;
 mod deadline;
+mod unary;
 mod worker;
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};

@@ -2,17 +2,17 @@
 //!
 //! Knows nothing of Redis, sockets or HTTP/2.
 
-use tonic::{Request, Response, Status, async_trait};
-
 use crate::{
     error::Error,
     model::{self, Batch, Id, Limits, Namespace, Ttl, Value},
     proto::{
         BatchGetRequest, BatchGetResponse, GetRequest, GetResponse, MarkRequest, MarkResponse,
-        dyn_data_server::DynData,
     },
     store::Store,
 };
+
+/// The name of the service on the wire.
+pub(crate) const NAME: &str = "dyndata.v1.DynData";
 
 /// The service of one worker.
 #[derive(Debug)]
@@ -27,7 +27,8 @@ impl DynDataService {
         Self { store, limits }
     }
 
-    async fn mark(&self, request: MarkRequest) -> Result<MarkResponse, Error> {
+    /// Writes a value.
+    pub(crate) async fn mark(&self, request: MarkRequest) -> Result<MarkResponse, Error> {
         let MarkRequest {
             namespace,
             id,
@@ -44,7 +45,8 @@ impl DynDataService {
         })
     }
 
-    async fn get(&self, request: GetRequest) -> Result<GetResponse, Error> {
+    /// Reads a value.
+    pub(crate) async fn get(&self, request: GetRequest) -> Result<GetResponse, Error> {
         let GetRequest {
             namespace,
             id,
@@ -61,7 +63,11 @@ impl DynDataService {
         })
     }
 
-    async fn batch_get(&self, request: BatchGetRequest) -> Result<BatchGetResponse, Error> {
+    /// Reads many values.
+    pub(crate) async fn batch_get(
+        &self,
+        request: BatchGetRequest,
+    ) -> Result<BatchGetResponse, Error> {
         let BatchGetRequest {
             namespace,
             ids,
@@ -80,26 +86,5 @@ impl DynDataService {
             .map(|(id, found)| model::entry(id, found))
             .collect();
         Ok(BatchGetResponse { entries })
-    }
-}
-
-#[async_trait]
-impl DynData for DynDataService {
-    async fn mark(&self, request: Request<MarkRequest>) -> Result<Response<MarkResponse>, Status> {
-        Ok(self.mark(request.into_inner()).await.map(Response::new)?)
-    }
-
-    async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
-        Ok(self.get(request.into_inner()).await.map(Response::new)?)
-    }
-
-    async fn batch_get(
-        &self,
-        request: Request<BatchGetRequest>,
-    ) -> Result<Response<BatchGetResponse>, Status> {
-        Ok(self
-            .batch_get(request.into_inner())
-            .await
-            .map(Response::new)?)
     }
 }

@@ -1,7 +1,7 @@
 //! One call: to the right service, with a guard around it that counts it, times it, and turns
 //! what tonic and panics say into the status contract.
 //!
-//! The generated service is called directly; health and reflection go through tonic's router.
+//! The service's own methods go through [`unary`]; health and reflection through tonic's router.
 //! The guard is a value that travels from the request into the end of the response body, so that
 //! a call is recorded exactly once and as what it was, cancelled ones included.
 
@@ -18,7 +18,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::{body::Incoming, service::Service};
 use tokio::sync::watch;
@@ -31,24 +31,23 @@ use tower_service::Service as _;
 
 use super::{
     deadline::{Deadline, Deadlines, grpc_timeout},
+    unary::{self, ReplyBody, Rpc, is_grpc},
     worker::WorkerConfig,
 };
 use crate::{
     error::Error,
     metrics::{Method, Recorder},
     model::{Limits, MAX_ID_BYTES},
-    proto::{self, dyn_data_server::DynDataServer},
+    proto,
     service::DynDataService,
 };
 
-const DYN_DATA_PREFIX: &str = "/dyndata.v1.DynData/";
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
-const STATUS_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
 /// Everything that the calls of one worker need. Clones share it.
 #[derive(Clone)]
 pub(super) struct Dispatch {
-    dyn_data: DynDataServer<DynDataService>,
+    service: Arc<DynDataService>,
     routes: Routes,
     recorder: Arc<Recorder>,
     draining: watch::Receiver<()>,
@@ -74,9 +73,8 @@ impl Dispatch {
             drain_timeout: _,
         } = config;
         let max_message_bytes = max_message_bytes(&limits);
-        let service = DynDataService::new(store(), limits);
         Self {
-            dyn_data: DynDataServer::new(service).max_decoding_message_size(max_message_bytes),
+            service: Arc::new(DynDataService::new(store(), limits)),
             routes: routes(health),
             recorder,
             draining,
@@ -89,14 +87,23 @@ impl Dispatch {
     }
 
     /// A call of the service itself, within its limits.
-    fn dyn_data(&self, request: Request<Incoming>, started: Instant) -> Result<Running, Error> {
+    fn dyn_data(
+        &self,
+        rpc: Rpc,
+        request: Request<Incoming>,
+        started: Instant,
+    ) -> Result<Running, Error> {
         let timeout = grpc_timeout(request.headers())?
             .unwrap_or(self.max_deadline)
             .min(self.max_deadline);
         let in_flight = InFlight::enter(&self.in_flight, self.max_in_flight)?;
         Ok(Running::DynData {
-            // A clone is two reference counts; the generated service wants `&mut self`.
-            call: self.dyn_data.clone().call(request),
+            call: Box::pin(unary::call(
+                Arc::clone(&self.service),
+                rpc,
+                request.into_body(),
+                self.max_message_bytes,
+            )),
             deadline: self.deadlines.enter(started + timeout),
             _in_flight: in_flight,
         })
@@ -106,14 +113,10 @@ impl Dispatch {
     fn other(&self, request: Request<Incoming>) -> Running {
         let mut routes = self.routes.clone();
         let draining = self.draining.clone();
-        Running::Other {
-            call: Box::pin(async move {
-                routes
-                    .call(request)
-                    .await
-                    .map(|response| response.map(|body| Body::new(UntilDrain::new(body, draining))))
-            }),
-        }
+        Running::Other(Box::pin(async move {
+            let response = routes.call(request).await?;
+            Ok(response.map(|body| Body::new(UntilDrain::new(body, draining))))
+        }))
     }
 }
 
@@ -153,16 +156,17 @@ impl Service<Request<Incoming>> for Dispatch {
     fn call(&self, request: Request<Incoming>) -> Call {
         let path = request.uri().path();
         let guard = Guard::start(&self.recorder, Method::from_path(path));
-        let running = if path.starts_with(DYN_DATA_PREFIX) {
-            self.dyn_data(request, guard.started)
-                .unwrap_or_else(|error| Running::Refused { error: Some(error) })
+        let running = if !is_grpc(request.headers()) {
+            Running::NotGrpc
+        } else if let Some(rpc) = Rpc::from_path(path) {
+            self.dyn_data(rpc, request, guard.started)
+                .unwrap_or_else(|error| Running::Refused(Some(error)))
         } else {
             self.other(request)
         };
         Call {
             running,
             guard: Some(guard),
-            max_message_bytes: self.max_message_bytes,
         }
     }
 }
@@ -171,21 +175,21 @@ impl Service<Request<Incoming>> for Dispatch {
 pub(super) struct Call {
     running: Running,
     guard: Option<Guard>,
-    max_message_bytes: usize,
 }
 
 enum Running {
+    /// A method of the service itself.
     DynData {
-        call: BoxFuture<Response<Body>, Infallible>,
+        call: Pin<Box<dyn Future<Output = Result<Bytes, Error>> + Send>>,
         deadline: Deadline,
         _in_flight: InFlight,
     },
-    Other {
-        call: BoxFuture<Response<Body>, Infallible>,
-    },
-    Refused {
-        error: Option<Error>,
-    },
+    /// Health, reflection, or nothing that exists.
+    Other(BoxFuture<Response<Body>, Infallible>),
+    /// Failed before it began.
+    Refused(Option<Error>),
+    /// HTTP/2, but no gRPC.
+    NotGrpc,
 }
 
 impl Future for Call {
@@ -193,56 +197,70 @@ impl Future for Call {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        let response = match &mut this.running {
-            Running::DynData { call, deadline, .. } => match poll_caught(call, cx) {
-                Poll::Ready(response) => to_contract(response, this.max_message_bytes),
+        let result = match &mut this.running {
+            Running::DynData { call, deadline, .. } => match poll_caught(call.as_mut(), cx) {
+                Poll::Ready(Some(result)) => result,
+                Poll::Ready(None) => Err(Error::Internal),
                 Poll::Pending => {
                     ready!(deadline.poll_passed(cx));
-                    Status::from(Error::DeadlineExceeded).into_http()
+                    Err(Error::DeadlineExceeded)
                 }
             },
-            Running::Other { call } => ready!(poll_caught(call, cx)),
-            Running::Refused { error } => {
-                Status::from(error.take().unwrap_or(Error::Internal)).into_http()
+            Running::Other(call) => match ready!(poll_caught(call.as_mut(), cx)) {
+                Some(Ok(response)) => return Poll::Ready(Ok(this.finish_other(response))),
+                Some(Err(never)) => match never {},
+                None => Err(Error::Internal),
+            },
+            Running::Refused(error) => Err(error.take().unwrap_or(Error::Internal)),
+            Running::NotGrpc => {
+                let mut response = Response::new(Body::empty());
+                *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+                return Poll::Ready(Ok(this.finish_other(response)));
             }
         };
-        let mut guard = this.guard.take();
+        Poll::Ready(Ok(match result {
+            Ok(message) => {
+                let guard = this.guard.take();
+                let mut response = Response::new(CallBody {
+                    kind: BodyKind::Reply(ReplyBody::new(message)),
+                    guard,
+                });
+                *response.headers_mut() = unary::reply_headers();
+                response
+            }
+            Err(error) => this.finish_other(Status::from(error).into_http()),
+        }))
+    }
+}
+
+impl Call {
+    /// A response that is not one message and OK.
+    fn finish_other(&mut self, response: Response<Body>) -> Response<CallBody> {
+        let mut guard = self.guard.take();
         // An error that is known by now is in the head, without a body.
         if let Some(code) = code(response.headers())
             && let Some(guard) = guard.take()
         {
             guard.finish(code);
         }
-        Poll::Ready(Ok(response.map(|inner| CallBody { inner, guard })))
+        response.map(|body| CallBody {
+            kind: BodyKind::Other(body),
+            guard,
+        })
     }
 }
 
-/// Polls a call, and makes a panic an INTERNAL of that call alone. What a handler leaves behind
-/// when it panics is dropped with its future; the stores are consistent wherever they can panic.
-fn poll_caught(
-    call: &mut BoxFuture<Response<Body>, Infallible>,
+/// Polls a call; none means that it panicked, which is to end that call alone. What a handler
+/// leaves behind when it panics is dropped with its future; the stores are consistent wherever
+/// they can panic.
+fn poll_caught<F: Future + ?Sized>(
+    call: Pin<&mut F>,
     cx: &mut Context<'_>,
-) -> Poll<Response<Body>> {
-    match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx))) {
-        Ok(Poll::Pending) => Poll::Pending,
-        Ok(Poll::Ready(Ok(response))) => Poll::Ready(response),
-        Ok(Poll::Ready(Err(never))) => match never {},
-        Err(_) => Poll::Ready(Status::from(Error::Internal).into_http()),
+) -> Poll<Option<F::Output>> {
+    match catch_unwind(AssertUnwindSafe(|| call.poll(cx))) {
+        Ok(polled) => polled.map(Some),
+        Err(_) => Poll::Ready(None),
     }
-}
-
-/// Puts tonic's own errors into the status contract. The service's errors have details; tonic's
-/// have not.
-fn to_contract(response: Response<Body>, max_message_bytes: usize) -> Response<Body> {
-    let headers = response.headers();
-    let error = match code(headers) {
-        Some(Code::OutOfRange) => Error::MessageTooLarge {
-            max: max_message_bytes,
-        },
-        Some(Code::Internal) if !headers.contains_key(STATUS_DETAILS) => Error::MessageMalformed,
-        _ => return response,
-    };
-    Status::from(error).into_http()
 }
 
 /// One of a worker's calls in flight, for as long as it is one.
@@ -273,8 +291,21 @@ fn code(headers: &HeaderMap) -> Option<Code> {
 
 /// A response body that tells the guard how the call ended.
 pub(super) struct CallBody {
-    inner: Body,
+    kind: BodyKind,
     guard: Option<Guard>,
+}
+
+enum BodyKind {
+    Reply(ReplyBody),
+    Other(Body),
+}
+
+impl CallBody {
+    fn finish(&mut self, code: Code) {
+        if let Some(guard) = self.guard.take() {
+            guard.finish(code);
+        }
+    }
 }
 
 impl HttpBody for CallBody {
@@ -285,26 +316,41 @@ impl HttpBody for CallBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let polled = Pin::new(&mut self.inner).poll_frame(cx);
-        let ended = match &polled {
-            Poll::Ready(Some(Ok(frame))) => frame.trailers_ref().and_then(code),
-            Poll::Ready(Some(Err(status))) => Some(status.code()),
-            Poll::Ready(None) | Poll::Pending => None,
-        };
-        if let Some(code) = ended
-            && let Some(guard) = self.guard.take()
-        {
-            guard.finish(code);
+        match &mut self.kind {
+            BodyKind::Reply(reply) => {
+                let frame = reply.next_frame();
+                if reply.is_end_stream() {
+                    self.finish(Code::Ok);
+                }
+                Poll::Ready(frame.map(Ok))
+            }
+            BodyKind::Other(body) => {
+                let polled = ready!(Pin::new(body).poll_frame(cx));
+                let ended = match &polled {
+                    Some(Ok(frame)) => frame.trailers_ref().and_then(code),
+                    Some(Err(status)) => Some(status.code()),
+                    None => None,
+                };
+                if let Some(code) = ended {
+                    self.finish(code);
+                }
+                Poll::Ready(polled)
+            }
         }
-        polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        match &self.kind {
+            BodyKind::Reply(reply) => reply.is_end_stream(),
+            BodyKind::Other(body) => body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        match &self.kind {
+            BodyKind::Reply(_) => SizeHint::default(),
+            BodyKind::Other(body) => body.size_hint(),
+        }
     }
 }
 
