@@ -39,3 +39,16 @@ clean:
 redis-server:
 	@command -v redis-server >/dev/null && command -v python3 >/dev/null || \
 	  bash -c '. tests/clients/apt.sh && apt_install redis-server python3'
+
+## bench: dyndata beside its peers; about a quarter of an hour. bench-quick: under three minutes
+.PHONY: bench bench-quick
+bench: bench-build
+	target/benches/release/bench
+bench-quick: bench-build
+	target/benches/release/bench --quick
+
+.PHONY: bench-build
+bench-build:
+	benches/setup.sh
+	$(CARGO) build --release --locked
+	CARGO_TARGET_DIR=target/benches $(CARGO) build --release --locked --manifest-path benches/Cargo.toml

@@ -75,6 +75,10 @@ const BUCKETS_MICROS: [u64; 15] = [
 pub(crate) struct Method(usize);
 
 impl Method {
+    pub(crate) const MARK: Self = Self(0);
+    pub(crate) const GET: Self = Self(1);
+    pub(crate) const BATCH_GET: Self = Self(2);
+
     /// The method behind a request path.
     pub(crate) fn from_path(path: &str) -> Self {
         let known = path

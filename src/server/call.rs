@@ -155,10 +155,12 @@ impl Service<Request<Incoming>> for Dispatch {
 
     fn call(&self, request: Request<Incoming>) -> Call {
         let path = request.uri().path();
-        let guard = Guard::start(&self.recorder, Method::from_path(path));
+        let rpc = Rpc::from_path(path);
+        let label = rpc.map_or_else(|| Method::from_path(path), Rpc::label);
+        let guard = Guard::start(&self.recorder, label);
         let running = if !is_grpc(request.headers()) {
             Running::NotGrpc
-        } else if let Some(rpc) = Rpc::from_path(path) {
+        } else if let Some(rpc) = rpc {
             self.dyn_data(rpc, request, guard.started)
                 .unwrap_or_else(|error| Running::Refused(Some(error)))
         } else {

@@ -15,7 +15,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use prost::Message;
 
-use crate::{error::Error, service::DynDataService};
+use crate::{error::Error, metrics::Method, service::DynDataService};
 
 /// Before each message: whether it is compressed (1 byte), and its length (4 bytes).
 const PREFIX_BYTES: usize = 5;
@@ -36,6 +36,15 @@ impl Rpc {
             "Get" => Some(Self::Get),
             "BatchGet" => Some(Self::BatchGet),
             _ => None,
+        }
+    }
+
+    /// The method as a metric label.
+    pub(super) fn label(self) -> Method {
+        match self {
+            Self::Mark => Method::MARK,
+            Self::Get => Method::GET,
+            Self::BatchGet => Method::BATCH_GET,
         }
     }
 }
