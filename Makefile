@@ -41,11 +41,15 @@ redis-server:
 	  bash -c '. tests/clients/apt.sh && apt_install redis-server python3'
 
 ## bench: dyndata beside its peers; about a quarter of an hour. bench-quick: under three minutes
-.PHONY: bench bench-quick
+## bench-counts: system calls and heap allocations per Get
+.PHONY: bench bench-quick bench-counts
 bench: bench-build
 	target/benches/release/bench
 bench-quick: bench-build
 	target/benches/release/bench --quick
+
+bench-counts: bench-build
+	target/benches/release/bench counts
 
 .PHONY: bench-build
 bench-build:

@@ -22,8 +22,10 @@
 //! # One Get
 //!
 //! ```text
-//! accept -> worker -> HTTP/2 -> guard (metrics, panic) -> DynData::get -> Id::try_from
-//!        -> Store::get -> one GET on the worker's own Redis connection -> GetResponse
+//! accept -> worker -> HTTP/2 -> Dispatch: guard (metrics), in-flight limit, deadline
+//!        -> unary::call: bytes to GetRequest -> DynDataService::get -> Id::try_from
+//!        -> Store::get -> one GET on the worker's own Redis connection
+//!        -> GetResponse to bytes -> guard ends with the trailers
 //! ```
 //!
 //! An acceptor hands each socket to the worker with the fewest open connections. A worker is one

@@ -11,6 +11,7 @@
 pub(crate) mod accept;
 mod call;
 mod deadline;
+mod guard;
 mod unary;
 mod worker;
 

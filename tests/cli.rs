@@ -223,9 +223,15 @@ struct Serving {
 
 impl Serving {
     fn start(arguments: &[&str]) -> Self {
+        Self::start_in(arguments, &[])
+    }
+
+    /// With more in its environment.
+    fn start_in(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut process = dyndata()
             .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "off"])
             .args(arguments)
+            .envs(environment.iter().copied())
             .stderr(Stdio::piped())
             .spawn()
             .expect("runs");
@@ -335,4 +341,50 @@ fn an_address_in_use_is_said_and_exits_1() {
     let output = run(&["serve", "--listen", &server.addr, "--admin-listen", "off"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains(&server.addr), "{output:?}");
+}
+
+#[test]
+fn a_redis_behind_tls_is_reached_if_its_certificate_is_trusted() {
+    let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("signs");
+    let dir = std::env::temp_dir().join(format!("dyndata-tls-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).expect("a directory");
+    let file = |name: &str, content: &str| {
+        let path = dir.join(name);
+        std::fs::write(&path, content).expect("writes");
+        path.to_str().expect("UTF-8").to_owned()
+    };
+    let cert = file("cert.pem", &certificate.cert.pem());
+    let key = file("key.pem", &certificate.signing_key.serialize_pem());
+    let port = common::free_port();
+    let tls_port = port.to_string();
+    let mut arguments = vec!["--tls-port", &tls_port, "--tls-auth-clients", "no"];
+    arguments.extend(["--tls-cert-file", &cert, "--tls-key-file", &key]);
+    arguments.extend(["--tls-ca-cert-file", &cert]);
+    let _redis = Redis::start_with(&arguments);
+    let url = format!("rediss://localhost:{port}");
+
+    let serving = Serving::start_in(&["--redis-url", &url], &[("SSL_CERT_FILE", &cert)]);
+    let listening = serving.line("serving gRPC on ");
+    serving.line("health: ready");
+    let addr = listening
+        .split("serving gRPC on ")
+        .nth(1)
+        .and_then(|rest| rest.split(' ').next());
+    let addr = format!("http://{}", addr.expect("an address"));
+    // More than one TLS record, both ways.
+    let value = "x".repeat(60_000);
+    assert!(
+        run(&["mark", "42", &value, "--addr", &addr])
+            .status
+            .success()
+    );
+    assert_eq!(
+        stdout(&run(&["get", "42", "--addr", &addr])).trim_end(),
+        value
+    );
+
+    let refusing = Serving::start(&["--redis-url", &url]);
+    let reason = refusing.line("redis not connected");
+    assert!(reason.contains("certificate"), "{reason}");
+    std::fs::remove_dir_all(dir).expect("removes");
 }

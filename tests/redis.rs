@@ -249,10 +249,7 @@ async fn a_silent_redis_times_out_as_such() {
     let redis = Redis::start();
     let server = Running::on_redis(&redis, &["--redis-timeout", "100ms"]).await;
     let mut client = server.client().await;
-    redis::cmd("CLIENT")
-        .arg(&["PAUSE", "1000", "ALL"])
-        .exec(&mut redis.connect())
-        .expect("CLIENT PAUSE");
+    redis.pause(1_000);
     let start = Instant::now();
     assert_error(client.get("42").await, Unavailable, "BACKEND_TIMEOUT");
     assert_error(
@@ -394,5 +391,59 @@ async fn a_mark_that_redis_expires_is_gone_there_too() {
             .is_ok_and(|elapsed| elapsed >= Duration::from_millis(100))
     );
     assert_eq!(redis.connect().exists("dyn_data/42"), Ok(false));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn short_deadlines_do_not_hide_a_dead_connection() {
+    let redis = Redis::start();
+    let server = Running::on_redis(&redis, &["--redis-timeout=200ms", "--max-deadline=20ms"]).await;
+    let mut client = server.client().await;
+    redis.pause(60_000);
+    let start = Instant::now();
+    // Every call gives up long before Redis is late; the link must notice all the same.
+    while server.http("/readyz").await.0 == 200 {
+        assert!(client.get("42").await.is_err());
+        assert!(start.elapsed() < PATIENCE, "never noticed");
+    }
+    assert_error(client.get("42").await, Unavailable, "BACKEND_UNAVAILABLE");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn replies_of_abandoned_calls_are_never_given_to_others() {
+    let redis = Redis::start();
+    let server = Running::on_redis(&redis, &["--redis-timeout=5s", "--workers=1"]).await;
+    let client = server.client().await;
+    for id in 0..50 {
+        client
+            .clone()
+            .mark(mark(&id.to_string(), int(id)))
+            .await
+            .expect("marks");
+    }
+    for round in 0..5 {
+        redis.pause(30);
+        let mut calls = tokio::task::JoinSet::new();
+        for id in 0..50 {
+            let mut client = client.clone();
+            calls.spawn(async move {
+                let request = GetRequest {
+                    id: id.to_string(),
+                    ..GetRequest::default()
+                };
+                // Every second call is dropped while its command is on the way.
+                let patience = Duration::from_millis(if id % 2 == 0 { 5 } else { 5_000 });
+                let reply = tokio::time::timeout(patience, client.get_request(request)).await;
+                (id, reply)
+            });
+        }
+        for (id, reply) in calls.join_all().await {
+            match reply {
+                Err(_) => assert_eq!(id % 2, 0, "round {round}"),
+                Ok(entry) => assert_eq!(entry.expect("gets").value, read(int(id)), "round {round}"),
+            }
+        }
+    }
     server.stop().await;
 }

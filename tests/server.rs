@@ -5,10 +5,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use common::{PATIENCE, Redis, Running, assert_error, int, mark};
-use http_body_util::{BodyExt as _, Full};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio_stream::StreamExt as _;
 use tonic::{
     Code,
@@ -206,70 +203,6 @@ async fn metrics_count_calls_by_method_and_code() {
 }
 
 #[tokio::test]
-async fn an_unknown_method_is_unimplemented_and_counted_as_other() {
-    let server = Running::start(&[]);
-    for path in ["/dyndata.v1.DynData/Delete", "/nobody.v1.Nothing/Do"] {
-        let reply = raw_call(&server, path, Bytes::from_static(&[0, 0, 0, 0, 0])).await;
-        assert_eq!(reply, Code::Unimplemented as i32, "{path}");
-    }
-    let (_, metrics) = server.http("/metrics").await;
-    let line = r#"grpc_server_handled_total{grpc_type="unary",grpc_service="other",grpc_method="other",grpc_code="Unimplemented"} 2"#;
-    assert!(metrics.contains(line), "{metrics}");
-    server.stop().await;
-}
-
-#[tokio::test]
-async fn what_is_no_message_is_an_invalid_argument() {
-    let server = Running::start(&[]);
-    for body in [
-        // A field of type 7, which does not exist.
-        &[0, 0, 0, 0, 2, 0x0f, 0x00][..],
-        // An id that is not UTF-8.
-        &[0, 0, 0, 0, 3, 0x12, 0x01, 0xff],
-        // Shorter than it says.
-        &[0, 0, 0, 0, 9, 0x12],
-        // Nothing at all.
-        &[],
-    ] {
-        let reply = raw_call(&server, GET, Bytes::from_static(body)).await;
-        assert_eq!(reply, InvalidArgument as i32, "{body:?}");
-    }
-    server.stop().await;
-}
-
-const GET: &str = "/dyndata.v1.DynData/Get";
-
-/// The grpc-status of a call with these very bytes.
-async fn raw_call(server: &Running, path: &str, body: Bytes) -> i32 {
-    raw_call_with(server, path, &[], body).await
-}
-
-async fn raw_call_with(server: &Running, path: &str, headers: &[(&str, &str)], body: Bytes) -> i32 {
-    let socket = tokio::net::TcpStream::connect(&server.addr)
-        .await
-        .expect("connects");
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(socket))
-            .await
-            .expect("HTTP/2");
-    tokio::spawn(connection);
-    let mut request = http::Request::post(format!("http://{}{path}", server.addr))
-        .header("content-type", "application/grpc")
-        .header("te", "trailers");
-    for (name, value) in headers {
-        request = request.header(*name, *value);
-    }
-    let request = request.body(Full::new(body)).expect("a request");
-    let reply = sender.send_request(request).await.expect("a reply");
-    assert_eq!(reply.status(), 200);
-    let in_head = reply.headers().get("grpc-status").cloned();
-    let body = reply.into_body().collect().await.expect("a body");
-    let status = in_head.or_else(|| body.trailers()?.get("grpc-status").cloned());
-    let status = status.expect("a grpc-status");
-    status.to_str().expect("ASCII").parse().expect("a number")
-}
-
-#[tokio::test]
 async fn limits_are_settings() {
     let server = Running::start(&[
         "--max-batch=2",
@@ -350,10 +283,7 @@ async fn a_shutdown_lets_running_calls_finish() {
     let mut server = Running::on_redis(&redis, &["--redis-timeout=5s"]).await;
     let mut client = server.client().await;
     // So that the call is there for a while.
-    redis::cmd("CLIENT")
-        .arg(&["PAUSE", "500", "ALL"])
-        .exec(&mut redis.connect())
-        .expect("CLIENT PAUSE");
+    redis.pause(500);
     let call = tokio::spawn(async move { client.mark(mark("42", int(1))).await });
     tokio::time::sleep(Duration::from_millis(100)).await;
     server.begin_stop();
@@ -369,10 +299,7 @@ async fn a_shutdown_takes_no_longer_than_the_drain_timeout() {
     let mut server =
         Running::on_redis(&redis, &["--redis-timeout=60s", "--drain-timeout=300ms"]).await;
     let mut client = server.client().await;
-    redis::cmd("CLIENT")
-        .arg(&["PAUSE", "8000", "ALL"])
-        .exec(&mut redis.connect())
-        .expect("CLIENT PAUSE");
+    redis.pause(8_000);
     let call = tokio::spawn(async move { client.get("42").await });
     // A peer that never says a word, and one that stops in mid-sentence.
     let _silent = std::net::TcpStream::connect(&server.addr).expect("connects");
@@ -422,40 +349,13 @@ async fn every_worker_serves_the_same_data() {
     server.stop().await;
 }
 
-/// A Redis that answers nothing for a while.
-fn pause(redis: &Redis, millis: u32) {
-    redis::cmd("CLIENT")
-        .arg(&["PAUSE", &millis.to_string(), "ALL"])
-        .exec(&mut redis.connect())
-        .expect("CLIENT PAUSE");
-}
-
-#[tokio::test]
-async fn a_callers_deadline_is_kept() {
-    let redis = Redis::start();
-    let server = Running::on_redis(&redis, &["--redis-timeout=10s"]).await;
-    pause(&redis, 2_000);
-    let message = Bytes::from_static(&[0, 0, 0, 0, 4, 0x12, 2, b'4', b'2']);
-    for millis in [1, 20, 100] {
-        // Not through tonic's client, which would give up by itself.
-        let timeout = ("grpc-timeout", &*format!("{millis}m"));
-        let start = Instant::now();
-        let reply = raw_call_with(&server, GET, &[timeout], message.clone()).await;
-        assert_eq!(reply, Code::DeadlineExceeded as i32);
-        let elapsed = start.elapsed();
-        assert!(elapsed >= Duration::from_millis(millis), "{elapsed:?}");
-        assert!(elapsed < Duration::from_millis(millis + 500), "{elapsed:?}");
-    }
-    server.stop().await;
-}
-
 #[tokio::test]
 async fn the_servers_own_deadline_bounds_every_call() {
     let redis = Redis::start();
     let flags = ["--redis-timeout=10s", "--max-deadline=100ms"];
     let server = Running::on_redis(&redis, &flags).await;
     let mut client = server.client().await;
-    pause(&redis, 1_000);
+    redis.pause(1_000);
     let start = Instant::now();
     assert_error(
         client.get("42").await,
@@ -492,7 +392,7 @@ async fn work_beyond_the_limit_is_refused_at_once_with_a_pushback() {
     let flags = ["--workers=1", "--max-in-flight=5", "--redis-timeout=10s"];
     let server = Running::on_redis(&redis, &flags).await;
     let client = server.client().await;
-    pause(&redis, 1_000);
+    redis.pause(1_000);
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..20 {
         let mut client = client.clone();

@@ -1,9 +1,7 @@
-//! One call: to the right service, with a guard around it that counts it, times it, and turns
-//! what tonic and panics say into the status contract.
+//! One call: to the right service, within its limits, and back with a status of the contract.
 //!
 //! The service's own methods go through [`unary`]; health and reflection through tonic's router.
-//! The guard is a value that travels from the request into the end of the response body, so that
-//! a call is recorded exactly once and as what it was, cancelled ones included.
+//! Around every call is a [`Guard`] that records it.
 
 use std::{
     convert::Infallible,
@@ -18,8 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http::{Request, Response, StatusCode};
 use hyper::{body::Incoming, service::Service};
 use tokio::sync::watch;
 use tonic::{Code, Status, body::Body, codegen::BoxFuture, service::Routes};
@@ -31,6 +28,7 @@ use tower_service::Service as _;
 
 use super::{
     deadline::{Deadline, Deadlines, grpc_timeout},
+    guard::{CallBody, Guard, UntilDrain, code},
     unary::{self, ReplyBody, Rpc, is_grpc},
     worker::WorkerConfig,
 };
@@ -41,8 +39,6 @@ use crate::{
     proto,
     service::DynDataService,
 };
-
-const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Everything that the calls of one worker need. Clones share it.
 #[derive(Clone)]
@@ -161,7 +157,7 @@ impl Service<Request<Incoming>> for Dispatch {
         let running = if !is_grpc(request.headers()) {
             Running::NotGrpc
         } else if let Some(rpc) = rpc {
-            self.dyn_data(rpc, request, guard.started)
+            self.dyn_data(rpc, request, guard.started())
                 .unwrap_or_else(|error| Running::Refused(Some(error)))
         } else {
             self.other(request)
@@ -215,18 +211,18 @@ impl Future for Call {
             },
             Running::Refused(error) => Err(error.take().unwrap_or(Error::Internal)),
             Running::NotGrpc => {
-                let mut response = Response::new(Body::empty());
+                if let Some(guard) = this.guard.take() {
+                    guard.finish(Code::InvalidArgument);
+                }
+                let mut response = Response::new(CallBody::other(Body::empty(), None));
                 *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-                return Poll::Ready(Ok(this.finish_other(response)));
+                return Poll::Ready(Ok(response));
             }
         };
         Poll::Ready(Ok(match result {
             Ok(message) => {
-                let guard = this.guard.take();
-                let mut response = Response::new(CallBody {
-                    kind: BodyKind::Reply(ReplyBody::new(message)),
-                    guard,
-                });
+                let reply = ReplyBody::new(message);
+                let mut response = Response::new(CallBody::reply(reply, this.guard.take()));
                 *response.headers_mut() = unary::reply_headers();
                 response
             }
@@ -245,10 +241,7 @@ impl Call {
         {
             guard.finish(code);
         }
-        response.map(|body| CallBody {
-            kind: BodyKind::Other(body),
-            guard,
-        })
+        response.map(|body| CallBody::other(body, guard))
     }
 }
 
@@ -282,159 +275,5 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-fn code(headers: &HeaderMap) -> Option<Code> {
-    headers
-        .get(STATUS)
-        .map(|status| Code::from_bytes(status.as_bytes()))
-}
-
-/// A response body that tells the guard how the call ended.
-pub(super) struct CallBody {
-    kind: BodyKind,
-    guard: Option<Guard>,
-}
-
-enum BodyKind {
-    Reply(ReplyBody),
-    Other(Body),
-}
-
-impl CallBody {
-    fn finish(&mut self, code: Code) {
-        if let Some(guard) = self.guard.take() {
-            guard.finish(code);
-        }
-    }
-}
-
-impl HttpBody for CallBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        match &mut self.kind {
-            BodyKind::Reply(reply) => {
-                let frame = reply.next_frame();
-                if reply.is_end_stream() {
-                    self.finish(Code::Ok);
-                }
-                Poll::Ready(frame.map(Ok))
-            }
-            BodyKind::Other(body) => {
-                let polled = ready!(Pin::new(body).poll_frame(cx));
-                let ended = match &polled {
-                    Some(Ok(frame)) => frame.trailers_ref().and_then(code),
-                    Some(Err(status)) => Some(status.code()),
-                    None => None,
-                };
-                if let Some(code) = ended {
-                    self.finish(code);
-                }
-                Poll::Ready(polled)
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.kind {
-            BodyKind::Reply(reply) => reply.is_end_stream(),
-            BodyKind::Other(body) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.kind {
-            BodyKind::Reply(_) => SizeHint::default(),
-            BodyKind::Other(body) => body.size_hint(),
-        }
-    }
-}
-
-/// Records one call when it ends, whatever ends it.
-struct Guard {
-    recorder: Arc<Recorder>,
-    method: Method,
-    started: Instant,
-    code: Code,
-}
-
-impl Guard {
-    fn start(recorder: &Arc<Recorder>, method: Method) -> Self {
-        recorder.started(method);
-        Self {
-            recorder: Arc::clone(recorder),
-            method,
-            started: Instant::now(),
-            // Until something better is known: dropped before its end means that the caller left.
-            code: Code::Cancelled,
-        }
-    }
-
-    fn finish(mut self, code: Code) {
-        self.code = code;
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        self.recorder
-            .handled(self.method, self.code, self.started.elapsed());
-    }
-}
-
-/// A response stream that ends with UNAVAILABLE when the drain begins: a health watch would
-/// otherwise keep its connection open for ever.
-struct UntilDrain {
-    inner: Body,
-    drain: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-}
-
-impl UntilDrain {
-    fn new(inner: Body, mut draining: watch::Receiver<()>) -> Self {
-        Self {
-            inner,
-            drain: Some(Box::pin(async move {
-                // The channel carries nothing; its end is the message.
-                _ = draining.changed().await;
-            })),
-        }
-    }
-}
-
-impl HttpBody for UntilDrain {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let polled = Pin::new(&mut self.inner).poll_frame(cx);
-        if polled.is_ready() {
-            return polled;
-        }
-        let Some(drain) = &mut self.drain else {
-            return Poll::Ready(None);
-        };
-        ready!(drain.as_mut().poll(cx));
-        self.drain = None;
-        let mut trailers = HeaderMap::new();
-        // The message is plain ASCII, so it always fits into a header.
-        _ = Status::unavailable("shutting down").add_header(&mut trailers);
-        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.drain.is_none() || self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
     }
 }

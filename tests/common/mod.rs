@@ -99,6 +99,14 @@ impl Redis {
         self.dir.join("redis.sock")
     }
 
+    /// Makes it answer nobody for a while.
+    pub fn pause(&self, millis: u32) {
+        redis::cmd("CLIENT")
+            .arg(&["PAUSE", &millis.to_string(), "ALL"])
+            .exec(&mut self.connect())
+            .expect("CLIENT PAUSE");
+    }
+
     /// A connection of the test's own, to see what is really there.
     pub fn connect(&self) -> redis::Connection {
         redis::Client::open(self.url())

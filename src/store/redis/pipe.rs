@@ -64,6 +64,8 @@ struct Entry {
     /// Replies that it is still owed, for the scanner.
     replies: usize,
     deadline: Instant,
+    /// Whether the deadline has been seen to pass.
+    late: bool,
     caller: Caller,
 }
 
@@ -112,6 +114,7 @@ impl Pipe {
         state.queue.push_back(Entry {
             replies,
             deadline: Instant::now() + timeout,
+            late: false,
             caller: Caller::Waiting(None),
         });
         if let Some(driver) = state.driver.take() {
@@ -134,6 +137,7 @@ impl Pipe {
             stream,
             writing: Vec::new(),
             written: 0,
+            unflushed: false,
             reading: BytesMut::new(),
             scanner: None,
             timer: None,
@@ -241,6 +245,8 @@ pub(super) struct Driver<S> {
     /// Commands on their way into the socket, and how much of them is there.
     writing: Vec<u8>,
     written: usize,
+    /// Whether the stream may hold back what it was given, as TLS does.
+    unflushed: bool,
     reading: BytesMut,
     /// How far the replies to the first unanswered request are.
     scanner: Option<Scanner>,
@@ -275,28 +281,32 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     /// Writes until there is nothing left or the socket is full.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         loop {
-            if self.written == self.writing.len() {
-                self.writing.clear();
-                self.writing.shrink_to(MAX_SPARE_BYTES);
-                self.written = 0;
-                let mut state = self.pipe.state();
-                if state.out.is_empty() {
-                    state.driver = Some(cx.waker().clone());
-                    return Poll::Pending;
+            if self.written < self.writing.len() {
+                let rest = &self.writing[self.written..];
+                match ready!(Pin::new(&mut self.stream).poll_write(cx, rest)) {
+                    Ok(0) => return Poll::Ready(io::ErrorKind::WriteZero.into()),
+                    Ok(written) => self.written += written,
+                    Err(error) => return Poll::Ready(error),
                 }
+                self.unflushed = true;
+                continue;
+            }
+            self.writing.clear();
+            self.writing.shrink_to(MAX_SPARE_BYTES);
+            self.written = 0;
+            let mut state = self.pipe.state();
+            if !state.out.is_empty() {
                 std::mem::swap(&mut self.writing, &mut state.out);
+                continue;
             }
-            let rest = &self.writing[self.written..];
-            match ready!(Pin::new(&mut self.stream).poll_write(cx, rest)) {
-                Ok(0) => return Poll::Ready(io::ErrorKind::WriteZero.into()),
-                Ok(written) => self.written += written,
+            state.driver = Some(cx.waker().clone());
+            drop(state);
+            if !self.unflushed {
+                return Poll::Pending;
+            }
+            match ready!(Pin::new(&mut self.stream).poll_flush(cx)) {
+                Ok(()) => self.unflushed = false,
                 Err(error) => return Poll::Ready(error),
-            }
-            // A TLS stream holds back what it was given.
-            if self.written == self.writing.len()
-                && let Poll::Ready(Err(error)) = Pin::new(&mut self.stream).poll_flush(cx)
-            {
-                return Poll::Ready(error);
             }
         }
     }
@@ -370,7 +380,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                     next = Some(entry.deadline);
                     break;
                 }
-                if let Caller::Waiting(_) = entry.caller {
+                // Counted whether or not somebody still waits: callers with short deadlines of
+                // their own must not hide a dead connection.
+                if !entry.late {
+                    entry.late = true;
                     self.timeouts += 1;
                     entry.caller.finish(Err(StoreError::Timeout));
                 }

@@ -1,0 +1,201 @@
+//! What travels with a call to its end: the guard that records it, and the response bodies that
+//! tell the guard how it ended.
+//!
+//! A call is recorded exactly once and as what it was, whatever ends it: its status in the head or
+//! in the trailers, or, if it is dropped before either, the caller's going away.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::sync::watch;
+use tonic::{Code, Status, body::Body};
+
+use super::unary::ReplyBody;
+use crate::metrics::{Method, Recorder};
+
+const STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
+/// Records one call when it ends, whatever ends it.
+pub(super) struct Guard {
+    recorder: Arc<Recorder>,
+    method: Method,
+    started: Instant,
+    code: Code,
+}
+
+impl Guard {
+    /// The call begins.
+    pub(super) fn start(recorder: &Arc<Recorder>, method: Method) -> Self {
+        recorder.started(method);
+        Self {
+            recorder: Arc::clone(recorder),
+            method,
+            started: Instant::now(),
+            // Until something better is known: dropped before its end means that the caller left.
+            code: Code::Cancelled,
+        }
+    }
+
+    /// When the call began.
+    pub(super) fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// The call ends now, with `code`.
+    pub(super) fn finish(mut self, code: Code) {
+        self.code = code;
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.recorder
+            .handled(self.method, self.code, self.started.elapsed());
+    }
+}
+
+/// A response body that tells the guard how the call ended.
+pub(super) struct CallBody {
+    kind: Kind,
+    guard: Option<Guard>,
+}
+
+enum Kind {
+    Reply(ReplyBody),
+    Other(Body),
+}
+
+impl CallBody {
+    /// One message and OK.
+    pub(super) fn reply(reply: ReplyBody, guard: Option<Guard>) -> Self {
+        Self {
+            kind: Kind::Reply(reply),
+            guard,
+        }
+    }
+
+    /// Anything else.
+    pub(super) fn other(body: Body, guard: Option<Guard>) -> Self {
+        Self {
+            kind: Kind::Other(body),
+            guard,
+        }
+    }
+
+    fn finish(&mut self, code: Code) {
+        if let Some(guard) = self.guard.take() {
+            guard.finish(code);
+        }
+    }
+}
+
+impl HttpBody for CallBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match &mut self.kind {
+            Kind::Reply(reply) => {
+                let frame = reply.next_frame();
+                if reply.is_end_stream() {
+                    self.finish(Code::Ok);
+                }
+                Poll::Ready(frame.map(Ok))
+            }
+            Kind::Other(body) => {
+                let polled = ready!(Pin::new(body).poll_frame(cx));
+                let ended = match &polled {
+                    Some(Ok(frame)) => frame.trailers_ref().and_then(code),
+                    Some(Err(status)) => Some(status.code()),
+                    None => None,
+                };
+                if let Some(code) = ended {
+                    self.finish(code);
+                }
+                Poll::Ready(polled)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Reply(reply) => reply.is_end_stream(),
+            Kind::Other(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Reply(_) => SizeHint::default(),
+            Kind::Other(body) => body.size_hint(),
+        }
+    }
+}
+
+/// A response stream that ends with UNAVAILABLE when the drain begins: a health watch would
+/// otherwise keep its connection open for ever.
+pub(super) struct UntilDrain {
+    inner: Body,
+    drain: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl UntilDrain {
+    pub(super) fn new(inner: Body, mut draining: watch::Receiver<()>) -> Self {
+        Self {
+            inner,
+            drain: Some(Box::pin(async move {
+                // The channel carries nothing; its end is the message.
+                _ = draining.changed().await;
+            })),
+        }
+    }
+}
+
+impl HttpBody for UntilDrain {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let polled = Pin::new(&mut self.inner).poll_frame(cx);
+        if polled.is_ready() {
+            return polled;
+        }
+        let Some(drain) = &mut self.drain else {
+            return Poll::Ready(None);
+        };
+        ready!(drain.as_mut().poll(cx));
+        self.drain = None;
+        let mut trailers = HeaderMap::new();
+        // The message is plain ASCII, so it always fits into a header.
+        _ = Status::unavailable("shutting down").add_header(&mut trailers);
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.drain.is_none() || self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// The gRPC status in these headers or trailers.
+pub(super) fn code(headers: &HeaderMap) -> Option<Code> {
+    headers
+        .get(STATUS)
+        .map(|status| Code::from_bytes(status.as_bytes()))
+}

@@ -1,0 +1,210 @@
+//! Calls as bytes on the wire, without the manners of a gRPC client.
+
+mod common;
+
+use std::{
+    convert::Infallible,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use common::{Redis, Running};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, Full, StreamBody, combinators::BoxBody};
+use hyper::{
+    Response,
+    body::Incoming,
+    client::conn::http2::{self, SendRequest},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tonic::Code;
+
+const GET: &str = "/dyndata.v1.DynData/Get";
+/// A GetRequest for the id 42, with its prefix.
+const MESSAGE: [u8; 9] = [0, 0, 0, 0, 4, 0x12, 2, b'4', b'2'];
+
+struct Caller {
+    sender: SendRequest<BoxBody<Bytes, Infallible>>,
+    addr: String,
+}
+
+impl Caller {
+    async fn connect(server: &Running) -> Self {
+        let addr = server.addr.clone();
+        let socket = tokio::net::TcpStream::connect(&addr)
+            .await
+            .expect("connects");
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(socket))
+            .await
+            .expect("HTTP/2");
+        tokio::spawn(connection);
+        Self { sender, addr }
+    }
+
+    /// The response to a POST, with `application/grpc` unless the headers say otherwise.
+    async fn post(
+        &mut self,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: BoxBody<Bytes, Infallible>,
+    ) -> Response<Incoming> {
+        let mut request = http::Request::post(format!("http://{}{path}", self.addr));
+        if !headers.iter().any(|(name, _)| *name == "content-type") {
+            request = request.header("content-type", "application/grpc");
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(body).expect("a request");
+        self.sender.send_request(request).await.expect("a reply")
+    }
+
+    /// The grpc-status of a call with these very bytes.
+    async fn call(&mut self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Code {
+        let body = Full::new(Bytes::copy_from_slice(body)).boxed();
+        grpc_status(self.post(path, headers, body).await).await
+    }
+}
+
+async fn grpc_status(reply: Response<Incoming>) -> Code {
+    assert_eq!(reply.status(), 200);
+    let in_head = reply.headers().get("grpc-status").cloned();
+    let body = reply.into_body().collect().await.expect("a body");
+    let status = in_head.or_else(|| body.trailers()?.get("grpc-status").cloned());
+    Code::from_bytes(status.expect("a grpc-status").as_bytes())
+}
+
+#[tokio::test]
+async fn an_unknown_method_is_unimplemented_and_counted_as_other() {
+    let server = Running::start(&[]);
+    let mut caller = Caller::connect(&server).await;
+    for path in ["/dyndata.v1.DynData/Delete", "/nobody.v1.Nothing/Do"] {
+        let code = caller.call(path, &[], &MESSAGE).await;
+        assert_eq!(code, Code::Unimplemented, "{path}");
+    }
+    let (_, metrics) = server.http("/metrics").await;
+    let line = r#"grpc_server_handled_total{grpc_type="unary",grpc_service="other",grpc_method="other",grpc_code="Unimplemented"} 2"#;
+    assert!(metrics.contains(line), "{metrics}");
+    drop(caller);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_no_message_is_an_invalid_argument() {
+    let server = Running::start(&[]);
+    let mut caller = Caller::connect(&server).await;
+    for body in [
+        // A field of type 7, which does not exist.
+        &[0, 0, 0, 0, 2, 0x0f, 0x00][..],
+        // An id that is not UTF-8.
+        &[0, 0, 0, 0, 3, 0x12, 0x01, 0xff],
+        // Shorter than it says.
+        &[0, 0, 0, 0, 9, 0x12],
+        // Nothing at all.
+        &[],
+    ] {
+        let code = caller.call(GET, &[], body).await;
+        assert_eq!(code, Code::InvalidArgument, "{body:?}");
+    }
+    drop(caller);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_callers_deadline_is_kept() {
+    let redis = Redis::start();
+    let server = Running::on_redis(&redis, &["--redis-timeout=10s"]).await;
+    let mut caller = Caller::connect(&server).await;
+    redis.pause(2_000);
+    for millis in [1, 20, 100] {
+        let timeout = format!("{millis}m");
+        let start = Instant::now();
+        let code = caller
+            .call(GET, &[("grpc-timeout", &timeout)], &MESSAGE)
+            .await;
+        let elapsed = start.elapsed();
+        assert_eq!(code, Code::DeadlineExceeded);
+        assert!(elapsed >= Duration::from_millis(millis), "{elapsed:?}");
+        assert!(elapsed < Duration::from_millis(millis + 500), "{elapsed:?}");
+    }
+    drop(caller);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_not_grpc_is_an_unsupported_media_type() {
+    let server = Running::start(&[]);
+    let mut caller = Caller::connect(&server).await;
+    for (content_type, status) in [
+        ("application/json", 415),
+        ("application/grpc-web", 415),
+        ("application/grpc+json", 415),
+        ("", 415),
+        ("application/grpc", 200),
+        ("application/grpc+proto", 200),
+        ("application/grpc;x=y", 200),
+    ] {
+        let body = Full::new(Bytes::from_static(&MESSAGE)).boxed();
+        let reply = caller
+            .post(GET, &[("content-type", content_type)], body)
+            .await;
+        assert_eq!(reply.status(), status, "{content_type}");
+    }
+    drop(caller);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_may_come_in_pieces_and_must_be_the_only_one() {
+    let server = Running::start(&[]);
+    let mut caller = Caller::connect(&server).await;
+    let twice = [MESSAGE, MESSAGE].concat();
+    for (bytes, piece, code) in [
+        (&MESSAGE[..], 1, Code::Ok),
+        (&MESSAGE, 4, Code::Ok),
+        (&MESSAGE, 5, Code::Ok),
+        (&twice, 9, Code::InvalidArgument),
+        (&twice, 18, Code::InvalidArgument),
+        (&MESSAGE[..8], 3, Code::InvalidArgument),
+    ] {
+        let pieces: Vec<_> = bytes
+            .chunks(piece)
+            .map(|piece| Ok(Frame::data(Bytes::copy_from_slice(piece))))
+            .collect();
+        let body = BoxBody::new(StreamBody::new(tokio_stream::iter(pieces)));
+        let reply = caller.post(GET, &[], body).await;
+        assert_eq!(grpc_status(reply).await, code, "{bytes:?} by {piece}");
+    }
+    drop(caller);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_length_that_lies_is_refused_before_the_message_comes() {
+    let server = Running::start(&[]);
+    let mut caller = Caller::connect(&server).await;
+    // Four gigabytes announced, nothing sent, and the stream left open.
+    let announced = Ok(Frame::data(Bytes::from_static(&[
+        0, 0xff, 0xff, 0xff, 0xff,
+    ])));
+    let for_ever =
+        tokio_stream::StreamExt::chain(tokio_stream::iter([announced]), tokio_stream::pending());
+    let reply = caller
+        .post(GET, &[], BoxBody::new(StreamBody::new(for_ever)))
+        .await;
+    assert_eq!(reply.headers()["grpc-status"], "8");
+    drop(caller);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn compressed_messages_are_unimplemented_and_say_what_is() {
+    let server = Running::start(&[]);
+    let mut caller = Caller::connect(&server).await;
+    let body = Full::new(Bytes::from_static(&[1, 0, 0, 0, 1, 0])).boxed();
+    let reply = caller.post(GET, &[("grpc-encoding", "gzip")], body).await;
+    assert_eq!(reply.headers()["grpc-accept-encoding"], "identity");
+    assert_eq!(grpc_status(reply).await, Code::Unimplemented);
+    drop(caller);
+    server.stop().await;
+}
