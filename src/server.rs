@@ -12,6 +12,7 @@ pub(crate) mod accept;
 mod call;
 mod deadline;
 mod guard;
+mod socket;
 mod unary;
 mod worker;
 

@@ -23,7 +23,7 @@ use tokio::{
 };
 use tonic_health::server::HealthReporter;
 
-use super::{OpenStore, accept::Socket, call::Dispatch, deadline::Deadlines};
+use super::{OpenStore, accept::Socket, call::Dispatch, deadline::Deadlines, socket::Unvectored};
 use crate::{metrics::Recorder, model::Limits};
 
 /// Sockets that wait for a worker; beyond it the acceptor waits, and the kernel queues.
@@ -171,7 +171,7 @@ struct Connection {
 
 impl Connection {
     async fn serve(mut self, socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
-        let io = TokioIo::new(socket);
+        let io = TokioIo::new(Unvectored(socket));
         let mut connection = pin!(self.http.serve_connection(io, self.dispatch));
         let result = tokio::select! {
             result = connection.as_mut() => result,
