@@ -23,6 +23,7 @@ test-clients:
 ## check: formatting, lints, docs, the proto contract
 check:
 	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path benches/Cargo.toml
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
 	tests/clients/setup-buf.sh
