@@ -260,20 +260,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Driver<S> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Broken> {
         let this = &mut *self;
         // Both directions, always: a peer that waits for us to read must not keep us from it.
-        let broken = match this.poll_read(cx) {
-            Poll::Ready(broken) => Some(broken),
-            Poll::Pending => match this.poll_write(cx) {
-                Poll::Ready(error) => Some(error.into()),
-                Poll::Pending => match this.poll_timeouts(cx) {
-                    Poll::Ready(broken) => Some(broken),
-                    Poll::Pending => None,
-                },
-            },
-        };
-        match broken {
-            Some(broken) => Poll::Ready(broken),
-            None => Poll::Pending,
+        if let Poll::Ready(broken) = this.poll_read(cx) {
+            return Poll::Ready(broken);
         }
+        if let Poll::Ready(error) = this.poll_write(cx) {
+            return Poll::Ready(error.into());
+        }
+        this.poll_timeouts(cx)
     }
 }
 
