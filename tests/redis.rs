@@ -72,12 +72,7 @@ async fn a_value_without_expiry_has_no_expire_time() {
         .connect()
         .set::<_, _, ()>("dyn_data/id", 5)
         .expect("SET");
-    let request = GetRequest {
-        id: "id".to_owned(),
-        include_expire_time: true,
-        ..GetRequest::default()
-    };
-    let entry = client.get_request(request).await.expect("gets");
+    let entry = client.get_with_expiry("id").await.expect("gets");
     assert_eq!((entry.value, entry.expire_time), (read(int(5)), None));
     // A Mark gives it one.
     client.mark(mark("id", int(6))).await.expect("marks");
@@ -101,12 +96,7 @@ async fn the_original_application_and_the_service_read_each_other() {
             .expire_at(key, in_a_minute)
             .exec(&mut connection)
             .expect("SET and EXPIREAT");
-        let request = GetRequest {
-            id: "42".to_owned(),
-            include_expire_time: true,
-            ..GetRequest::default()
-        };
-        let entry = client.get_request(request).await.expect("gets");
+        let entry = client.get_with_expiry("42").await.expect("gets");
         assert_eq!(entry.value, read(int(1234)));
         let expires = seconds_since_epoch(&entry.expire_time.expect("asked"));
         assert!((expires - in_a_minute as f64).abs() < 1.0, "{expires}");
@@ -274,13 +264,8 @@ async fn another_type_under_the_key_is_said_to_be_so() {
         .rpush::<_, _, ()>("dyn_data/list", 1)
         .expect("RPUSH");
     assert_error(client.get("list").await, FailedPrecondition, "WRONG_TYPE");
-    let request = GetRequest {
-        id: "list".to_owned(),
-        include_expire_time: true,
-        ..GetRequest::default()
-    };
     assert_error(
-        client.get_request(request).await,
+        client.get_with_expiry("list").await,
         FailedPrecondition,
         "WRONG_TYPE",
     );

@@ -277,6 +277,13 @@ async fn an_address_in_use_is_an_error_that_names_it() {
     server.stop().await;
 }
 
+/// The line of `/metrics` that says that one call of a method has begun.
+fn started(method: &str) -> String {
+    format!(
+        r#"grpc_server_started_total{{grpc_type="unary",grpc_service="dyndata.v1.DynData",grpc_method="{method}"}} 1"#
+    )
+}
+
 #[tokio::test]
 async fn a_shutdown_lets_running_calls_finish() {
     let redis = Redis::start();
@@ -285,7 +292,7 @@ async fn a_shutdown_lets_running_calls_finish() {
     // So that the call is there for a while.
     redis.pause(500);
     let call = tokio::spawn(async move { client.mark(mark("42", int(1))).await });
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    server.metric(&started("Mark")).await;
     server.begin_stop();
     call.await
         .expect("ends")
@@ -301,9 +308,10 @@ async fn a_shutdown_takes_no_longer_than_the_drain_timeout() {
     let mut client = server.client().await;
     redis.pause(8_000);
     let call = tokio::spawn(async move { client.get("42").await });
-    // A peer that never says a word, and one that stops in mid-sentence.
+    // A peer that never says a word.
     let _silent = std::net::TcpStream::connect(&server.addr).expect("connects");
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    server.metric(&started("Get")).await;
+    server.metric("dyndata_connections 2").await;
     let start = Instant::now();
     server.begin_stop();
     let ended = call.await.expect("ends").expect_err("cut off");

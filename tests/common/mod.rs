@@ -209,6 +209,21 @@ impl Running {
         }
     }
 
+    /// Waits until `/metrics` has this line: for what happens inside and answers nobody.
+    pub async fn metric(&self, line: &str) {
+        let start = Instant::now();
+        while !self
+            .http("/metrics")
+            .await
+            .1
+            .lines()
+            .any(|have| have == line)
+        {
+            assert!(start.elapsed() < PATIENCE, "never in /metrics: {line}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     pub async fn channel(&self) -> Channel {
         Channel::from_shared(format!("http://{}", self.addr))
             .expect("a URL")
@@ -326,6 +341,16 @@ impl Client {
             ..GetRequest::default()
         };
         Ok(self.get_request(request).await?.value)
+    }
+
+    /// The entry of an id in the empty namespace, with its expire time.
+    pub async fn get_with_expiry(&mut self, id: &str) -> Result<Entry, Status> {
+        let request = GetRequest {
+            id: id.to_owned(),
+            include_expire_time: true,
+            ..GetRequest::default()
+        };
+        self.get_request(request).await
     }
 
     pub async fn batch_get(&mut self, request: BatchGetRequest) -> Result<Vec<Entry>, Status> {
