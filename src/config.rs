@@ -11,8 +11,8 @@ use std::{fmt, fmt::Write as _, path::PathBuf, time::Duration};
 use clap::Parser;
 use thiserror::Error;
 
-pub use self::values::{AdminListen, KeyFormat, ListenAddr, LogFormat};
-use crate::{model::Limits, store::redis::RedisUrl};
+pub use self::values::{AdminListen, ConnectionAge, KeyFormat, ListenAddr, LogFormat, RedisMode};
+use crate::{model::Limits, store::redis::RedisUrls};
 
 /// The settings of `dyndata serve` as given, before they are checked together.
 #[derive(Debug, Clone, clap::Args)]
@@ -40,11 +40,30 @@ pub struct ServeArgs {
     #[arg(long, env = "REDIS_URL", value_name = "URL", hide_env_values = true)]
     redis_url: Option<Secret>,
 
+    /// What the Redis URL leads to. For sentinel and cluster it may be a list of URLs, with commas
+    /// between: of the sentinels, or of some nodes of the cluster
+    #[arg(
+        long,
+        env = "DYNDATA_REDIS_MODE",
+        value_name = "MODE",
+        default_value = "standalone"
+    )]
+    redis_mode: RedisMode,
+
+    /// The name under which the sentinels know the master
+    #[arg(
+        long,
+        env = "DYNDATA_REDIS_SENTINEL_MASTER",
+        value_name = "NAME",
+        default_value = "mymaster"
+    )]
+    redis_sentinel_master: String,
+
     /// File with the Redis password, instead of a password in the URL; read at every connect
     #[arg(long, env = "DYNDATA_REDIS_PASSWORD_FILE", value_name = "FILE")]
     redis_password_file: Option<PathBuf>,
 
-    /// How long one store operation may take
+    /// How long one store operation may take, reconnects included
     #[arg(long, env = "DYNDATA_REDIS_TIMEOUT", value_name = "DURATION", default_value = "500ms", value_parser = humantime::parse_duration)]
     redis_timeout: Duration,
 
@@ -114,9 +133,28 @@ pub struct ServeArgs {
         long,
         env = "DYNDATA_MAX_IN_FLIGHT",
         value_name = "COUNT",
-        default_value_t = 4096
+        default_value_t = 1024
     )]
     max_in_flight: usize,
+
+    /// The most open connections; what is beyond is closed at once
+    #[arg(
+        long,
+        env = "DYNDATA_MAX_CONNECTIONS",
+        value_name = "COUNT",
+        default_value_t = 10_000
+    )]
+    max_connections: usize,
+
+    /// How old a connection may become before its client is asked for a new one, give or take a
+    /// tenth, so that load spreads anew behind a TCP balancer; or off
+    #[arg(
+        long,
+        env = "DYNDATA_MAX_CONNECTION_AGE",
+        value_name = "DURATION",
+        default_value = "off"
+    )]
+    max_connection_age: ConnectionAge,
 
     /// How long running calls may take to finish after SIGTERM or SIGINT
     #[arg(long, env = "DYNDATA_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "20s", value_parser = humantime::parse_duration)]
@@ -142,6 +180,8 @@ pub struct Config {
     pub(crate) limits: Limits,
     pub(crate) max_deadline: Duration,
     pub(crate) max_in_flight: usize,
+    pub(crate) max_connections: usize,
+    pub(crate) max_connection_age: ConnectionAge,
     pub(crate) drain_timeout: Duration,
     pub(crate) log_format: LogFormat,
 }
@@ -161,7 +201,9 @@ pub(crate) enum StoreConfig {
 /// How to reach Redis and how to lay out keys in it.
 #[derive(Debug, Clone)]
 pub(crate) struct RedisConfig {
-    pub(crate) url: RedisUrl,
+    pub(crate) urls: RedisUrls,
+    pub(crate) mode: RedisMode,
+    pub(crate) sentinel_master: String,
     pub(crate) password_file: Option<PathBuf>,
     pub(crate) timeout: Duration,
     pub(crate) key_prefix: String,
@@ -221,6 +263,8 @@ impl Config {
                 },
             max_deadline,
             max_in_flight,
+            max_connections,
+            max_connection_age,
             drain_timeout,
             log_format,
         } = self;
@@ -234,13 +278,19 @@ impl Config {
             }
             StoreConfig::Redis(redis) => {
                 let RedisConfig {
-                    url,
+                    urls,
+                    mode,
+                    sentinel_master,
                     password_file,
                     timeout,
                     key_prefix,
                     key_format,
                 } = &**redis;
-                lines.add("redis-url", url);
+                lines.add("redis-url", urls);
+                lines.add("redis-mode", mode);
+                if let RedisMode::Sentinel = mode {
+                    lines.add("redis-sentinel-master", sentinel_master);
+                }
                 if let Some(file) = password_file {
                     lines.add("redis-password-file", file.display());
                 }
@@ -256,6 +306,8 @@ impl Config {
         lines.add("max-value-bytes", max_value_bytes);
         lines.add("max-deadline", humantime::format_duration(*max_deadline));
         lines.add("max-in-flight", max_in_flight);
+        lines.add("max-connections", max_connections);
+        lines.add("max-connection-age", max_connection_age);
         lines.add("drain-timeout", humantime::format_duration(*drain_timeout));
         lines.add("log-format", log_format);
         lines.0
@@ -270,6 +322,8 @@ impl TryFrom<ServeArgs> for Config {
             listen,
             admin_listen,
             redis_url,
+            redis_mode,
+            redis_sentinel_master,
             redis_password_file,
             redis_timeout,
             memory_max_entries,
@@ -282,11 +336,14 @@ impl TryFrom<ServeArgs> for Config {
             max_value_bytes,
             max_deadline,
             max_in_flight,
+            max_connections,
+            max_connection_age,
             drain_timeout,
             log_format,
         } = args;
 
         const MILLISECOND: Duration = Duration::from_millis(1);
+        const SECOND: Duration = Duration::from_secs(1);
         const MINUTE: Duration = Duration::from_secs(60);
         const HOUR: Duration = Duration::from_secs(3600);
         const YEAR: Duration = Duration::from_secs(365 * 86_400);
@@ -300,6 +357,14 @@ impl TryFrom<ServeArgs> for Config {
             (1..=1_000_000).contains(&max_in_flight),
             "must be from 1 to 1000000",
         )?;
+        check(
+            "max-connections",
+            (1..=1_000_000).contains(&max_connections),
+            "must be from 1 to 1000000",
+        )?;
+        if let ConnectionAge::Max(age) = max_connection_age {
+            within("max-connection-age", age, SECOND, YEAR)?;
+        }
         within("drain-timeout", drain_timeout, Duration::ZERO, HOUR)?;
         check(
             "max-batch",
@@ -337,19 +402,38 @@ impl TryFrom<ServeArgs> for Config {
                     redis_password_file.is_none(),
                     "there is no --redis-url that it could belong to",
                 )?;
+                check(
+                    "redis-mode",
+                    redis_mode == RedisMode::Standalone,
+                    "there is no --redis-url that it could belong to",
+                )?;
                 StoreConfig::Memory {
                     max_entries: memory_max_entries,
                 }
             }
             Some(Secret(url)) => {
-                let url = RedisUrl::parse(&url).map_err(|reason| ConfigError::Invalid {
+                let urls = match redis_mode {
+                    RedisMode::Standalone => RedisUrls::parse_one(&url),
+                    RedisMode::Sentinel | RedisMode::Cluster => RedisUrls::parse(&url),
+                };
+                let urls = urls.map_err(|reason| ConfigError::Invalid {
                     setting: "redis-url",
                     reason,
                 })?;
+                check(
+                    "redis-url",
+                    redis_mode == RedisMode::Standalone || urls.are_tcp(),
+                    "sentinels and nodes of a cluster have TCP addresses",
+                )?;
+                check(
+                    "redis-url",
+                    redis_mode != RedisMode::Cluster || urls.first().db() == 0,
+                    "a cluster has no database but 0",
+                )?;
                 if let Some(file) = &redis_password_file {
                     check(
                         "redis-password-file",
-                        !url.has_password(),
+                        !urls.first().has_password(),
                         "the Redis URL has a password too; give only one of them",
                     )?;
                     std::fs::read_to_string(file).map_err(|error| ConfigError::Invalid {
@@ -358,7 +442,9 @@ impl TryFrom<ServeArgs> for Config {
                     })?;
                 }
                 StoreConfig::Redis(Box::new(RedisConfig {
-                    url,
+                    urls,
+                    mode: redis_mode,
+                    sentinel_master: redis_sentinel_master,
                     password_file: redis_password_file,
                     timeout: redis_timeout,
                     key_prefix,
@@ -380,6 +466,8 @@ impl TryFrom<ServeArgs> for Config {
             },
             max_deadline,
             max_in_flight,
+            max_connections,
+            max_connection_age,
             drain_timeout,
             log_format,
         })

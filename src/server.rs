@@ -192,7 +192,7 @@ impl Bound {
                 );
             }
             StoreConfig::Redis(redis) => {
-                tracing::info!(store = "redis", url = %redis.url, "store");
+                tracing::info!(store = "redis", mode = %redis.mode, url = %redis.urls, "store");
             }
         }
         if let Some(admin) = self.admin_addr() {

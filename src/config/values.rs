@@ -1,6 +1,6 @@
 //! The types of single settings, each with how it is written and read.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 /// Where gRPC is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +64,56 @@ impl fmt::Display for AdminListen {
 fn parse_socket_addr(text: &str) -> Result<SocketAddr, String> {
     text.parse()
         .map_err(|_| "expected IP:PORT, such as 127.0.0.1:50051 or [::1]:50051".to_owned())
+}
+
+/// What a Redis URL leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum RedisMode {
+    /// One server
+    Standalone,
+    /// Sentinels, which know where the master is
+    Sentinel,
+    /// Nodes of a Redis Cluster
+    Cluster,
+}
+
+impl fmt::Display for RedisMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Standalone => "standalone",
+            Self::Sentinel => "sentinel",
+            Self::Cluster => "cluster",
+        })
+    }
+}
+
+/// How old a connection may become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectionAge {
+    /// About so old.
+    Max(Duration),
+    /// As old as it likes.
+    Off,
+}
+
+impl FromStr for ConnectionAge {
+    type Err = humantime::DurationError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "off" => Ok(Self::Off),
+            _ => humantime::parse_duration(text).map(Self::Max),
+        }
+    }
+}
+
+impl fmt::Display for ConnectionAge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Max(age) => humantime::format_duration(*age).fmt(f),
+            Self::Off => f.write_str("off"),
+        }
+    }
 }
 
 /// How an id in the empty namespace becomes a Redis key.

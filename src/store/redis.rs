@@ -1,39 +1,54 @@
-//! Values in Redis: the commands, over one supervised link per worker.
+//! Values in Redis: the commands, over supervised links of each worker's own.
 //!
 //! A Mark is one atomic `SET key value PX ttl`, so that no crash leaves a value behind that never
 //! expires. The parts of this module: [`layout`] has keys and values as other programs see them,
 //! [`resp`] the wire protocol, [`pipe`] one pipelined connection, [`link`](mod@link) its
-//! supervisor, [`connect`] sockets and handshake, [`url`] the address, [`failure`] the meaning of
-//! Redis's errors. This module and its parts are the only users of the redis crate.
+//! supervisor, [`cluster`] a link to each master of a cluster, [`connect`] sockets and handshake,
+//! [`sentinel`] where the master is, [`url`] addresses, [`failure`] the meaning of Redis's errors.
+//! This module and its parts are the only users of the redis crate.
 
+mod cluster;
 mod connect;
 mod failure;
 mod layout;
 mod link;
 mod pipe;
 mod resp;
+mod sentinel;
 mod url;
 
 use std::time::{Duration, SystemTime};
 
-pub(crate) use self::url::RedisUrl;
+use bytes::Bytes;
+
+pub(crate) use self::url::{RedisUrl, RedisUrls};
 use self::{
+    cluster::Cluster,
     connect::Connector,
     layout::KeyLayout,
     link::Link,
-    resp::{Replies, Reply, argument, command},
+    resp::{Commands, Replies, Reply, argument},
+    sentinel::Sentinels,
 };
 use crate::{
-    config::RedisConfig,
+    config::{RedisConfig, RedisMode},
     model::{ExpireTime, Found, Id, Namespace, Ttl, Value},
     store::{StoreError, StoreStatus},
 };
 
-/// One worker's way to Redis. Clones share the link.
+/// One worker's way to Redis. Clones share its links.
 #[derive(Debug, Clone)]
 pub(crate) struct RedisStore {
-    link: Link,
+    servers: Servers,
     layout: KeyLayout,
+}
+
+#[derive(Debug, Clone)]
+enum Servers {
+    /// One that has everything.
+    One(Link),
+    /// Some that share it.
+    Cluster(Cluster),
 }
 
 impl RedisStore {
@@ -41,19 +56,32 @@ impl RedisStore {
     /// `worker`. Calls fail at once while there is no connection.
     pub(crate) fn start(config: &RedisConfig, worker: usize, status: StoreStatus) -> Self {
         let RedisConfig {
-            url,
+            urls,
+            mode,
+            sentinel_master,
             password_file,
             timeout,
             key_prefix,
             key_format,
         } = config;
+        let connector = Connector::to(urls.first(), password_file.clone());
+        let report = Box::new(move |state| status.set(worker, state));
+        let servers = match mode {
+            RedisMode::Standalone => Servers::One(Link::start(connector, *timeout, report)),
+            RedisMode::Sentinel => {
+                let sentinels = Sentinels::new(urls.addrs(), sentinel_master.clone());
+                Servers::One(Link::start(
+                    connector.to_master(sentinels),
+                    *timeout,
+                    report,
+                ))
+            }
+            RedisMode::Cluster => {
+                Servers::Cluster(Cluster::start(connector, urls.addrs(), *timeout, report))
+            }
+        };
         Self {
-            link: Link::start(
-                Connector::new(url.clone(), password_file.clone()),
-                *timeout,
-                worker,
-                status,
-            ),
+            servers,
             layout: KeyLayout {
                 prefix: key_prefix.clone(),
                 format: *key_format,
@@ -70,8 +98,8 @@ impl RedisStore {
     ) -> Result<SystemTime, StoreError> {
         // Taken before Redis starts to count, so that the promise is never later than the expiry.
         let expire_time = SystemTime::now() + ttl.as_duration();
-        let reply = self.link.request(1, |out| {
-            command(out, 5);
+        let reply = self.request(namespace, id, |commands| {
+            let out = commands.command(5);
             argument(out, b"SET");
             self.layout.write_key(namespace, id, out);
             layout::write_value(value, out);
@@ -92,16 +120,19 @@ impl RedisStore {
     ) -> Result<Option<Found>, StoreError> {
         match expire_time {
             ExpireTime::Omit => {
-                let reply = self.link.request(1, |out| {
-                    command(out, 2);
-                    argument(out, b"GET");
-                    self.layout.write_key(namespace, id, out);
+                let reply = self.request(namespace, id, |commands| {
+                    self.write_get(namespace, id, commands);
                 });
                 value("GET", Replies::new(&reply.await?).next())
             }
             ExpireTime::Include => {
-                let ids = std::slice::from_ref(id);
-                Ok(self.with_expiry(namespace, ids).await?.pop().flatten())
+                // Taken before Redis answers, so that no expire time is later than the expiry.
+                let asked = SystemTime::now();
+                let reply = self.request(namespace, id, |commands| {
+                    self.write_get(namespace, id, commands);
+                    self.write_pttl(namespace, id, commands);
+                });
+                value_with_expiry(&mut Replies::new(&reply.await?), asked)
             }
         }
     }
@@ -112,11 +143,36 @@ impl RedisStore {
         ids: &[Id],
         expire_time: ExpireTime,
     ) -> Result<Vec<Option<Found>>, StoreError> {
-        if expire_time == ExpireTime::Include {
-            return self.with_expiry(namespace, ids).await;
+        match (&self.servers, expire_time) {
+            (Servers::One(link), ExpireTime::Omit) => self.multi_get(link, namespace, ids).await,
+            (Servers::One(link), ExpireTime::Include) => {
+                let asked = SystemTime::now();
+                let reply = link.request(|commands| {
+                    for id in ids {
+                        self.write_get(namespace, id, commands);
+                        self.write_pttl(namespace, id, commands);
+                    }
+                });
+                let reply = reply.await?;
+                let mut replies = Replies::new(&reply);
+                ids.iter()
+                    .map(|_| value_with_expiry(&mut replies, asked))
+                    .collect()
+            }
+            (Servers::Cluster(cluster), expire_time) => {
+                self.get_each(cluster, namespace, ids, expire_time).await
+            }
         }
-        let reply = self.link.request(1, |out| {
-            command(out, 1 + ids.len());
+    }
+
+    async fn multi_get(
+        &self,
+        link: &Link,
+        namespace: &Namespace,
+        ids: &[Id],
+    ) -> Result<Vec<Option<Found>>, StoreError> {
+        let reply = link.request(|commands| {
+            let out = commands.command(1 + ids.len());
             argument(out, b"MGET");
             for id in ids {
                 self.layout.write_key(namespace, id, out);
@@ -132,42 +188,88 @@ impl RedisStore {
         }
     }
 
-    /// GET and PTTL of every id, pipelined. A value that expires between its two commands counts
-    /// as expired.
-    async fn with_expiry(
+    /// A GET for each id: an MGET over slots is not served, and one slot on the move would fail
+    /// it all.
+    async fn get_each(
         &self,
+        cluster: &Cluster,
         namespace: &Namespace,
         ids: &[Id],
+        expire_time: ExpireTime,
     ) -> Result<Vec<Option<Found>>, StoreError> {
-        // Taken before Redis answers, so that no expire time is later than the expiry.
         let asked = SystemTime::now();
-        let reply = self.link.request(2 * ids.len(), |out| {
-            for id in ids {
-                for name in [&b"GET"[..], b"PTTL"] {
-                    command(out, 2);
-                    argument(out, name);
-                    self.layout.write_key(namespace, id, out);
-                }
+        let slots: Vec<_> = ids.iter().map(|id| self.slot(namespace, id)).collect();
+        let each = match expire_time {
+            ExpireTime::Omit => 1,
+            ExpireTime::Include => 2,
+        };
+        let replies = cluster.request_each(&slots, each, |item, commands| {
+            self.write_get(namespace, &ids[item], commands);
+            if expire_time == ExpireTime::Include {
+                self.write_pttl(namespace, &ids[item], commands);
             }
         });
-        let reply = reply.await?;
-        let mut replies = Replies::new(&reply);
-        ids.iter()
-            .map(|_| {
-                let found = value("GET", replies.next())?;
-                match replies.next() {
-                    Some(Reply::Int(-2)) => Ok(None),
-                    Some(Reply::Int(-1)) => Ok(found),
-                    Some(Reply::Int(millis)) => Ok(found.map(|found| Found {
-                        expire_time: u64::try_from(millis)
-                            .ok()
-                            .map(|millis| asked + Duration::from_millis(millis)),
-                        ..found
-                    })),
-                    reply => Err(failed("PTTL", reply)),
-                }
-            })
-            .collect()
+        let found = replies.await?.into_iter().map(|reply| {
+            let mut replies = Replies::new(&reply);
+            match expire_time {
+                ExpireTime::Omit => match value("GET", replies.next()) {
+                    // As MGET has it.
+                    Err(StoreError::WrongType) => Ok(None),
+                    found => found,
+                },
+                ExpireTime::Include => value_with_expiry(&mut replies, asked),
+            }
+        });
+        found.collect()
+    }
+
+    /// Sends commands about one id.
+    async fn request(
+        &self,
+        namespace: &Namespace,
+        id: &Id,
+        encode: impl Fn(&mut Commands<'_>),
+    ) -> Result<Bytes, StoreError> {
+        match &self.servers {
+            Servers::One(link) => link.request(encode).await,
+            Servers::Cluster(cluster) => cluster.request(self.slot(namespace, id), encode).await,
+        }
+    }
+
+    fn slot(&self, namespace: &Namespace, id: &Id) -> u16 {
+        cluster::slot(self.layout.key(namespace, id).as_bytes())
+    }
+
+    fn write_get(&self, namespace: &Namespace, id: &Id, commands: &mut Commands<'_>) {
+        let out = commands.command(2);
+        argument(out, b"GET");
+        self.layout.write_key(namespace, id, out);
+    }
+
+    fn write_pttl(&self, namespace: &Namespace, id: &Id, commands: &mut Commands<'_>) {
+        let out = commands.command(2);
+        argument(out, b"PTTL");
+        self.layout.write_key(namespace, id, out);
+    }
+}
+
+/// The replies to GET and PTTL of one key, `asked` before. A value that expires between the two
+/// counts as expired.
+fn value_with_expiry(
+    replies: &mut Replies<'_>,
+    asked: SystemTime,
+) -> Result<Option<Found>, StoreError> {
+    let found = value("GET", replies.next())?;
+    match replies.next() {
+        Some(Reply::Int(-2)) => Ok(None),
+        Some(Reply::Int(-1)) => Ok(found),
+        Some(Reply::Int(millis)) => Ok(found.map(|found| Found {
+            expire_time: u64::try_from(millis)
+                .ok()
+                .map(|millis| asked + Duration::from_millis(millis)),
+            ..found
+        })),
+        reply => Err(failed("PTTL", reply)),
     }
 }
 

@@ -1,5 +1,5 @@
 //! Connections to Redis: a TCP, TLS or unix socket with the options that a long-lived connection
-//! needs, then the redis crate's handshake (password, database, PING).
+//! needs, then the redis crate's handshake (password, database) and a PING.
 //!
 //! TCP_NODELAY, because commands are small and each is waited for; keepalive and the user
 //! timeout, so that a peer that is gone without a word is noticed.
@@ -14,7 +14,7 @@ use std::{
 };
 
 use redis::{
-    AsyncConnectionConfig, Cmd, ConnectionAddr, RedisConnectionInfo, RedisError,
+    AsyncConnectionConfig, Cmd, ConnectionAddr, RedisConnectionInfo, RedisError, Value,
     aio::MultiplexedConnection,
 };
 use rustls::pki_types::ServerName;
@@ -26,7 +26,11 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::RedisUrl;
+use super::{
+    RedisUrl,
+    failure::{self, PingFailure},
+    sentinel::Sentinels,
+};
 
 /// Probes start after this long without traffic, and repeat as often.
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -37,12 +41,32 @@ const USER_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// Knows how to reach one Redis.
+/// Knows how to reach one Redis, wherever it is at the moment.
 #[derive(Clone)]
 pub(super) struct Connector {
-    url: RedisUrl,
+    place: Place,
+    /// Of the data nodes: user, password and database.
+    settings: RedisConnectionInfo,
     password_file: Option<PathBuf>,
     tls: Option<TlsConnector>,
+}
+
+/// Where Redis is.
+#[derive(Clone)]
+enum Place {
+    /// Always here; a host name is resolved at every connect.
+    Address(ConnectionAddr),
+    /// Wherever the sentinels say that the master is.
+    Master(Sentinels),
+}
+
+/// A connection that Redis has greeted: authenticated, on the right database, answering.
+pub(super) struct Connected {
+    pub(super) stream: Box<dyn Stream>,
+    /// Where it leads.
+    pub(super) addr: ConnectionAddr,
+    /// What Redis says if it answers and yet cannot serve, as while it loads its data.
+    pub(super) unwell: Option<String>,
 }
 
 /// Why there is no connection. For the log and `/readyz`, not for callers.
@@ -58,33 +82,133 @@ pub(super) enum ConnectError {
     ServerName,
     #[error("connection closed")]
     Closed,
+    #[error("no node of the cluster answers")]
+    NoNode,
+    #[error("no sentinel answers")]
+    NoSentinel,
+    #[error("the sentinels know no master of this name")]
+    UnknownMaster,
+    #[error("{0} is not a master")]
+    NotMaster(String),
 }
 
 impl Connector {
-    /// Trusts the system's certificate authorities for `rediss://`.
-    pub(super) fn new(url: RedisUrl, password_file: Option<PathBuf>) -> Self {
-        let tls = matches!(url.connection_info().addr(), ConnectionAddr::TcpTls { .. })
-            .then(tls_connector);
+    /// To the Redis behind a URL. Trusts the system's certificate authorities for `rediss://`.
+    pub(super) fn to(url: &RedisUrl, password_file: Option<PathBuf>) -> Self {
+        let info = url.connection_info();
+        let addr = info.addr().clone();
         Self {
-            url,
+            settings: info.redis_settings().clone(),
             password_file,
-            tls,
+            tls: matches!(addr, ConnectionAddr::TcpTls { .. }).then(tls_connector),
+            place: Place::Address(addr),
         }
     }
 
-    /// Gives a socket that Redis has greeted: authenticated, on the right database, answering.
+    /// To the master that the sentinels name, with the user, password, database and TLS of this
+    /// one.
+    pub(super) fn to_master(self, sentinels: Sentinels) -> Self {
+        Self {
+            place: Place::Master(sentinels),
+            ..self
+        }
+    }
+
+    /// The same, to another node of a cluster.
+    pub(super) fn to_node(&self, host: String, port: u16) -> Self {
+        Self {
+            place: Place::Address(self.addr(host, port)),
+            ..self.clone()
+        }
+    }
+
+    /// The address of a host that is spoken to as the first one is, with TLS or without.
+    pub(super) fn addr(&self, host: String, port: u16) -> ConnectionAddr {
+        if self.tls.is_some() {
+            ConnectionAddr::TcpTls {
+                host,
+                port,
+                insecure: false,
+                tls_params: None,
+            }
+        } else {
+            ConnectionAddr::Tcp(host, port)
+        }
+    }
+
     /// Cancel-safe: a connection that is not finished is dropped.
-    pub(super) async fn connect(&self) -> Result<Box<dyn Stream>, ConnectError> {
-        let stream = Shared(Arc::new(Mutex::new(self.open().await?)));
-        handshake(&self.settings()?, stream.clone()).await?;
-        // The handshake has dropped its end.
-        let stream = Arc::into_inner(stream.0).ok_or(ConnectError::Closed)?;
-        Ok(stream.into_inner().unwrap_or_else(PoisonError::into_inner))
+    pub(super) async fn connect(&self) -> Result<Connected, ConnectError> {
+        match &self.place {
+            Place::Address(addr) => self.greet(addr.clone(), &mut []).await,
+            Place::Master(sentinels) => sentinels.connect(self).await,
+        }
+    }
+
+    /// Whether a connection to `addr` still leads to the right place, as far as can be told.
+    /// Waits for other servers, so bound it. Cancel-safe.
+    pub(super) async fn is_right(&self, addr: &ConnectionAddr) -> bool {
+        match &self.place {
+            Place::Address(_) => true,
+            Place::Master(sentinels) => sentinels.name(self, addr).await,
+        }
+    }
+
+    /// Connects to `addr` as to a data node, and asks it the commands after a PING; their replies
+    /// are put beside them.
+    pub(super) async fn greet(
+        &self,
+        addr: ConnectionAddr,
+        commands: &mut [(Cmd, Value)],
+    ) -> Result<Connected, ConnectError> {
+        let stream = self.open(&addr).await?;
+        let mut ping = [(redis::cmd("PING"), Value::Nil)];
+        let (stream, ()) = handshake(&self.settings()?, stream, async |connection| {
+            converse(connection, &mut ping).await?;
+            converse(connection, commands).await
+        })
+        .await?;
+        let [(_, pong)] = ping;
+        let unwell = match pong.extract_error() {
+            Ok(_) => None,
+            Err(error) => match error.code().map(failure::of_ping) {
+                Some(PingFailure::Harmless) => None,
+                Some(PingFailure::Unwell) => Some(error.to_string()),
+                Some(PingFailure::Refused) | None => return Err(error.into()),
+            },
+        };
+        Ok(Connected {
+            stream,
+            addr,
+            unwell,
+        })
+    }
+
+    /// Asks a sentinel one thing. It need not know our credentials; it gets them if it wants them.
+    pub(super) async fn ask_sentinel(
+        &self,
+        addr: &ConnectionAddr,
+        question: Cmd,
+    ) -> Result<Value, ConnectError> {
+        let mut conversation = [(question, Value::Nil)];
+        for settings in [RedisConnectionInfo::default(), self.settings()?.set_db(0)] {
+            let stream = self.open(addr).await?;
+            handshake(&settings, stream, async |connection| {
+                converse(connection, &mut conversation).await
+            })
+            .await?;
+            let [(_, answer)] = &conversation;
+            match answer.clone().extract_error() {
+                Err(error) if error.code() == Some("NOAUTH") => {}
+                answer => return Ok(answer?),
+            }
+        }
+        let [(_, answer)] = conversation;
+        Ok(answer.extract_error()?)
     }
 
     /// User, password and database.
     fn settings(&self) -> Result<RedisConnectionInfo, ConnectError> {
-        let settings = self.url.connection_info().redis_settings().clone();
+        let settings = self.settings.clone();
         let Some(file) = &self.password_file else {
             return Ok(settings);
         };
@@ -93,8 +217,8 @@ impl Connector {
         Ok(settings.set_password(password.trim_end_matches(['\r', '\n'])))
     }
 
-    async fn open(&self) -> Result<Box<dyn Stream>, ConnectError> {
-        Ok(match self.url.connection_info().addr() {
+    async fn open(&self, addr: &ConnectionAddr) -> Result<Box<dyn Stream>, ConnectError> {
+        Ok(match addr {
             ConnectionAddr::Tcp(host, port) => Box::new(tcp(host, *port).await?),
             ConnectionAddr::TcpTls { host, port, .. } => {
                 let Some(tls) = &self.tls else {
@@ -111,18 +235,38 @@ impl Connector {
     }
 }
 
-/// Lets the redis crate greet Redis over the stream, and lets go of it.
-async fn handshake(settings: &RedisConnectionInfo, stream: Shared) -> Result<(), ConnectError> {
-    // The caller's timeout covers all of this.
-    let config = AsyncConnectionConfig::new().set_response_timeout(None);
-    let (mut connection, driver) =
-        MultiplexedConnection::new_with_config(settings, stream, config).await?;
-    let mut ping = Cmd::new();
-    ping.arg("PING");
-    tokio::select! {
-        pong = connection.send_packed_command(&ping) => Ok(pong?.extract_error().map(drop)?),
-        () = driver => Err(ConnectError::Closed),
+/// Lets the redis crate greet Redis over the stream and `talk` to it, and takes the stream back.
+async fn handshake<T>(
+    settings: &RedisConnectionInfo,
+    stream: Box<dyn Stream>,
+    talk: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, ConnectError>,
+) -> Result<(Box<dyn Stream>, T), ConnectError> {
+    let shared = Shared(Arc::new(Mutex::new(stream)));
+    let result = {
+        // The caller's timeout covers all of this.
+        let config = AsyncConnectionConfig::new().set_response_timeout(None);
+        let (mut connection, driver) =
+            MultiplexedConnection::new_with_config(settings, shared.clone(), config).await?;
+        tokio::select! {
+            result = talk(&mut connection) => result?,
+            () = driver => return Err(ConnectError::Closed),
+        }
+    };
+    // The crate has dropped its end.
+    let stream = Arc::into_inner(shared.0).ok_or(ConnectError::Closed)?;
+    let stream = stream.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok((stream, result))
+}
+
+/// Asks each command in turn; an error reply is a reply.
+async fn converse(
+    connection: &mut MultiplexedConnection,
+    commands: &mut [(Cmd, Value)],
+) -> Result<(), ConnectError> {
+    for (command, answer) in commands {
+        *answer = connection.send_packed_command(command).await?;
     }
+    Ok(())
 }
 
 /// A stream that can be taken back from whoever was given a clone.

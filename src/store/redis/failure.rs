@@ -11,16 +11,19 @@ use crate::store::StoreError;
 /// most once a second, and never to a caller.
 pub(super) fn classify(line: &[u8]) -> StoreError {
     let text = String::from_utf8_lossy(line);
-    let (code, detail) = text.split_once(' ').unwrap_or((&text, ""));
+    let (code, detail) = split(&text);
     let error = match code {
         "LOADING" | "BUSY" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "NOREPLICAS" => {
             StoreError::Busy
         }
         "ERR" if detail.contains("max number of clients") => StoreError::Busy,
+        // One of a cluster's nodes, and no --redis-mode cluster.
+        "MOVED" | "ASK" | "CROSSSLOT" => StoreError::Misconfigured,
         "READONLY" => StoreError::ReadOnly,
         "OOM" => StoreError::OutOfMemory,
         "MISCONF" => StoreError::Misconfigured,
-        "NOAUTH" | "WRONGPASS" | "NOPERM" => StoreError::Auth,
+        // DENIED is protected mode: a password is wanted that neither side has.
+        "NOAUTH" | "WRONGPASS" | "NOPERM" | "DENIED" => StoreError::Auth,
         "WRONGTYPE" => StoreError::WrongType,
         _ => StoreError::Unexpected,
     };
@@ -29,6 +32,31 @@ pub(super) fn classify(line: &[u8]) -> StoreError {
         tracing::warn!(error = %text, "redis answered with an error");
     }
     error
+}
+
+/// What an error in answer to a PING says about the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PingFailure {
+    /// It will not serve us.
+    Refused,
+    /// It will not serve anybody at the moment, but says so to each call by itself.
+    Unwell,
+    /// It serves: it only may not be asked, or refuses writes alone.
+    Harmless,
+}
+
+/// Judges the code of an error that a PING got.
+pub(super) fn of_ping(code: &str) -> PingFailure {
+    match code {
+        "LOADING" | "BUSY" | "MASTERDOWN" | "CLUSTERDOWN" => PingFailure::Unwell,
+        "NOPERM" | "MISCONF" | "NOREPLICAS" | "READONLY" | "OOM" => PingFailure::Harmless,
+        _ => PingFailure::Refused,
+    }
+}
+
+/// The first word of an error reply, and the rest.
+pub(super) fn split(text: &str) -> (&str, &str) {
+    text.split_once(' ').unwrap_or((text, ""))
 }
 
 /// Whether this second's line is still to be had.

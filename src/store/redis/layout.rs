@@ -1,7 +1,7 @@
 //! How ids and values are written in Redis. Other programs read and write the same keys, so
 //! nothing here may change.
 
-use std::fmt::Write as _;
+use std::{borrow::Cow, fmt::Write as _};
 
 use super::resp;
 use crate::{
@@ -23,27 +23,36 @@ pub(super) struct KeyLayout {
 impl KeyLayout {
     /// Writes the key of an id as one part of a command.
     pub(super) fn write_key(&self, namespace: &Namespace, id: &Id, out: &mut Vec<u8>) {
-        let (prefix, namespace, id) = (&self.prefix, namespace.as_str(), id.as_str());
-        if namespace.is_empty() {
-            // The application that wrote python-bytes keys knew no namespaces.
-            let quoted = match self.format {
-                KeyFormat::PythonBytes => Some(python_bytes(id)),
-                KeyFormat::Plain => None,
-            };
-            let id = quoted.as_deref().unwrap_or(id);
-            resp::argument_length(out, prefix.len() + 1 + id.len());
-            out.extend_from_slice(prefix.as_bytes());
-            out.push(b'/');
-            out.extend_from_slice(id.as_bytes());
-        } else {
-            resp::argument_length(out, prefix.len() + 1 + namespace.len() + 1 + id.len());
-            out.extend_from_slice(prefix.as_bytes());
-            out.push(b':');
-            out.extend_from_slice(namespace.as_bytes());
-            out.push(b'/');
-            out.extend_from_slice(id.as_bytes());
+        let id = self.id(namespace, id);
+        let parts = self.parts(namespace, &id);
+        resp::argument_length(out, parts.iter().map(|part| part.len()).sum());
+        for part in parts {
+            out.extend_from_slice(part.as_bytes());
         }
         resp::argument_end(out);
+    }
+
+    /// The key of an id.
+    pub(super) fn key(&self, namespace: &Namespace, id: &Id) -> String {
+        let id = self.id(namespace, id);
+        self.parts(namespace, &id).concat()
+    }
+
+    fn parts<'a>(&'a self, namespace: &'a Namespace, id: &'a str) -> [&'a str; 5] {
+        match namespace.as_str() {
+            "" => [&self.prefix, "", "", "/", id],
+            name => [&self.prefix, ":", name, "/", id],
+        }
+    }
+
+    fn id<'a>(&self, namespace: &Namespace, id: &'a Id) -> Cow<'a, str> {
+        match self.format {
+            // The application that wrote python-bytes keys knew no namespaces.
+            KeyFormat::PythonBytes if namespace.as_str().is_empty() => {
+                python_bytes(id.as_str()).into()
+            }
+            KeyFormat::PythonBytes | KeyFormat::Plain => id.as_str().into(),
+        }
     }
 }
 
@@ -164,12 +173,6 @@ mod tests {
 
     fn encode(value: &Value) -> Vec<u8> {
         argument(|out| write_value(value, out))
-    }
-
-    impl KeyLayout {
-        fn key(&self, namespace: &Namespace, id: &Id) -> String {
-            String::from_utf8(argument(|out| self.write_key(namespace, id, out))).expect("UTF-8")
-        }
     }
 
     fn layout(format: KeyFormat) -> KeyLayout {

@@ -2,19 +2,39 @@
 //!
 //! Concurrent commands pipeline by themselves on one connection; a pool with a checkout per call
 //! costs several times as much CPU. A supervisor task owns the connection: it connects, drives it
-//! until it breaks, and connects again. While there is none, commands fail at once. This is also
-//! the seam for other ways to reach Redis.
+//! until it breaks, and connects again. While there is none, commands fail at once.
+//!
+//! A command whose connection ends under it is repeated, once: all that this service sends may be
+//! repeated. Not if the connection was given up as a silent one, since the command may then still
+//! be on its way, and run after later ones; and for no more than a tenth of all commands, so that
+//! an outage is not multiplied.
 
-use std::{fmt, ops::RangeInclusive, sync::Arc, time::Duration};
-
-use bytes::Bytes;
-use tokio::{
-    task::AbortHandle,
-    time::{Instant, timeout},
+use std::{
+    convert::Infallible,
+    fmt,
+    ops::RangeInclusive,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
 };
 
-use super::{connect::Connector, pipe::Pipe};
-use crate::store::{LinkState, StoreError, StoreStatus};
+use bytes::Bytes;
+use redis::ConnectionAddr;
+use tokio::{
+    sync::watch,
+    task::AbortHandle,
+    time::{Instant, sleep, timeout, timeout_at},
+};
+
+use super::{
+    connect::{Connected, Connector},
+    failure::{self, PingFailure},
+    pipe::{Broken, Pipe},
+    resp::{Commands, Replies, Reply},
+};
+use crate::store::{LinkState, StoreError};
 
 /// How long one attempt to connect may take, name resolution, TLS and PING included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -22,16 +42,23 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const BACKOFF: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(1);
 /// A connection that held this long was a good one: the backoff starts anew after it.
 const GOOD: Duration = Duration::from_secs(5);
+/// How often a connection is asked for a sign of life, so that health knows without any calls.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// How many signs of life until it is asked whether the connection leads to the right place.
+const PROBES_PER_CHECK: u32 = 5;
 
 /// A handle to the connection. Clones share it; the last one to go ends the supervisor.
 #[derive(Clone)]
 pub(super) struct Link {
     pipe: Pipe,
     timeout: Duration,
+    attempts: watch::Receiver<Attempt>,
+    budget: Arc<Budget>,
     _supervisor: Arc<AbortOnDrop>,
 }
 
-struct AbortOnDrop(AbortHandle);
+/// Ends a task with its owner.
+pub(super) struct AbortOnDrop(pub(super) AbortHandle);
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
@@ -39,38 +66,81 @@ impl Drop for AbortOnDrop {
     }
 }
 
+/// The last attempt to connect that came to an end.
+#[derive(Debug, Clone, Copy, Default)]
+struct Attempt {
+    number: u64,
+    connected: bool,
+}
+
+/// Is told whenever the link's state may have changed.
+pub(super) type Report = Box<dyn Fn(LinkState) + Send>;
+
 impl Link {
-    /// Starts the supervisor on the current runtime. It reports to `status` as link `number`.
-    pub(super) fn start(
-        connector: Connector,
-        timeout: Duration,
-        number: usize,
-        status: StoreStatus,
-    ) -> Self {
+    /// Starts the supervisor on the current runtime.
+    pub(super) fn start(connector: Connector, timeout: Duration, report: Report) -> Self {
         let pipe = Pipe::default();
+        let (ended, attempts) = watch::channel(Attempt::default());
         let supervisor = Supervisor {
             connector,
             pipe: pipe.clone(),
-            number,
-            status,
-            last_reason: String::new(),
+            timeout,
+            attempts: ended,
+            report,
+            last_state: None,
         };
         let task = tokio::spawn(supervisor.run());
         Self {
             pipe,
             timeout,
+            attempts,
+            budget: Arc::default(),
             _supervisor: Arc::new(AbortOnDrop(task.abort_handle())),
         }
     }
 
-    /// Sends what `encode` writes: one command or several, which get `replies` replies between
-    /// them. Gives the replies as they came, error replies included.
+    /// Sends what `encode` writes: one command or several. Gives the replies as they came, error
+    /// replies included.
     pub(super) async fn request(
         &self,
-        replies: usize,
-        encode: impl FnOnce(&mut Vec<u8>),
+        encode: impl Fn(&mut Commands<'_>),
     ) -> Result<Bytes, StoreError> {
-        self.pipe.request(self.timeout, replies, encode)?.await
+        let deadline = Instant::now() + self.timeout;
+        self.budget.earn();
+        let request = self.pipe.request(self.timeout, &encode)?;
+        let connection = request.connection();
+        let result = request.await;
+        let again = match &result {
+            Ok(reply) => is_reason_to_distrust(reply) && self.pipe.distrust(connection),
+            Err(error) => *error == StoreError::Unavailable,
+        };
+        if !again || !self.budget.spend() {
+            return result;
+        }
+        let repeated = timeout_at(deadline, async {
+            self.connected_after(connection).await?;
+            self.pipe.request(self.timeout, &encode)?.await
+        });
+        repeated.await.unwrap_or(Err(StoreError::Unavailable))
+    }
+
+    /// Whether there was a connection a moment ago.
+    pub(super) fn is_up(&self) -> bool {
+        self.pipe.is_up()
+    }
+
+    /// Waits until there is a first connection; fails if the next attempt to get one does.
+    pub(super) async fn connected(&self) -> Result<(), StoreError> {
+        self.connected_after(0).await
+    }
+
+    /// Waits for the end of the first attempt to connect after connection `number`.
+    async fn connected_after(&self, number: u64) -> Result<(), StoreError> {
+        let mut attempts = self.attempts.clone();
+        match attempts.wait_for(|last| last.number > number).await {
+            Ok(last) if last.connected => Ok(()),
+            _ => Err(StoreError::Unavailable),
+        }
     }
 }
 
@@ -80,51 +150,175 @@ impl fmt::Debug for Link {
     }
 }
 
+/// Whether another connection may answer better: it may lead to the master that this one no
+/// longer leads to, or log in with a password that has changed.
+fn is_reason_to_distrust(reply: &[u8]) -> bool {
+    reply.starts_with(b"-READONLY") || reply.starts_with(b"-NOAUTH")
+}
+
+/// How many commands may be repeated: a tenth of them, and a few at the start.
+#[derive(Debug)]
+struct Budget(AtomicU32);
+
+impl Budget {
+    /// In tenths of a repetition.
+    const START: u32 = 100;
+    const MAX: u32 = 5_000;
+    const PRICE: u32 = 10;
+
+    // Only the worker's thread calls these, so that a load and a store are as good as one step.
+
+    fn earn(&self) {
+        let balance = self.0.load(Ordering::Relaxed);
+        if balance < Self::MAX {
+            self.0.store(balance + 1, Ordering::Relaxed);
+        }
+    }
+
+    fn spend(&self) -> bool {
+        let balance = self.0.load(Ordering::Relaxed);
+        match balance.checked_sub(Self::PRICE) {
+            Some(rest) => {
+                self.0.store(rest, Ordering::Relaxed);
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self(AtomicU32::new(Self::START))
+    }
+}
+
 struct Supervisor {
     connector: Connector,
     pipe: Pipe,
-    number: usize,
-    status: StoreStatus,
-    last_reason: String,
+    timeout: Duration,
+    attempts: watch::Sender<Attempt>,
+    report: Report,
+    last_state: Option<LinkState>,
 }
 
 impl Supervisor {
     async fn run(mut self) {
         let mut pause = *BACKOFF.start();
+        let mut number = 0;
         loop {
+            number += 1;
             match timeout(CONNECT_TIMEOUT, self.connector.connect()).await {
-                Ok(Ok(stream)) => {
-                    let connected = Instant::now();
-                    let driver = self.pipe.drive(stream);
-                    self.up();
-                    let broken = driver.await;
+                Ok(Ok(connected)) => {
+                    let since = Instant::now();
+                    let broken = self.serve(connected, number).await;
                     self.down(&broken.to_string());
-                    if connected.elapsed() >= GOOD {
+                    if since.elapsed() >= GOOD {
                         pause = *BACKOFF.start();
                     }
+                    if let Broken::Distrusted = broken {
+                        // Not a failure; how often that may happen is bounded elsewhere.
+                        continue;
+                    }
                 }
-                Ok(Err(error)) => self.down(&error.to_string()),
-                Err(_) => self.down("connecting timed out"),
+                Ok(Err(error)) => self.failed(number, &error.to_string()),
+                Err(_) => self.failed(number, "connecting timed out"),
             }
-            // Between half the pause and all of it, so that workers and replicas spread.
-            tokio::time::sleep(pause.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
+            // Spread a little, so that workers and replicas do not come all at once.
+            sleep(pause.mul_f64(0.75 + 0.5 * fastrand::f64())).await;
             pause = (pause * 2).min(*BACKOFF.end());
         }
     }
 
-    fn up(&mut self) {
-        tracing::info!(worker = self.number, "redis connected");
-        self.last_reason.clear();
-        self.status.set(self.number, LinkState::Up);
+    /// Serves calls until the connection breaks.
+    async fn serve(&mut self, connected: Connected, number: u64) -> Broken {
+        let Connected {
+            stream,
+            addr,
+            unwell,
+        } = connected;
+        let driver = self.pipe.drive(stream, number);
+        self.attempts.send_replace(Attempt {
+            number,
+            connected: true,
+        });
+        tracing::info!(%addr, "redis connected");
+        self.set(match unwell {
+            None => LinkState::Up,
+            Some(reason) => LinkState::Down(format!("redis: {reason}")),
+        });
+        tokio::select! {
+            broken = driver => broken,
+            never = self.probe(&addr, number) => match never {},
+        }
     }
 
-    /// Logs a reason once, not at every attempt of a long outage.
-    fn down(&mut self, reason: &str) {
-        if self.last_reason != reason {
-            tracing::warn!(worker = self.number, reason, "redis not connected");
-            reason.clone_into(&mut self.last_reason);
+    /// Looks after a connection for as long as it lasts.
+    async fn probe(&mut self, addr: &ConnectionAddr, number: u64) -> Infallible {
+        let mut probes = 0;
+        loop {
+            sleep(PROBE_INTERVAL).await;
+            probes += 1;
+            let ping = self.pipe.request(self.timeout, |commands| {
+                commands.whole(&[b"PING"]);
+            });
+            let answer = match ping {
+                Ok(request) => request.await,
+                Err(error) => Err(error),
+            };
+            match answer {
+                Ok(reply) => {
+                    if is_reason_to_distrust(&reply) {
+                        self.pipe.distrust(number);
+                    }
+                    match Replies::new(&reply).next() {
+                        Some(Reply::Error(line)) => self.pinged(&String::from_utf8_lossy(line)),
+                        _ => self.set(LinkState::Up),
+                    }
+                }
+                Err(error) => self.down(&error.to_string()),
+            }
+            if probes == PROBES_PER_CHECK {
+                probes = 0;
+                let right = timeout(CONNECT_TIMEOUT, self.connector.is_right(addr)).await;
+                if let Ok(false) = right {
+                    tracing::warn!(%addr, "the sentinels name another master");
+                    self.pipe.distrust(number);
+                }
+            }
         }
-        self.status
-            .set(self.number, LinkState::Down(format!("redis: {reason}")));
+    }
+
+    /// The answer to a PING was an error.
+    fn pinged(&mut self, error: &str) {
+        match failure::of_ping(failure::split(error).0) {
+            PingFailure::Harmless => self.set(LinkState::Up),
+            PingFailure::Unwell | PingFailure::Refused => self.down(error),
+        }
+    }
+
+    /// An attempt to connect came to nothing.
+    fn failed(&mut self, number: u64, reason: &str) {
+        self.attempts.send_replace(Attempt {
+            number,
+            connected: false,
+        });
+        self.down(reason);
+    }
+
+    fn down(&mut self, reason: &str) {
+        self.set(LinkState::Down(format!("redis: {reason}")));
+    }
+
+    /// Logs a state once, not at every attempt of a long outage.
+    fn set(&mut self, state: LinkState) {
+        if self.last_state.as_ref() == Some(&state) {
+            return;
+        }
+        if let LinkState::Down(reason) = &state {
+            tracing::warn!(reason, "redis cannot serve");
+        }
+        (self.report)(state.clone());
+        self.last_state = Some(state);
     }
 }

@@ -26,7 +26,7 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
-use super::resp::{ProtocolError, Scanner};
+use super::resp::{Commands, ProtocolError, Scanner};
 use crate::store::StoreError;
 
 /// Room for a read: many small replies at once.
@@ -37,6 +37,9 @@ const MAX_QUEUED_BYTES: usize = 64 << 20;
 const MAX_SPARE_BYTES: usize = 1 << 20;
 /// Requests in a row without an answer in time that make a connection a dead one.
 const MAX_TIMEOUTS: usize = 3;
+/// The least time between two connections of which the first was given up for what Redis answered
+/// on it. A replica would otherwise have every refused Mark disturb the Gets beside it.
+const MIN_TRUST: Duration = Duration::from_secs(2);
 
 /// The callers' end. Clones share the connection; it outlives the sockets that it is driven by.
 #[derive(Clone, Default)]
@@ -46,8 +49,8 @@ pub(super) struct Pipe {
 
 #[derive(Default)]
 struct State {
-    /// Whether there is a driver.
-    up: bool,
+    /// What is being driven; none while the pipe is down.
+    connection: Option<Connection>,
     /// Commands that the driver has not taken yet.
     out: Vec<u8>,
     /// Requests in the order of their commands.
@@ -58,6 +61,13 @@ struct State {
     answered: usize,
     /// Set while the driver waits.
     driver: Option<Waker>,
+}
+
+struct Connection {
+    /// As given to [`Pipe::drive`].
+    number: u64,
+    since: Instant,
+    distrusted: bool,
 }
 
 struct Entry {
@@ -91,25 +101,28 @@ pub(super) enum Broken {
     Unasked,
     #[error("no answer in time, {MAX_TIMEOUTS} times in a row")]
     Silent,
+    #[error("it answers, but as the wrong server or without our credentials")]
+    Distrusted,
 }
 
 impl Pipe {
-    /// Sends a command, or several that get `replies` replies between them, and waits for those
-    /// for at most `timeout`. `encode` appends the commands to the buffer.
+    /// Sends what `encode` writes, a command or several, and waits for their replies for at most
+    /// `timeout`.
     pub(super) fn request(
         &self,
         timeout: Duration,
-        replies: usize,
-        encode: impl FnOnce(&mut Vec<u8>),
+        encode: impl FnOnce(&mut Commands<'_>),
     ) -> Result<Request, StoreError> {
         let mut state = self.state();
-        if !state.up {
+        let Some(connection) = state.connection.as_ref().map(|current| current.number) else {
             return Err(StoreError::Unavailable);
-        }
+        };
         if state.out.len() > MAX_QUEUED_BYTES {
             return Err(StoreError::Busy);
         }
-        encode(&mut state.out);
+        let mut commands = Commands::new(&mut state.out);
+        encode(&mut commands);
+        let replies = commands.replies();
         let number = state.front + state.queue.len() as u64;
         state.queue.push_back(Entry {
             replies,
@@ -124,13 +137,43 @@ impl Pipe {
         Ok(Request {
             pipe: self.clone(),
             number,
+            connection,
         })
     }
 
-    /// Drives the pipe over a connected and authenticated `stream`.
-    pub(super) fn drive<S>(&self, stream: S) -> Driver<S> {
+    /// Whether it is being driven.
+    pub(super) fn is_up(&self) -> bool {
+        self.state().connection.is_some()
+    }
+
+    /// Gives up connection `number` because of what Redis answers on it, unless it is too new for
+    /// that. Whether there is or will soon be another one.
+    pub(super) fn distrust(&self, number: u64) -> bool {
         let mut state = self.state();
-        state.up = true;
+        match &mut state.connection {
+            Some(current) if current.number == number => {
+                if current.since.elapsed() < MIN_TRUST {
+                    return false;
+                }
+                current.distrusted = true;
+                if let Some(driver) = state.driver.take() {
+                    driver.wake();
+                }
+                true
+            }
+            // It has been replaced, or is being replaced, already.
+            _ => true,
+        }
+    }
+
+    /// Drives the pipe over a connected and authenticated `stream`, the connection `number`.
+    pub(super) fn drive<S>(&self, stream: S, number: u64) -> Driver<S> {
+        let mut state = self.state();
+        state.connection = Some(Connection {
+            number,
+            since: Instant::now(),
+            distrusted: false,
+        });
         drop(state);
         Driver {
             pipe: self.clone(),
@@ -171,12 +214,12 @@ impl State {
     }
 
     /// The connection is gone: nobody will get an answer any more.
-    fn close(&mut self) {
-        self.up = false;
+    fn close(&mut self, error: StoreError) {
+        self.connection = None;
         self.out = Vec::new();
         self.answered = self.queue.len();
         for entry in &mut self.queue {
-            entry.caller.finish(Err(StoreError::Unavailable));
+            entry.caller.finish(Err(error));
         }
         self.trim();
     }
@@ -196,9 +239,23 @@ impl Caller {
 }
 
 /// Waits for the replies to what [`Pipe::request`] sent: all of them, complete, as they came.
+///
+/// [`StoreError::Unavailable`] says that the connection ended first, which its peer did or this
+/// end for what the peer said; [`StoreError::Timeout`] that no answer came, be it that the
+/// connection was then given up as a silent one. The difference matters to whoever repeats a
+/// command: a peer that has closed a connection will not run what is still on its way there, one
+/// that is only slow might, later than what is sent on the next connection.
 pub(super) struct Request {
     pipe: Pipe,
     number: u64,
+    connection: u64,
+}
+
+impl Request {
+    /// The number of the connection that it was sent on.
+    pub(super) fn connection(&self) -> u64 {
+        self.connection
+    }
 }
 
 impl Future for Request {
@@ -266,7 +323,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Driver<S> {
         if let Poll::Ready(error) = this.poll_write(cx) {
             return Poll::Ready(error.into());
         }
-        this.poll_timeouts(cx)
+        if this.distrusted() {
+            return Poll::Ready(Broken::Distrusted);
+        }
+        let silent = this.poll_timeouts(cx);
+        if silent.is_ready() {
+            this.pipe.state().close(StoreError::Timeout);
+        }
+        silent
     }
 }
 
@@ -347,6 +411,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         Ok(())
     }
 
+    fn distrusted(&self) -> bool {
+        let state = self.pipe.state();
+        state.connection.as_ref().is_some_and(|it| it.distrusted)
+    }
+
     /// Fails requests whose time is up. One timer serves all of them: requests are in the order
     /// of their deadlines, because all have the same timeout.
     fn poll_timeouts(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {
@@ -397,6 +466,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
 
 impl<S> Drop for Driver<S> {
     fn drop(&mut self) {
-        self.pipe.state().close();
+        self.pipe.state().close(StoreError::Unavailable);
     }
 }

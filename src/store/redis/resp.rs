@@ -19,10 +19,59 @@ const MAX_BULK_BYTES: usize = 512 << 20;
 #[error("not a Redis reply: {0}")]
 pub(super) struct ProtocolError(&'static str);
 
-/// Starts a command of `arguments` parts, its name included.
-pub(super) fn command(out: &mut Vec<u8>, arguments: usize) {
+/// Commands on their way into a connection's output buffer, and how many replies they will get.
+#[derive(Debug)]
+pub(super) struct Commands<'a> {
+    out: &'a mut Vec<u8>,
+    asking: bool,
+    replies: usize,
+}
+
+impl<'a> Commands<'a> {
+    /// Appends to `out`.
+    pub(super) fn new(out: &'a mut Vec<u8>) -> Self {
+        Self {
+            out,
+            asking: false,
+            replies: 0,
+        }
+    }
+
+    /// Puts ASKING before each command that follows: a cluster node then serves a slot that it is
+    /// about to take over. Every second reply is that command's, the others are ASKING's.
+    pub(super) fn ask_first(&mut self) {
+        self.asking = true;
+    }
+
+    /// Starts a command of `arguments` parts, its name included, which are written to what this
+    /// gives.
+    pub(super) fn command(&mut self, arguments: usize) -> &mut Vec<u8> {
+        if self.asking {
+            self.out.extend_from_slice(b"*1\r\n$6\r\nASKING\r\n");
+            self.replies += 1;
+        }
+        self.replies += 1;
+        array_length(self.out, arguments);
+        self.out
+    }
+
+    /// Writes a whole command.
+    pub(super) fn whole(&mut self, arguments: &[&[u8]]) {
+        let out = self.command(arguments.len());
+        for bytes in arguments {
+            argument(out, bytes);
+        }
+    }
+
+    /// How many replies there will be.
+    pub(super) fn replies(&self) -> usize {
+        self.replies
+    }
+}
+
+fn array_length(out: &mut Vec<u8>, length: usize) {
     out.push(b'*');
-    number_line(out, arguments);
+    number_line(out, length);
 }
 
 /// Writes one part of a command.
@@ -231,7 +280,7 @@ mod tests {
             Value::BulkString(bytes) => argument(out, bytes),
             Value::SimpleString(text) => out.extend_from_slice(format!("+{text}\r\n").as_bytes()),
             Value::Array(values) => {
-                command(out, values.len());
+                array_length(out, values.len());
                 for value in values {
                     wire(value, out);
                 }

@@ -31,9 +31,90 @@ impl RedisUrl {
         self.0.clone()
     }
 
+    fn is_tls(&self) -> bool {
+        matches!(self.0.addr(), ConnectionAddr::TcpTls { .. })
+    }
+
+    /// The database number.
+    pub(crate) fn db(&self) -> i64 {
+        self.0.redis_settings().db()
+    }
+
     /// Whether the URL itself holds a password.
     pub(crate) fn has_password(&self) -> bool {
         self.0.redis_settings().password().is_some()
+    }
+}
+
+/// One or more Redis URLs: of the nodes of a cluster, or of sentinels. User, password, database
+/// and the use of TLS are those of the first.
+#[derive(Debug, Clone)]
+pub(crate) struct RedisUrls {
+    first: RedisUrl,
+    others: Vec<RedisUrl>,
+}
+
+impl RedisUrls {
+    /// A single URL, which may have commas in it.
+    pub(crate) fn parse_one(url: &str) -> Result<Self, String> {
+        RedisUrl::parse(url).map(|first| Self {
+            first,
+            others: Vec::new(),
+        })
+    }
+
+    /// Parses a list of URLs with commas between. The error does not repeat them.
+    pub(crate) fn parse(list: &str) -> Result<Self, String> {
+        let mut urls = list.split(',').map(str::trim).map(RedisUrl::parse);
+        let first = urls.next().unwrap_or_else(|| RedisUrl::parse(""))?;
+        let others = urls.collect::<Result<Vec<_>, _>>()?;
+        for other in &others {
+            if other.is_tls() != first.is_tls() {
+                return Err("either all URLs are rediss:// or none is".to_owned());
+            }
+            let (mine, its) = (first.0.redis_settings(), other.0.redis_settings());
+            let agree = [
+                its.username().is_none() || its.username() == mine.username(),
+                its.password().is_none() || its.password() == mine.password(),
+                its.db() == 0 || its.db() == mine.db(),
+            ];
+            if agree.contains(&false) {
+                return Err(
+                    "user, password and database are those of the first URL; the others may only repeat them"
+                        .to_owned(),
+                );
+            }
+        }
+        Ok(Self { first, others })
+    }
+
+    /// The first, of which there always is one.
+    pub(crate) fn first(&self) -> &RedisUrl {
+        &self.first
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &RedisUrl> {
+        std::iter::once(&self.first).chain(&self.others)
+    }
+
+    /// Whether all of them are TCP addresses.
+    pub(crate) fn are_tcp(&self) -> bool {
+        self.iter()
+            .all(|url| !matches!(url.0.addr(), ConnectionAddr::Unix(_)))
+    }
+
+    pub(super) fn addrs(&self) -> Vec<ConnectionAddr> {
+        self.iter().map(|url| url.0.addr().clone()).collect()
+    }
+}
+
+impl fmt::Display for RedisUrls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.first, f)?;
+        for other in &self.others {
+            write!(f, ",{other}")?;
+        }
+        Ok(())
     }
 }
 
@@ -85,6 +166,25 @@ mod tests {
         ] {
             let parsed = RedisUrl::parse(url).map(|url| url.to_string());
             assert_eq!(parsed.as_deref(), Ok(shown), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_list_shares_what_its_first_url_says() {
+        let shown = |list: &str| RedisUrls::parse(list).map(|urls| urls.to_string());
+        assert_eq!(
+            shown("redis://:secret@a:1/2, redis://b:2").as_deref(),
+            Ok("redis://:***@a:1/2,redis://b:2/0")
+        );
+        for list in [
+            "redis://a,rediss://b",
+            "redis://a,redis://:secret@b",
+            "redis://a/1,redis://b/2",
+            "redis://a,",
+            "",
+        ] {
+            let error = RedisUrls::parse(list).expect_err(list);
+            assert!(!error.contains("secret"), "{error}");
         }
     }
 

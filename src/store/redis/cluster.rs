@@ -1,0 +1,600 @@
+//! Redis Cluster: which node has which key, and a supervised link to every master.
+//!
+//! A key belongs to one of 16,384 slots, and a slot to one master. The map of slots is asked from
+//! the nodes themselves: now and then, and at once when a link breaks or a node redirects us.
+//! MOVED changes the map; ASK sends one request elsewhere while a slot is on its way. A batch is
+//! grouped by node, one pipelined request each. What cannot be read fails the call: a key is
+//! never taken for absent because its node is.
+//!
+//! Nodes fail one by one, so each has a link with all that [`Link`] does about it; a node that
+//! hangs holds up nobody who wants another one.
+//!
+//! Source: <https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>
+
+use std::{
+    convert::Infallible,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+use redis::{ConnectionAddr, Value};
+use tokio::{
+    sync::Notify,
+    task::JoinSet,
+    time::{Instant, sleep, timeout, timeout_at},
+};
+
+use super::{
+    connect::{ConnectError, Connector},
+    link::{AbortOnDrop, Link, Report},
+    resp::{Commands, Replies, Reply, Scanner},
+};
+use crate::store::{LinkState, StoreError};
+
+/// How many slots there are.
+const SLOTS: u16 = 16_384;
+/// How often one request may be sent elsewhere.
+const MAX_REDIRECTS: usize = 5;
+/// The pause between two looks at the map while all is well, while something is not, and at
+/// least.
+const SETTLED: Duration = Duration::from_secs(5);
+const UNSETTLED: Duration = Duration::from_millis(250);
+const LEAST_PAUSE: Duration = Duration::from_millis(100);
+/// How long a node from the settings may take to tell the map, connecting included; and how often
+/// those are asked, if no node of the map answers.
+const SEED_TIMEOUT: Duration = Duration::from_secs(1);
+const SEED_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The slot of a key: of all of it, or of what is between the first `{` and the next `}`.
+pub(super) fn slot(key: &[u8]) -> u16 {
+    let tag = key.iter().position(|byte| *byte == b'{').and_then(|open| {
+        let rest = &key[open + 1..];
+        let length = rest.iter().position(|byte| *byte == b'}')?;
+        (length > 0).then(|| &rest[..length])
+    });
+    crc16::State::<crc16::XMODEM>::calculate(tag.unwrap_or(key)) % SLOTS
+}
+
+/// A handle to the cluster. Clones share it; the last one to go ends its tasks.
+#[derive(Clone)]
+pub(super) struct Cluster {
+    shared: Arc<Shared>,
+    _supervisor: Arc<AbortOnDrop>,
+}
+
+struct Shared {
+    /// How nodes are spoken to.
+    connector: Connector,
+    timeout: Duration,
+    map: Mutex<Map>,
+    /// Says that the map may no longer be right.
+    stale: Arc<Notify>,
+}
+
+/// Who has which slot. The lock around it is never contended: all that use it are on one thread.
+#[derive(Default)]
+struct Map {
+    nodes: Vec<Node>,
+    /// Of each slot, the place of its node; empty until the map is known.
+    slots: Vec<Option<usize>>,
+}
+
+#[derive(Clone)]
+struct Node {
+    addr: Addr,
+    link: Link,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Addr {
+    host: String,
+    port: u16,
+}
+
+impl Cluster {
+    /// Starts to look for the nodes, on the current runtime, through `seeds`, some of them.
+    pub(super) fn start(
+        connector: Connector,
+        seeds: Vec<ConnectionAddr>,
+        timeout: Duration,
+        report: Report,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            connector,
+            timeout,
+            map: Mutex::default(),
+            stale: Arc::default(),
+        });
+        let supervisor = Supervisor {
+            shared: Arc::clone(&shared),
+            seeds,
+            seeds_asked: None,
+            report,
+            last_state: None,
+        };
+        let task = tokio::spawn(async move { match supervisor.run().await {} });
+        Self {
+            shared,
+            _supervisor: Arc::new(AbortOnDrop(task.abort_handle())),
+        }
+    }
+
+    /// Sends commands about one key to the node that has its slot, wherever that is by now.
+    pub(super) async fn request(
+        &self,
+        slot: u16,
+        encode: impl Fn(&mut Commands<'_>),
+    ) -> Result<Bytes, StoreError> {
+        let deadline = Instant::now() + self.shared.timeout;
+        let node = self.shared.node_of(slot)?;
+        let reply = node.link.request(&encode).await?;
+        let Some(redirect) = redirect(&reply) else {
+            return self.shared.noted(reply);
+        };
+        let followed = timeout_at(deadline, self.follow(redirect, node, slot, encode));
+        followed.await.unwrap_or(Err(StoreError::Timeout))
+    }
+
+    async fn follow(
+        &self,
+        mut redirect: Redirect,
+        mut node: Node,
+        slot: u16,
+        encode: impl Fn(&mut Commands<'_>),
+    ) -> Result<Bytes, StoreError> {
+        for _ in 0..MAX_REDIRECTS {
+            let (asking, mut addr) = match redirect {
+                Redirect::Moved(addr) => (false, addr),
+                Redirect::Ask(addr) => (true, addr),
+            };
+            if addr.host.is_empty() {
+                // The same host as the node that says so.
+                addr.host.clone_from(&node.addr.host);
+            }
+            node = self.shared.node_at(addr);
+            node.link.connected().await?;
+            let reply = if asking {
+                let request = node.link.request(|commands| {
+                    commands.ask_first();
+                    encode(commands);
+                });
+                every_second(&request.await?)
+            } else {
+                self.shared.set_slot(slot, &node);
+                node.link.request(&encode).await?
+            };
+            redirect = match self::redirect(&reply) {
+                Some(redirect) => redirect,
+                None => return self.shared.noted(reply),
+            };
+        }
+        tracing::warn!(slot, "the nodes of the cluster send a request in circles");
+        Err(StoreError::Busy)
+    }
+
+    /// Sends commands about many keys, each to the node that has its slot, as one request a node;
+    /// gives for each key its `each` replies.
+    pub(super) async fn request_each(
+        &self,
+        slots: &[u16],
+        each: usize,
+        encode: impl Fn(usize, &mut Commands<'_>),
+    ) -> Result<Vec<Bytes>, StoreError> {
+        let mut groups: Vec<(Node, Vec<usize>)> = Vec::new();
+        for (item, slot) in slots.iter().enumerate() {
+            let node = self.shared.node_of(*slot)?;
+            match groups.iter_mut().find(|(known, _)| known.addr == node.addr) {
+                Some((_, items)) => items.push(item),
+                None => groups.push((node, vec![item])),
+            }
+        }
+        let encode = &encode;
+        let replies = try_join_all(groups.iter().map(|(node, items)| {
+            node.link.request(move |commands| {
+                for item in items {
+                    encode(*item, commands);
+                }
+            })
+        }));
+        let mut pieces = vec![Bytes::new(); slots.len()];
+        let mut redirected = Vec::new();
+        for ((_, items), mut reply) in groups.iter().zip(replies.await?) {
+            for item in items {
+                let length = Scanner::new(each).scan(&reply).ok().flatten();
+                let piece = reply.split_to(length.ok_or(StoreError::Unexpected)?);
+                if redirect(&piece).is_some() {
+                    redirected.push(*item);
+                }
+                pieces[*item] = self.shared.noted(piece)?;
+            }
+        }
+        let again = try_join_all(redirected.iter().map(async |item| {
+            let piece = self.request(slots[*item], |commands| encode(*item, commands));
+            Ok::<_, StoreError>((*item, piece.await?))
+        }));
+        for (item, piece) in again.await? {
+            pieces[item] = piece;
+        }
+        Ok(pieces)
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster").finish_non_exhaustive()
+    }
+}
+
+/// Where a node sends us instead.
+#[derive(Debug, PartialEq, Eq)]
+enum Redirect {
+    /// For good.
+    Moved(Addr),
+    /// For this one request, because the slot is on its way.
+    Ask(Addr),
+}
+
+/// The redirect among replies, if there is one: `MOVED 3999 127.0.0.1:6381`.
+fn redirect(replies: &[u8]) -> Option<Redirect> {
+    Replies::new(replies).find_map(|reply| {
+        let Reply::Error(line) = reply else {
+            return None;
+        };
+        let mut words = std::str::from_utf8(line).ok()?.split(' ');
+        let kind = match words.next()? {
+            "MOVED" => Redirect::Moved,
+            "ASK" => Redirect::Ask,
+            _ => return None,
+        };
+        let (host, port) = words.nth(1)?.rsplit_once(':')?;
+        Some(kind(Addr {
+            host: host.to_owned(),
+            port: port.parse().ok()?,
+        }))
+    })
+}
+
+/// Leaves out the replies to ASKING.
+fn every_second(replies: &Bytes) -> Bytes {
+    let mut kept = Vec::with_capacity(replies.len());
+    let mut rest = &replies[..];
+    let mut keep = false;
+    while let Ok(Some(length)) = Scanner::new(1).scan(rest)
+        && length > 0
+    {
+        if keep {
+            kept.extend_from_slice(&rest[..length]);
+        }
+        keep = !keep;
+        rest = &rest[length..];
+    }
+    kept.into()
+}
+
+impl Shared {
+    fn map(&self) -> MutexGuard<'_, Map> {
+        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn node_of(&self, slot: u16) -> Result<Node, StoreError> {
+        let map = self.map();
+        match map.slots.get(usize::from(slot)) {
+            Some(Some(place)) => Ok(map.nodes[*place].clone()),
+            Some(None) | None => Err(StoreError::Unavailable),
+        }
+    }
+
+    /// The node at an address, which is linked to if it is new.
+    fn node_at(&self, addr: Addr) -> Node {
+        let mut map = self.map();
+        let place = map.place(&addr, || self.link(&addr));
+        map.nodes[place].clone()
+    }
+
+    fn set_slot(&self, slot: u16, node: &Node) {
+        let mut map = self.map();
+        let place = map.place(&node.addr, || node.link.clone());
+        if let Some(owner) = map.slots.get_mut(usize::from(slot)) {
+            *owner = Some(place);
+        }
+        self.stale.notify_one();
+    }
+
+    fn link(&self, addr: &Addr) -> Link {
+        let connector = self.connector.to_node(addr.host.clone(), addr.port);
+        let stale = Arc::clone(&self.stale);
+        let report = Box::new(move |_| stale.notify_one());
+        Link::start(connector, self.timeout, report)
+    }
+
+    /// Takes note of a reply that says that the cluster is not well.
+    fn noted(&self, reply: Bytes) -> Result<Bytes, StoreError> {
+        if reply.starts_with(b"-CLUSTERDOWN") {
+            self.stale.notify_one();
+        }
+        Ok(reply)
+    }
+}
+
+impl Map {
+    fn place(&mut self, addr: &Addr, link: impl FnOnce() -> Link) -> usize {
+        let known = self.nodes.iter().position(|node| node.addr == *addr);
+        known.unwrap_or_else(|| {
+            self.nodes.push(Node {
+                addr: addr.clone(),
+                link: link(),
+            });
+            self.nodes.len() - 1
+        })
+    }
+}
+
+/// What a node says about the cluster.
+struct View {
+    /// Masters, and the first and last of each range of slots that they have.
+    ranges: Vec<(Addr, u16, u16)>,
+    /// Whether it serves.
+    ok: bool,
+}
+
+/// Keeps the map right, for ever.
+struct Supervisor {
+    shared: Arc<Shared>,
+    seeds: Vec<ConnectionAddr>,
+    seeds_asked: Option<Instant>,
+    report: Report,
+    last_state: Option<LinkState>,
+}
+
+impl Supervisor {
+    async fn run(mut self) -> Infallible {
+        loop {
+            let state = match self.look().await {
+                Ok(view) => {
+                    let state = if view.ok {
+                        LinkState::Up
+                    } else {
+                        LinkState::Down("redis: the cluster says that it is down".to_owned())
+                    };
+                    self.install(view);
+                    state
+                }
+                Err(error) => LinkState::Down(format!("redis: {error}")),
+            };
+            self.set(state);
+            sleep(LEAST_PAUSE).await;
+            let pause = if self.is_settled() {
+                SETTLED
+            } else {
+                UNSETTLED
+            };
+            // Time passing is as good a reason to look as being told.
+            _ = timeout(pause, self.shared.stale.notified()).await;
+        }
+    }
+
+    /// All is well, and every master is connected.
+    fn is_settled(&self) -> bool {
+        let map = self.shared.map();
+        self.last_state == Some(LinkState::Up) && map.nodes.iter().all(|node| node.link.is_up())
+    }
+
+    /// Asks the nodes of the map side by side, and those of the settings if none answers.
+    async fn look(&mut self) -> Result<View, ConnectError> {
+        let nodes = self.shared.map().nodes.clone();
+        let mut asked = JoinSet::new();
+        for Node { addr, link } in nodes {
+            asked.spawn(async move {
+                let reply = link.request(|commands| {
+                    commands.whole(&[b"CLUSTER", b"INFO"]);
+                    commands.whole(&[b"CLUSTER", b"SLOTS"]);
+                });
+                let reply = reply.await.ok()?;
+                let mut rest = &reply[..];
+                let mut parser = redis::Parser::new();
+                let info = parser.parse_value(&mut rest).ok()?;
+                let slots = parser.parse_value(&mut rest).ok()?;
+                View::read(info, slots, &addr.host)
+            });
+        }
+        while let Some(answer) = asked.join_next().await {
+            if let Ok(Some(view)) = answer {
+                return Ok(view);
+            }
+        }
+        self.ask_seeds().await
+    }
+
+    async fn ask_seeds(&mut self) -> Result<View, ConnectError> {
+        if let Some(asked) = self.seeds_asked {
+            tokio::time::sleep_until(asked + SEED_INTERVAL).await;
+        }
+        self.seeds_asked = Some(Instant::now());
+        let mut error = ConnectError::NoNode;
+        for seed in &self.seeds {
+            match timeout(SEED_TIMEOUT, ask_seed(&self.shared.connector, seed)).await {
+                Ok(Ok(view)) => return Ok(view),
+                Ok(Err(reason)) => error = reason,
+                Err(_) => {}
+            }
+        }
+        Err(error)
+    }
+
+    /// Puts a new map in force; links to nodes that are in both maps stay.
+    fn install(&self, view: View) {
+        let mut map = self.shared.map();
+        let mut new = Map {
+            nodes: Vec::new(),
+            slots: vec![None; usize::from(SLOTS)],
+        };
+        for (addr, first, last) in view.ranges {
+            let known = map.nodes.iter().find(|node| node.addr == addr);
+            let place = new.place(&addr, || {
+                known.map_or_else(|| self.shared.link(&addr), |node| node.link.clone())
+            });
+            new.slots[usize::from(first)..=usize::from(last)].fill(Some(place));
+        }
+        *map = new;
+    }
+
+    /// Logs a state once, not at every look.
+    fn set(&mut self, state: LinkState) {
+        if self.last_state.as_ref() == Some(&state) {
+            return;
+        }
+        match &state {
+            LinkState::Up => tracing::info!("redis cluster serves"),
+            LinkState::Down(reason) => tracing::warn!(reason, "redis cannot serve"),
+        }
+        (self.report)(state.clone());
+        self.last_state = Some(state);
+    }
+}
+
+async fn ask_seed(connector: &Connector, seed: &ConnectionAddr) -> Result<View, ConnectError> {
+    let mut questions = ["INFO", "SLOTS"].map(|what| {
+        let mut question = redis::cmd("CLUSTER");
+        question.arg(what);
+        (question, Value::Nil)
+    });
+    connector.greet(seed.clone(), &mut questions).await?;
+    let host = match seed {
+        ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host,
+        // The settings admit no other kind.
+        _ => return Err(ConnectError::NoNode),
+    };
+    let [info, slots] = questions.map(|(_, answer)| answer.extract_error());
+    View::read(info?, slots?, host).ok_or(ConnectError::NoNode)
+}
+
+impl View {
+    /// Reads the answers to CLUSTER INFO and CLUSTER SLOTS. `host` is whom we asked, which is
+    /// what a node without a host of its own means.
+    fn read(info: Value, slots: Value, host: &str) -> Option<Self> {
+        /// First and last slot, the master's host and port, and the rest of it; the replicas.
+        type Master = (Option<String>, u16);
+        let info: String = redis::from_redis_value(info).ok()?;
+        let Value::Array(slots) = slots else {
+            return None;
+        };
+        let mut ranges = Vec::with_capacity(slots.len());
+        for range in slots {
+            let Value::Array(range) = range else {
+                return None;
+            };
+            let [
+                Value::Int(first),
+                Value::Int(last),
+                Value::Array(master),
+                ..,
+            ] = &range[..]
+            else {
+                return None;
+            };
+            let master = Value::Array(master.get(..2)?.to_vec());
+            let (name, port): Master = redis::from_redis_value(master).ok()?;
+            let (first, last) = (u16::try_from(*first).ok()?, u16::try_from(*last).ok()?);
+            if first > last || last >= SLOTS {
+                return None;
+            }
+            let addr = Addr {
+                host: name
+                    .filter(|name| !name.is_empty() && name != "?")
+                    .unwrap_or_else(|| host.to_owned()),
+                port,
+            };
+            ranges.push((addr, first, last));
+        }
+        Some(Self {
+            ranges,
+            ok: info.lines().any(|line| line.trim() == "cluster_state:ok"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// The redis crate's is the reference.
+        #[test]
+        fn slots_are_as_the_redis_crate_has_them(key in "[a-c{}]{0,12}") {
+            let reference = redis::cluster_routing::Slot::for_key(&key);
+            prop_assert_eq!(redis::cluster_routing::Slot::new(slot(key.as_bytes())), Some(reference));
+        }
+
+        #[test]
+        fn no_error_line_makes_it_panic(line in "(MOVED|ASK)? ?[0-9]{0,6} ?.{0,20}") {
+            _ = redirect(format!("-{line}\r\n").as_bytes());
+        }
+    }
+
+    #[test]
+    fn redirects_are_found_among_replies() {
+        let addr = |host: &str, port| Addr {
+            host: host.to_owned(),
+            port,
+        };
+        for (replies, expected) in [
+            ("$2\r\n42\r\n", None),
+            ("-ERR MOVED 1 h:1\r\n", None),
+            (
+                "-MOVED 3999 10.0.0.1:6381\r\n",
+                Some(Redirect::Moved(addr("10.0.0.1", 6381))),
+            ),
+            (
+                "$-1\r\n-ASK 3999 ::1:6381\r\n",
+                Some(Redirect::Ask(addr("::1", 6381))),
+            ),
+            (
+                "-MOVED 3999 :6381\r\n",
+                Some(Redirect::Moved(addr("", 6381))),
+            ),
+            ("$11\r\nMOVED 1 h:1\r\n", None),
+        ] {
+            assert_eq!(redirect(replies.as_bytes()), expected, "{replies:?}");
+        }
+    }
+
+    #[test]
+    fn the_replies_to_asking_are_left_out() {
+        let replies = Bytes::from_static(b"+OK\r\n$2\r\n42\r\n+OK\r\n:-1\r\n");
+        assert_eq!(every_second(&replies), &b"$2\r\n42\r\n:-1\r\n"[..]);
+    }
+
+    #[test]
+    fn a_map_that_makes_no_sense_is_refused() {
+        let read = |slots: &str| {
+            let slots = redis::parse_redis_value(slots.as_bytes()).expect("RESP");
+            let info = Value::BulkString(b"cluster_state:ok\r\n".to_vec());
+            View::read(info, slots, "asked").map(|view| view.ranges)
+        };
+        let addr = |host: &str| Addr {
+            host: host.to_owned(),
+            port: 7000,
+        };
+        assert_eq!(
+            read("*1\r\n*3\r\n:0\r\n:5\r\n*2\r\n$1\r\nh\r\n:7000\r\n"),
+            Some(vec![(addr("h"), 0, 5)])
+        );
+        assert_eq!(
+            read("*1\r\n*3\r\n:0\r\n:5\r\n*2\r\n$-1\r\n:7000\r\n"),
+            Some(vec![(addr("asked"), 0, 5)])
+        );
+        for slots in [
+            "*1\r\n*3\r\n:5\r\n:0\r\n*2\r\n$1\r\nh\r\n:7000\r\n",
+            "*1\r\n*3\r\n:0\r\n:16384\r\n*2\r\n$1\r\nh\r\n:7000\r\n",
+            "*1\r\n*2\r\n:0\r\n:5\r\n",
+            ":1\r\n",
+        ] {
+            assert_eq!(read(slots), None, "{slots:?}");
+        }
+    }
+}

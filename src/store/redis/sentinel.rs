@@ -1,0 +1,110 @@
+//! Redis behind Sentinel: who is the master now.
+//!
+//! Every connect asks all sentinels anew, so that a failover is followed by breaking the
+//! connection. They are asked side by side, because one that hangs must not hide the others, and
+//! what they say is checked with ROLE, because during a failover they may not know yet.
+//!
+//! Source: <https://redis.io/docs/latest/develop/reference/sentinel-clients/>
+
+use std::time::Duration;
+
+use redis::{ConnectionAddr, Value};
+use tokio::{task::JoinSet, time::timeout};
+
+use super::connect::{ConnectError, Connected, Connector};
+
+/// How long one sentinel may take to answer, connecting included.
+const PATIENCE: Duration = Duration::from_millis(400);
+
+/// The sentinels, and the name of the master that they watch.
+#[derive(Clone)]
+pub(super) struct Sentinels {
+    addrs: Vec<ConnectionAddr>,
+    master: String,
+}
+
+impl Sentinels {
+    pub(super) fn new(addrs: Vec<ConnectionAddr>, master: String) -> Self {
+        Self { addrs, master }
+    }
+
+    /// Connects to the master. `connector` has the credentials.
+    pub(super) async fn connect(&self, connector: &Connector) -> Result<Connected, ConnectError> {
+        let mut error = ConnectError::UnknownMaster;
+        for (host, port) in self.ask_all(connector).await? {
+            match connect_to_master(connector, connector.addr(host, port)).await {
+                Ok(connected) => return Ok(connected),
+                Err(reason) => error = reason,
+            }
+        }
+        Err(error)
+    }
+
+    /// Whether the sentinels still name this address; true if they cannot say.
+    pub(super) async fn name(&self, connector: &Connector, addr: &ConnectionAddr) -> bool {
+        match self.ask_all(connector).await.as_deref() {
+            Ok([(host, port), ..]) => connector.addr(host.clone(), *port) == *addr,
+            Ok([]) | Err(_) => true,
+        }
+    }
+
+    /// The addresses that the sentinels give, the one with the most votes first.
+    async fn ask_all(&self, connector: &Connector) -> Result<Vec<(String, u16)>, ConnectError> {
+        let mut asked = JoinSet::new();
+        for addr in &self.addrs {
+            let (connector, addr) = (connector.clone(), addr.clone());
+            let mut question = redis::cmd("SENTINEL");
+            question.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.master);
+            asked.spawn(
+                async move { timeout(PATIENCE, connector.ask_sentinel(&addr, question)).await },
+            );
+        }
+        let mut votes: Vec<((String, u16), usize)> = Vec::new();
+        let mut error = ConnectError::NoSentinel;
+        while let Some(answer) = asked.join_next().await {
+            match answer {
+                Ok(Ok(Ok(answer))) => {
+                    // Nil from one that knows no such master.
+                    let Ok(addr) = redis::from_redis_value::<(String, u16)>(answer) else {
+                        error = ConnectError::UnknownMaster;
+                        continue;
+                    };
+                    let place = votes.iter().position(|(voted, _)| *voted == addr);
+                    let place = place.unwrap_or_else(|| {
+                        votes.push((addr, 0));
+                        votes.len() - 1
+                    });
+                    votes[place].1 += 1;
+                    // What the majority says, the others need not be waited for.
+                    if votes[place].1 > self.addrs.len() / 2 {
+                        break;
+                    }
+                }
+                Ok(Ok(Err(reason))) => error = reason,
+                // Silent, or the runtime is ending.
+                Ok(Err(_)) | Err(_) => {}
+            }
+        }
+        if votes.is_empty() {
+            return Err(error);
+        }
+        votes.sort_by_key(|(_, votes)| std::cmp::Reverse(*votes));
+        Ok(votes.into_iter().map(|(addr, _)| addr).collect())
+    }
+}
+
+/// Connects to a data node, if it is a master.
+async fn connect_to_master(
+    connector: &Connector,
+    addr: ConnectionAddr,
+) -> Result<Connected, ConnectError> {
+    let mut questions = [(redis::cmd("ROLE"), Value::Nil)];
+    let connected = connector.greet(addr, &mut questions).await?;
+    let [(_, role)] = questions;
+    match role.extract_error()? {
+        Value::Array(parts) if parts.first() == Some(&Value::BulkString(b"master".to_vec())) => {
+            Ok(connected)
+        }
+        _ => Err(ConnectError::NotMaster(connected.addr.to_string())),
+    }
+}
