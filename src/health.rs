@@ -1,13 +1,20 @@
 //! What the service says about itself: `grpc.health.v1` and `/readyz`, both from one state.
 //!
 //! The names "" and `dyndata.v1.DynData` follow the store: NOT_SERVING until it is there, while it
-//! is not, and from the start of a shutdown. The name `liveness` is SERVING for as long as the
+//! is not (and has not been for two looks in a row), and from the start of a shutdown. The name `liveness` is SERVING for as long as the
 //! process answers.
+
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{service, store::LinkState};
+
+/// How often the store is looked at, and how many looks in a row make a change, so that a link
+/// that is replaced at once does not move a whole fleet's traffic.
+const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+const PROBES: u32 = 2;
 
 /// Whether calls can be served; if not, why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,16 +55,36 @@ impl Health {
         self.readiness.subscribe()
     }
 
-    /// Follows the store for ever, or until its status has no sender any more. Cancel-safe.
+    /// Follows the store for ever: ready as soon as it is there for the first time, and from then
+    /// on a change counts when [`PROBES`] looks in a row see it. Cancel-safe.
     pub(crate) async fn follow(&self, mut store: watch::Receiver<LinkState>) {
         loop {
-            let readiness = match &*store.borrow_and_update() {
-                LinkState::Up => Readiness::Ready,
-                LinkState::Down(reason) => Readiness::NotReady(reason.clone()),
+            let seen = store.borrow_and_update().clone();
+            let LinkState::Down(reason) = seen else {
+                break;
             };
-            self.set(readiness).await;
+            self.set(Readiness::NotReady(reason)).await;
             if store.changed().await.is_err() {
                 return;
+            }
+        }
+        self.set(Readiness::Ready).await;
+        let mut ready = true;
+        let mut against = 0;
+        loop {
+            tokio::time::sleep(PROBE_INTERVAL).await;
+            let seen = store.borrow().clone();
+            let agrees = ready == (seen == LinkState::Up);
+            against = if agrees { 0 } else { against + 1 };
+            if against == PROBES {
+                ready = !ready;
+                against = 0;
+            }
+            match seen {
+                LinkState::Up if ready => self.set(Readiness::Ready).await,
+                LinkState::Down(reason) if !ready => self.set(Readiness::NotReady(reason)).await,
+                // Not for long enough yet.
+                LinkState::Up | LinkState::Down(_) => {}
             }
         }
     }

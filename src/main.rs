@@ -30,6 +30,10 @@ fn serve(args: ServeArgs) -> ExitCode {
         Err(error) => return cli::bad_config(&error),
     };
     telemetry::init(config.log_format());
+    // The usual soft limit of 1,024 is below the connections that are allowed by default.
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
     // This thread accepts, probes and scrapes; the workers have their own.
     let served = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -35,6 +35,7 @@ use crate::{
         memory::{MemoryStore, SWEEP_INTERVAL},
         redis::RedisStore,
     },
+    telemetry::OncePerSecond,
 };
 
 /// How much longer than the drain timeout a worker may take to end.
@@ -153,13 +154,14 @@ impl Bound {
                 health: health.reporter(),
                 draining: draining.clone(),
                 drain_timeout: config.drain_timeout,
+                max_connection_age: config.max_connection_age,
             };
             workers.push(Worker::start(worker).map_err(ServerError::Worker)?);
         }
 
         tokio::select! {
             () = shutdown => {}
-            never = accept_into(&listener, &workers) => match never {},
+            never = accept_into(&listener, &workers, config.max_connections) => match never {},
         }
 
         tracing::info!(timeout = %humantime::format_duration(config.drain_timeout), "draining");
@@ -213,9 +215,22 @@ impl Bound {
 }
 
 /// Hands sockets to workers, for ever.
-async fn accept_into(listener: &Listener, workers: &[Worker]) -> std::convert::Infallible {
+async fn accept_into(
+    listener: &Listener,
+    workers: &[Worker],
+    max_connections: usize,
+) -> std::convert::Infallible {
+    static LOG: OncePerSecond = OncePerSecond::new();
     loop {
         let socket = accept::retry(|| listener.accept()).await;
+        let open: usize = workers.iter().map(Worker::connections).sum();
+        if open >= max_connections {
+            // Closed at once, so that a client can try elsewhere, instead of left in the queue.
+            if LOG.take() {
+                tracing::warn!(open, "max-connections reached; refusing connections");
+            }
+            continue;
+        }
         // The one with the fewest connections, so that no two clients share an event loop while
         // another is idle.
         if let Some(worker) = workers.iter().min_by_key(|worker| worker.connections()) {

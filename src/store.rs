@@ -27,6 +27,9 @@ pub(crate) enum Store {
     Memory(Arc<MemoryStore>),
     /// Redis, over the worker's own connection.
     Redis(RedisStore),
+    /// Panics when it is read, to show what that does to a call.
+    #[cfg(test)]
+    Panicking,
 }
 
 /// Why a store could not do what it was asked. The messages are for callers: what the store
@@ -81,6 +84,8 @@ impl Store {
         match self {
             Self::Memory(store) => store.mark(namespace, id, value, ttl),
             Self::Redis(store) => store.mark(namespace, id, &value, ttl).await,
+            #[cfg(test)]
+            Self::Panicking => Ok(SystemTime::now()),
         }
     }
 
@@ -94,6 +99,8 @@ impl Store {
         match self {
             Self::Memory(store) => Ok(store.get(namespace, id, expire_time)),
             Self::Redis(store) => store.get(namespace, id, expire_time).await,
+            #[cfg(test)]
+            Self::Panicking => panic!("a bug"),
         }
     }
 
@@ -110,6 +117,8 @@ impl Store {
                 .map(|id| store.get(namespace, id, expire_time))
                 .collect()),
             Self::Redis(store) => store.batch_get(namespace, ids, expire_time).await,
+            #[cfg(test)]
+            Self::Panicking => panic!("a bug"),
         }
     }
 }

@@ -1,6 +1,10 @@
 //! The log: to standard error, as text for people or JSON for machines, filtered by `RUST_LOG`.
 
-use std::io::IsTerminal as _;
+use std::{
+    io::IsTerminal as _,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use tracing_subscriber::EnvFilter;
 
@@ -19,4 +23,22 @@ pub fn init(format: LogFormat) {
             .try_init(),
         LogFormat::Json => subscriber.json().try_init(),
     };
+}
+
+/// Lets one line a second into the log, for what may happen many thousand times a second.
+#[derive(Debug)]
+pub(crate) struct OncePerSecond(AtomicU64);
+
+impl OncePerSecond {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Whether this second's line is still to be had; it is taken then.
+    pub(crate) fn take(&self) -> bool {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        self.0.swap(now, Ordering::Relaxed) != now
+    }
 }

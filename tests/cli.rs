@@ -4,10 +4,10 @@ mod common;
 
 use std::{
     ffi::OsStr,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     os::unix::ffi::OsStrExt as _,
     process::{Child, Command, Output, Stdio},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use common::{PATIENCE, Redis, Running, eventually};
@@ -326,9 +326,12 @@ fn a_second_signal_ends_at_once() {
         .split("serving gRPC on ")
         .nth(1)
         .and_then(|rest| rest.split(' ').next());
-    // A peer that keeps the drain waiting.
-    let _silent = std::net::TcpStream::connect(addr.expect("an address")).expect("connects");
-    std::thread::sleep(Duration::from_millis(100));
+    // A peer that keeps the drain waiting: it never answers the GOAWAY.
+    let mut stopped = std::net::TcpStream::connect(addr.expect("an address")).expect("connects");
+    stopped
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+        .expect("writes");
+    stopped.read_exact(&mut [0]).expect("the server's settings");
     serving.signal("-TERM");
     serving.line("draining");
     serving.signal("-TERM");
@@ -384,7 +387,7 @@ fn a_redis_behind_tls_is_reached_if_its_certificate_is_trusted() {
     );
 
     let refusing = Serving::start(&["--redis-url", &url]);
-    let reason = refusing.line("redis not connected");
+    let reason = refusing.line("redis cannot serve");
     assert!(reason.contains("certificate"), "{reason}");
     std::fs::remove_dir_all(dir).expect("removes");
 }

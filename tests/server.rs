@@ -3,7 +3,10 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::{
+    io::{Read as _, Write as _},
+    time::{Duration, Instant},
+};
 
 use common::{PATIENCE, Redis, Running, assert_error, int, mark};
 use tokio_stream::StreamExt as _;
@@ -308,8 +311,11 @@ async fn a_shutdown_takes_no_longer_than_the_drain_timeout() {
     let mut client = server.client().await;
     redis.pause(8_000);
     let call = tokio::spawn(async move { client.get("42").await });
-    // A peer that never says a word.
-    let _silent = std::net::TcpStream::connect(&server.addr).expect("connects");
+    // A peer that never says a word after its preface.
+    let mut silent = std::net::TcpStream::connect(&server.addr).expect("connects");
+    silent
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        .expect("writes");
     server.metric(&started("Get")).await;
     server.metric("dyndata_connections 2").await;
     let start = Instant::now();
@@ -322,6 +328,124 @@ async fn a_shutdown_takes_no_longer_than_the_drain_timeout() {
         "{:?}",
         start.elapsed()
     );
+}
+
+#[tokio::test]
+async fn a_peer_that_says_nothing_does_not_delay_a_shutdown() {
+    let server = Running::start(&["--drain-timeout=60s"]);
+    let mut silent = std::net::TcpStream::connect(&server.addr).expect("connects");
+    server.metric("dyndata_connections 1").await;
+    server.stop().await;
+    let mut rest = Vec::new();
+    silent.read_to_end(&mut rest).expect("a clean end");
+    assert!(rest.is_empty(), "{rest:?}");
+}
+
+#[tokio::test]
+async fn an_http1_client_is_told_what_this_is() {
+    let server = Running::start(&[]);
+    let mut socket = std::net::TcpStream::connect(&server.addr).expect("connects");
+    socket
+        .write_all(b"GET / HTTP/1.1\r\nhost: here\r\n\r\n")
+        .expect("writes");
+    socket
+        .shutdown(std::net::Shutdown::Write)
+        .expect("half-closes");
+    let mut reply = String::new();
+    socket.read_to_string(&mut reply).expect("reads");
+    let (head, body) = reply.split_once("\r\n\r\n").expect("a head and a body");
+    assert!(head.starts_with("HTTP/1.1 505 "), "{head}");
+    assert!(
+        head.contains(&format!("content-length: {}", body.len())),
+        "{head}"
+    );
+    assert!(body.contains("gRPC"), "{body}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_are_closed_at_once() {
+    let server = Running::start(&["--max-connections=2"]);
+    let mut first = server.client().await;
+    first.get("42").await.expect("gets");
+    let second = std::net::TcpStream::connect(&server.addr).expect("connects");
+    server.metric("dyndata_connections 2").await;
+    let mut third = std::net::TcpStream::connect(&server.addr).expect("connects");
+    assert_eq!(third.read(&mut [0]).expect("a clean end"), 0);
+    // Those that are there are served on, and one that goes makes room.
+    first.get("42").await.expect("gets");
+    drop(second);
+    server.metric("dyndata_connections 1").await;
+    server.client().await.get("42").await.expect("gets");
+    drop(first);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_old_connection_is_replaced_without_a_failed_call() {
+    let server = Running::start(&["--max-connection-age=1s"]);
+    let mut client = server.client().await;
+    let start = Instant::now();
+    let connections = |metrics: &str| {
+        let line = metrics
+            .lines()
+            .find(|line| line.starts_with("dyndata_connections_accepted_total "));
+        let count = line.and_then(|line| line.split(' ').nth(1)?.parse::<u32>().ok());
+        count.expect("a count")
+    };
+    while connections(&server.http("/metrics").await.1) < 3 {
+        client.get("42").await.expect("gets");
+        assert!(start.elapsed() < PATIENCE, "never replaced");
+    }
+    assert!(
+        start.elapsed() > Duration::from_millis(1500),
+        "replaced too soon"
+    );
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn health_follows_an_outage_and_not_a_reconnect() {
+    let mut redis = Redis::start();
+    let server = Running::on_redis(&redis, &[]).await;
+    let mut health = HealthClient::new(server.channel().await);
+    let watch = health
+        .watch(HealthCheckRequest::default())
+        .await
+        .expect("watches");
+    let mut watch = watch.into_inner();
+    let mut next = async || {
+        let status = tokio::time::timeout(PATIENCE, watch.next()).await;
+        let status = status.expect("a change").expect("a status");
+        status.expect("a status").status()
+    };
+    assert_eq!(next().await, ServingStatus::Serving);
+    // Too short to be seen twice: the next status is that of the outage after it.
+    let kill = |redis: &Redis| {
+        redis::cmd("CLIENT")
+            .arg(&["KILL", "TYPE", "NORMAL", "SKIPME", "YES"])
+            .exec(&mut redis.connect())
+            .expect("CLIENT KILL");
+    };
+    kill(&redis);
+    let mut client = server.client().await;
+    let start = Instant::now();
+    while client.get("42").await.is_err() {
+        assert!(start.elapsed() < PATIENCE, "never back");
+    }
+    assert_eq!(server.http("/readyz").await.0, 200);
+    redis.stop();
+    assert_eq!(next().await, ServingStatus::NotServing);
+    assert_eq!(server.http("/readyz").await.0, 503);
+    let liveness = HealthCheckRequest {
+        service: "liveness".to_owned(),
+    };
+    let status = health.check(liveness).await.expect("answers").into_inner();
+    assert_eq!(status.status(), ServingStatus::Serving);
+    redis.restart();
+    assert_eq!(next().await, ServingStatus::Serving);
+    assert_eq!(server.http("/readyz").await.0, 200);
+    server.stop().await;
 }
 
 #[tokio::test]

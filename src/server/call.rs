@@ -67,6 +67,7 @@ impl Dispatch {
             health,
             draining,
             drain_timeout: _,
+            max_connection_age: _,
         } = config;
         let max_message_bytes = max_message_bytes(&limits);
         Self {

@@ -1,4 +1,8 @@
-//! A client's socket as HTTP/2 shall see it: without vectored writes.
+//! A client's socket as HTTP/2 shall see it: its client preface seen, and without vectored writes.
+//!
+//! The preface is read here, because a connection on which HTTP/2 still waits for it cannot be
+//! shut down gracefully (hyper issue 4170), and because what speaks something else can then be
+//! told so.
 //!
 //! On a socket with vectored writes, h2 flushes after every DATA frame of 256 bytes or more; on
 //! one without, it copies frames of up to 1,023 bytes into its buffer and sends many replies with
@@ -11,37 +15,87 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+
+/// What every HTTP/2 client sends first (RFC 9113, 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// For those who try with a browser or an HTTP/1 client.
+const NOT_HTTP2: &[u8] = b"HTTP/1.1 505 HTTP Version Not Supported\r\n\
+    content-type: text/plain\r\ncontent-length: 46\r\nconnection: close\r\n\r\n\
+    This is a gRPC server; it speaks only HTTP/2.\n";
+
+/// More than the head of a request that somebody sends by mistake.
+const MAX_UNREAD_BYTES: u64 = 16 * 1024;
 
 /// Passes everything on, but takes one buffer at a time.
 #[derive(Debug)]
-pub(super) struct Unvectored<S>(pub(super) S);
+pub(super) struct Http2Socket<S> {
+    inner: S,
+    /// How much of the preface has been handed on.
+    replayed: usize,
+}
 
-impl<S: AsyncRead + Unpin> AsyncRead for Unvectored<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Http2Socket<S> {
+    /// Waits for the client preface. An HTTP/1 client gets an answer that says what is wrong.
+    pub(super) async fn greet(mut socket: S) -> io::Result<Self> {
+        let mut buffer = [0; PREFACE.len()];
+        let mut seen = 0;
+        while seen < PREFACE.len() {
+            match socket.read(&mut buffer[seen..]).await? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                more => seen += more,
+            }
+            if !PREFACE.starts_with(&buffer[..seen]) {
+                // TLS begins with a byte that is not a letter.
+                if buffer[0].is_ascii_uppercase() {
+                    socket.write_all(NOT_HTTP2).await?;
+                    socket.shutdown().await?;
+                    // What is left unread at the close would make the kernel take the answer back.
+                    let mut rest = socket.take(MAX_UNREAD_BYTES);
+                    tokio::io::copy(&mut rest, &mut tokio::io::sink()).await?;
+                }
+                return Err(io::Error::other("it does not speak HTTP/2"));
+            }
+        }
+        Ok(Self {
+            inner: socket,
+            replayed: 0,
+        })
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Http2Socket<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
+        let rest = &PREFACE[self.replayed..];
+        if !rest.is_empty() {
+            let length = rest.len().min(buffer.remaining());
+            buffer.put_slice(&rest[..length]);
+            self.replayed += length;
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.inner).poll_read(cx, buffer)
     }
 }
 
 // `is_write_vectored` and `poll_write_vectored` are left at their defaults, which is the point.
-impl<S: AsyncWrite + Unpin> AsyncWrite for Unvectored<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Http2Socket<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.inner).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }

@@ -20,11 +20,12 @@ use tokio::{
     runtime,
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
+    time::timeout,
 };
 use tonic_health::server::HealthReporter;
 
-use super::{OpenStore, accept::Socket, call::Dispatch, deadline::Deadlines, socket::Unvectored};
-use crate::{metrics::Recorder, model::Limits};
+use super::{OpenStore, accept::Socket, call::Dispatch, deadline::Deadlines, socket::Http2Socket};
+use crate::{config::ConnectionAge, metrics::Recorder, model::Limits};
 
 /// Sockets that wait for a worker; beyond it the acceptor waits, and the kernel queues.
 const QUEUE: usize = 64;
@@ -35,6 +36,8 @@ const MAX_CONCURRENT_STREAMS: u32 = 256;
 const MAX_LOCAL_ERROR_RESET_STREAMS: usize = 1024;
 /// The headers of one request, decoded.
 const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
+/// How long a new connection may take to say that it is HTTP/2.
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection without traffic is asked for a sign of life after this long...
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
 /// ... and closed if there is none within this.
@@ -52,6 +55,7 @@ pub(super) struct WorkerConfig {
     /// Closes when the drain begins.
     pub(super) draining: watch::Receiver<()>,
     pub(super) drain_timeout: Duration,
+    pub(super) max_connection_age: ConnectionAge,
 }
 
 /// The acceptor's side of a worker.
@@ -110,6 +114,7 @@ impl Worker {
 async fn serve(config: WorkerConfig, mut incoming: mpsc::Receiver<Socket>, open: Arc<AtomicUsize>) {
     let mut draining = config.draining.clone();
     let drain_timeout = config.drain_timeout;
+    let max_connection_age = config.max_connection_age;
     let recorder = Arc::clone(&config.recorder);
     let deadlines = Deadlines::default();
     // Ends with the runtime, and so with the last call.
@@ -137,6 +142,8 @@ async fn serve(config: WorkerConfig, mut incoming: mpsc::Receiver<Socket>, open:
             http: http.clone(),
             dispatch: dispatch.clone(),
             draining: draining.clone(),
+            drain_timeout,
+            max_age: max_connection_age,
             _count: Count::new(&recorder, &open),
         };
         connections.spawn(async move {
@@ -154,7 +161,7 @@ async fn serve(config: WorkerConfig, mut incoming: mpsc::Receiver<Socket>, open:
     }
 
     let finished = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(drain_timeout, finished).await.is_err() {
+    if timeout(drain_timeout, finished).await.is_err() {
         tracing::warn!(
             connections = connections.len(),
             "drain timeout: closing what has not finished"
@@ -166,24 +173,54 @@ struct Connection {
     http: http2::Builder<TokioExecutor>,
     dispatch: Dispatch,
     draining: watch::Receiver<()>,
+    drain_timeout: Duration,
+    max_age: ConnectionAge,
     _count: Count,
 }
 
 impl Connection {
     async fn serve(mut self, socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
-        let io = TokioIo::new(Unvectored(socket));
-        let mut connection = pin!(self.http.serve_connection(io, self.dispatch));
+        let socket = tokio::select! {
+            greeted = timeout(PREFACE_TIMEOUT, Http2Socket::greet(socket)) => match greeted {
+                Ok(Ok(socket)) => socket,
+                Ok(Err(error)) => return tracing::debug!(%error, "not a gRPC client"),
+                Err(_) => return tracing::debug!("no HTTP/2 preface in time"),
+            },
+            // Nothing has begun that could be finished.
+            _ = self.draining.changed() => return,
+        };
+        let mut connection = pin!(
+            self.http
+                .serve_connection(TokioIo::new(socket), self.dispatch)
+        );
         let result = tokio::select! {
-            result = connection.as_mut() => result,
+            result = connection.as_mut() => Ok(result),
             _ = self.draining.changed() => {
-                // GOAWAY: no new calls, finish those that run.
+                // GOAWAY: no new calls, finish those that run. The drain has a timeout of its own.
                 connection.as_mut().graceful_shutdown();
-                connection.await
+                Ok(connection.await)
+            }
+            () = grown_old(self.max_age) => {
+                connection.as_mut().graceful_shutdown();
+                timeout(self.drain_timeout, connection).await
             }
         };
-        if let Err(error) = result {
-            tracing::debug!(%error, "connection ended with an error");
+        match result {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "connection ended with an error"),
+            Err(_) => tracing::debug!("an old connection did not finish in time"),
         }
+    }
+}
+
+/// Waits for the age at which a connection is to go: between nine and eleven tenths of `max`, so
+/// that those which came together do not go together.
+async fn grown_old(max: ConnectionAge) {
+    match max {
+        ConnectionAge::Max(age) => {
+            tokio::time::sleep(age.mul_f64(0.9 + 0.2 * fastrand::f64())).await;
+        }
+        ConnectionAge::Off => std::future::pending().await,
     }
 }
 
@@ -208,5 +245,82 @@ impl Drop for Count {
     fn drop(&mut self) {
         self.recorder.connection_closed();
         self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use tonic::{Code, transport::Endpoint};
+    use tonic_types::StatusExt as _;
+
+    use super::*;
+    use crate::{
+        proto::{GetRequest, MarkRequest, dyn_data_client::DynDataClient, mark_request::Value},
+        store::Store,
+    };
+
+    #[tokio::test]
+    async fn a_panic_ends_its_call_and_nothing_else() {
+        let (drain, draining) = watch::channel(());
+        let worker = Worker::start(WorkerConfig {
+            number: 0,
+            store: Box::new(|| Store::Panicking),
+            limits: Limits {
+                default_ttl: Duration::from_secs(60),
+                max_ttl: Duration::from_secs(60),
+                max_batch: 1,
+                max_value_bytes: 1,
+            },
+            max_deadline: Duration::from_secs(60),
+            max_in_flight: 1,
+            recorder: Arc::default(),
+            health: HealthReporter::new(),
+            draining,
+            drain_timeout: Duration::from_secs(1),
+            max_connection_age: ConnectionAge::Off,
+        })
+        .expect("a thread");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
+        let addr = listener.local_addr().expect("an address");
+        let endpoint = Endpoint::from_shared(format!("http://{addr}")).expect("a URL");
+        let mut client = DynDataClient::new(endpoint.connect_lazy());
+        let accepting = thread::spawn(move || listener.accept().expect("accepts").0);
+
+        let request = || MarkRequest {
+            id: "42".to_owned(),
+            value: Some(Value::IntValue(1)),
+            ..MarkRequest::default()
+        };
+        // The connection is made by the first call, and served once it has been handed over.
+        let first = tokio::spawn({
+            let mut client = client.clone();
+            async move { client.mark(request()).await }
+        });
+        let socket: TcpStream = tokio::task::spawn_blocking(|| accepting.join())
+            .await
+            .expect("ends")
+            .expect("accepts");
+        socket.set_nonblocking(true).expect("a socket");
+        worker.hand_over(Socket::Tcp(socket)).await;
+        first.await.expect("ends").expect("marks");
+
+        let get = GetRequest {
+            id: "42".to_owned(),
+            ..GetRequest::default()
+        };
+        // Twice: with room for one call in flight, the first must have left.
+        for _ in 0..2 {
+            let status = client.get(get.clone()).await.expect_err("a panic");
+            assert_eq!(status.code(), Code::Internal);
+            let info = status.get_details_error_info().expect("an ErrorInfo");
+            assert_eq!(info.reason, "INTERNAL");
+            assert!(!status.message().contains("bug"), "{}", status.message());
+        }
+        // Nobody accepts another connection, so this is still the first one.
+        client.mark(request()).await.expect("marks");
+        drop(drain);
+        worker.ended().await;
     }
 }

@@ -70,11 +70,7 @@ impl RedisStore {
             RedisMode::Standalone => Servers::One(Link::start(connector, *timeout, report)),
             RedisMode::Sentinel => {
                 let sentinels = Sentinels::new(urls.addrs(), sentinel_master.clone());
-                Servers::One(Link::start(
-                    connector.to_master(sentinels),
-                    *timeout,
-                    report,
-                ))
+                Servers::One(Link::start(connector.through(sentinels), *timeout, report))
             }
             RedisMode::Cluster => {
                 Servers::Cluster(Cluster::start(connector, urls.addrs(), *timeout, report))

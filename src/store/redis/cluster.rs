@@ -462,10 +462,9 @@ async fn ask_seed(connector: &Connector, seed: &ConnectionAddr) -> Result<View, 
         (question, Value::Nil)
     });
     connector.greet(seed.clone(), &mut questions).await?;
-    let host = match seed {
-        ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host,
+    let (ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. }) = seed else {
         // The settings admit no other kind.
-        _ => return Err(ConnectError::NoNode),
+        return Err(ConnectError::NoNode);
     };
     let [info, slots] = questions.map(|(_, answer)| answer.extract_error());
     View::read(info?, slots?, host).ok_or(ConnectError::NoNode)

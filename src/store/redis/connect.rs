@@ -105,9 +105,9 @@ impl Connector {
         }
     }
 
-    /// To the master that the sentinels name, with the user, password, database and TLS of this
+    /// To the master that sentinels name, with the user, password, database and TLS of this
     /// one.
-    pub(super) fn to_master(self, sentinels: Sentinels) -> Self {
+    pub(super) fn through(self, sentinels: Sentinels) -> Self {
         Self {
             place: Place::Master(sentinels),
             ..self

@@ -1,11 +1,8 @@
 //! What Redis's error replies mean for a call.
 
-use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    time::{SystemTime, UNIX_EPOCH},
-};
+use crate::{store::StoreError, telemetry::OncePerSecond};
 
-use crate::store::StoreError;
+static LOG: OncePerSecond = OncePerSecond::new();
 
 /// Classifies an error reply by its code, the first word. Redis's own text goes to the log, at
 /// most once a second, and never to a caller.
@@ -28,7 +25,7 @@ pub(super) fn classify(line: &[u8]) -> StoreError {
         _ => StoreError::Unexpected,
     };
     // Another type under a key is a caller's doing, and no news for those who run the service.
-    if error != StoreError::WrongType && may_log() {
+    if error != StoreError::WrongType && LOG.take() {
         tracing::warn!(error = %text, "redis answered with an error");
     }
     error
@@ -57,15 +54,6 @@ pub(super) fn of_ping(code: &str) -> PingFailure {
 /// The first word of an error reply, and the rest.
 pub(super) fn split(text: &str) -> (&str, &str) {
     text.split_once(' ').unwrap_or((text, ""))
-}
-
-/// Whether this second's line is still to be had.
-fn may_log() -> bool {
-    static LAST: AtomicU64 = AtomicU64::new(0);
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
-    LAST.swap(now, Ordering::Relaxed) != now
 }
 
 #[cfg(test)]
