@@ -5,7 +5,7 @@
 //! timeout, so that a peer that is gone without a word is noticed.
 
 use std::{
-    io,
+    fmt, io,
     path::PathBuf,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
@@ -232,6 +232,16 @@ impl Connector {
             // RedisUrl admits no other kind.
             _ => return Err(io::Error::from(io::ErrorKind::Unsupported).into()),
         })
+    }
+}
+
+/// For the log.
+impl fmt::Display for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Place::Address(addr) => addr.fmt(f),
+            Place::Master(sentinels) => sentinels.fmt(f),
+        }
     }
 }
 

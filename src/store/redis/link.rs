@@ -316,7 +316,7 @@ impl Supervisor {
             return;
         }
         if let LinkState::Down(reason) = &state {
-            tracing::warn!(reason, "redis cannot serve");
+            tracing::warn!(server = %self.connector, reason, "redis cannot serve");
         }
         (self.report)(state.clone());
         self.last_state = Some(state);

@@ -6,7 +6,7 @@
 //!
 //! Source: <https://redis.io/docs/latest/develop/reference/sentinel-clients/>
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use redis::{ConnectionAddr, Value};
 use tokio::{task::JoinSet, time::timeout};
@@ -90,6 +90,12 @@ impl Sentinels {
         }
         votes.sort_by_key(|(_, votes)| std::cmp::Reverse(*votes));
         Ok(votes.into_iter().map(|(addr, _)| addr).collect())
+    }
+}
+
+impl fmt::Display for Sentinels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "master {}", self.master)
     }
 }
 
