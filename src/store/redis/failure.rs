@@ -58,7 +58,12 @@ pub(super) fn split(text: &str) -> (&str, &str) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use tonic::{Code, Status};
+    use tonic_types::StatusExt as _;
+
     use super::*;
+    use crate::error::Error;
 
     #[test]
     fn every_error_code_has_its_meaning() {
@@ -94,7 +99,24 @@ mod tests {
             ("NOAUTH Authentication required.", StoreError::Auth),
             ("WRONGPASS invalid username-password pair", StoreError::Auth),
             ("NOPERM this user has no permissions", StoreError::Auth),
+            (
+                "DENIED Redis is running in protected mode",
+                StoreError::Auth,
+            ),
+            ("MOVED 3999 127.0.0.1:6381", StoreError::Misconfigured),
+            ("ASK 3999 127.0.0.1:6381", StoreError::Misconfigured),
+            (
+                "CROSSSLOT Keys in request don't hash to the same slot",
+                StoreError::Misconfigured,
+            ),
             ("WRONGTYPE Operation against a key", StoreError::WrongType),
+            (
+                "EXECABORT Transaction discarded because of previous errors.",
+                StoreError::Unexpected,
+            ),
+            ("NOSCRIPT No matching script.", StoreError::Unexpected),
+            ("READONLYX is another code", StoreError::Unexpected),
+            (" OOM after a space", StoreError::Unexpected),
             ("ERR syntax error", StoreError::Unexpected),
             ("SOMETHINGNEW of a later version", StoreError::Unexpected),
             ("", StoreError::Unexpected),
@@ -102,5 +124,31 @@ mod tests {
             assert_eq!(classify(line.as_bytes()), error, "{line}");
         }
         assert_eq!(classify(b"\xff\xfe"), StoreError::Unexpected);
+    }
+
+    #[test]
+    fn a_ping_tells_who_serves_from_who_does_not() {
+        for (code, failure) in [
+            ("LOADING", PingFailure::Unwell),
+            ("BUSY", PingFailure::Unwell),
+            ("MASTERDOWN", PingFailure::Unwell),
+            ("MISCONF", PingFailure::Harmless),
+            ("NOPERM", PingFailure::Harmless),
+            ("NOAUTH", PingFailure::Refused),
+            ("ERR", PingFailure::Refused),
+        ] {
+            assert_eq!(of_ping(code), failure, "{code}");
+        }
+    }
+
+    proptest! {
+        /// Whatever Redis says, a caller gets a code and a reason of the contract.
+        #[test]
+        fn every_error_has_a_code_and_a_reason(line in "[A-Z]{0,12} ?.{0,40}") {
+            let status = Status::from(Error::from(classify(line.as_bytes())));
+            prop_assert_ne!(status.code(), Code::Unknown);
+            let info = status.get_details_error_info().expect("an ErrorInfo");
+            prop_assert!(info.reason.starts_with("BACKEND_") || ["INTERNAL", "WRONG_TYPE"].contains(&&*info.reason));
+        }
     }
 }
