@@ -1,0 +1,311 @@
+//! A caller: HTTP/2 connections of its own, with the generated client on top.
+//!
+//! Not tonic's channel, because that enforces `grpc-timeout` itself and so hides whether the
+//! server does, and because this has to tell a status that the server sent from a failure of the
+//! connection, and a call that the server took on from one that it did not.
+
+use std::{
+    error::Error as _,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use dyndata::proto::{
+    BatchGetRequest, Entry, GetRequest, MarkRequest, dyn_data_client::DynDataClient, entry,
+    mark_request,
+};
+use http::{Request, Response};
+use hyper::{body::Incoming, client::conn::http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::{net::TcpStream, sync::Mutex, time::timeout};
+use tonic::{Status, body::Body};
+use tonic_types::StatusExt as _;
+
+use crate::history::{Call, Operation, Outcome, Recorder, Refusal, Seen, Value};
+
+/// How long after its deadline a call is given up.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Whether a read asks for expire times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpireTime {
+    Ask,
+    Omit,
+}
+
+/// One connection to the service, opened again when it is gone. Clones share it.
+#[derive(Clone)]
+pub struct Caller {
+    addr: String,
+    recorder: Arc<Recorder>,
+    connection: Arc<Mutex<Option<Connection>>>,
+}
+
+#[derive(Clone)]
+struct Connection {
+    http: http2::SendRequest<Body>,
+    /// Whether the server has ever answered on it.
+    served: Arc<AtomicBool>,
+}
+
+impl tower_service::Service<Request<Body>> for Connection {
+    type Response = Response<Incoming>;
+    type Error = hyper::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.http.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let reply = self.http.send_request(request);
+        let served = Arc::clone(&self.served);
+        Box::pin(async move {
+            let reply = reply.await?;
+            served.store(true, Ordering::Relaxed);
+            Ok(reply)
+        })
+    }
+}
+
+impl Caller {
+    pub fn new(addr: &str, recorder: Arc<Recorder>) -> Self {
+        Self {
+            addr: addr.to_owned(),
+            recorder,
+            connection: Arc::default(),
+        }
+    }
+
+    /// Marks, and records how that went.
+    pub async fn mark(&self, id: u32, value: u64, ttl: Duration, deadline: Duration) {
+        let request = MarkRequest {
+            id: name(id),
+            value: Some(encode(value)),
+            ttl: prost_types::Duration::try_from(ttl).ok(),
+            ..MarkRequest::default()
+        };
+        let call = Call::Mark { id, value, ttl };
+        self.record(call, deadline, false, async |mut client, wrap| {
+            let reply = client.mark(wrap.request(request)).await?.into_inner();
+            Ok(match reply.expire_time {
+                Some(time) => Outcome::Marked(self.recorder.moment(&time)),
+                None => Outcome::Malformed("a Mark without an expire time".to_owned()),
+            })
+        })
+        .await;
+    }
+
+    pub async fn get(&self, id: u32, expire_time: ExpireTime, deadline: Duration) {
+        let request = GetRequest {
+            id: name(id),
+            include_expire_time: expire_time == ExpireTime::Ask,
+            ..GetRequest::default()
+        };
+        let call = Call::Read { ids: vec![id] };
+        self.record(call, deadline, false, async |mut client, wrap| {
+            let reply = client.get(wrap.request(request)).await?.into_inner();
+            Ok(self.found(&[id], reply.entry.as_slice()))
+        })
+        .await;
+    }
+
+    pub async fn batch_get(&self, ids: Vec<u32>, expire_time: ExpireTime, deadline: Duration) {
+        self.batch(ids, expire_time, deadline, false).await;
+    }
+
+    /// Part of the reading of every id at the end; says whether it succeeded.
+    pub async fn closing_read(&self, ids: Vec<u32>, deadline: Duration) -> bool {
+        self.batch(ids, ExpireTime::Omit, deadline, true).await
+    }
+
+    async fn batch(
+        &self,
+        ids: Vec<u32>,
+        expire_time: ExpireTime,
+        deadline: Duration,
+        closing: bool,
+    ) -> bool {
+        let request = BatchGetRequest {
+            ids: ids.iter().copied().map(name).collect(),
+            include_expire_time: expire_time == ExpireTime::Ask,
+            ..BatchGetRequest::default()
+        };
+        let call = Call::Read { ids: ids.clone() };
+        self.record(call, deadline, closing, async |mut client, wrap| {
+            let reply = client.batch_get(wrap.request(request)).await?.into_inner();
+            Ok(self.found(&ids, &reply.entries))
+        })
+        .await
+    }
+
+    fn found(&self, ids: &[u32], entries: &[Entry]) -> Outcome {
+        let asked: Vec<_> = ids.iter().copied().map(name).collect();
+        let got: Vec<_> = entries.iter().map(|entry| entry.id.clone()).collect();
+        if asked != got {
+            return Outcome::Malformed(format!("asked for {asked:?}, got entries of {got:?}"));
+        }
+        let seen = entries.iter().map(|entry| Seen {
+            value: decode(entry.value.as_ref()),
+            expire_time: entry
+                .expire_time
+                .as_ref()
+                .map(|time| self.recorder.moment(time)),
+        });
+        Outcome::Found(seen.collect())
+    }
+
+    /// Runs a call under its deadline, and records it; says whether it succeeded.
+    async fn record(
+        &self,
+        call: Call,
+        deadline: Duration,
+        closing: bool,
+        act: impl AsyncFnOnce(DynDataClient<Connection>, Deadline) -> Result<Outcome, Status>,
+    ) -> bool {
+        let start = self.recorder.now();
+        let outcome = match timeout(deadline + PATIENCE, self.connected()).await {
+            Err(_) => Outcome::NotAccepted("connecting takes too long".to_owned()),
+            Ok(Err(error)) => Outcome::NotAccepted(error),
+            Ok(Ok(connection)) => {
+                let served = Arc::clone(&connection.served);
+                let origin = format!("http://{}", self.addr).parse();
+                let client =
+                    DynDataClient::with_origin(connection, origin.expect("an address is a URI"));
+                match timeout(deadline + PATIENCE, act(client, Deadline(deadline))).await {
+                    Ok(Ok(outcome)) => outcome,
+                    Ok(Err(status)) => failed(&status, served.load(Ordering::Relaxed)),
+                    Err(_) => Outcome::Unanswered,
+                }
+            }
+        };
+        let operation = Operation {
+            start,
+            end: self.recorder.now(),
+            deadline,
+            call,
+            outcome,
+            closing,
+        };
+        let is_ok = operation.is_ok();
+        self.recorder.record(operation);
+        is_ok
+    }
+
+    /// The connection that is there, or a new one.
+    async fn connected(&self) -> Result<Connection, String> {
+        let mut slot = self.connection.lock().await;
+        if let Some(connection) = &mut *slot {
+            let usable = std::future::poll_fn(|cx| connection.http.poll_ready(cx)).await;
+            if usable.is_ok() {
+                return Ok(connection.clone());
+            }
+        }
+        *slot = None;
+        let connect = async {
+            let socket = TcpStream::connect(&self.addr).await?;
+            socket.set_nodelay(true)?;
+            std::io::Result::Ok(socket)
+        };
+        let socket = connect.await.map_err(|error| format!("connect: {error}"))?;
+        let (http, driver) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .handshake(TokioIo::new(socket))
+            .await
+            .map_err(|error| format!("handshake: {error}"))?;
+        // Ends with the connection; its error is every call's too.
+        tokio::spawn(driver);
+        let connection = Connection {
+            http,
+            served: Arc::default(),
+        };
+        *slot = Some(connection.clone());
+        Ok(connection)
+    }
+}
+
+/// Puts the deadline on a request.
+struct Deadline(Duration);
+
+impl Deadline {
+    fn request<T>(&self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        request.set_timeout(self.0);
+        request
+    }
+}
+
+/// What a status means: said by the server, or made here because the connection failed.
+pub fn failed(status: &Status, served: bool) -> Outcome {
+    if status.source().is_none() {
+        return Outcome::Refused(Refusal {
+            code: status.code(),
+            info: status
+                .get_details_error_info()
+                .map(|info| (info.domain, info.reason)),
+            pushback: status.metadata().contains_key("grpc-retry-pushback-ms"),
+            message: status.message().to_owned(),
+        });
+    }
+    let mut words = Vec::new();
+    let mut refused = false;
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        words.push(error.to_string());
+        if let Some(error) = error.downcast_ref::<hyper::Error>() {
+            // It was never sent.
+            refused |= error.is_canceled();
+        }
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            // GOAWAY fails the calls that it says were not taken on, no others.
+            refused |= error.is_remote()
+                && (error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR)
+                    || error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM));
+        }
+        cause = error.source();
+    }
+    let words = words.join(": ");
+    // A server's first bytes are its settings: a peer that has not seen them was not accepted.
+    if refused || !served {
+        Outcome::NotAccepted(words)
+    } else {
+        Outcome::CutOff(words)
+    }
+}
+
+/// An id as it is on the wire.
+pub fn name(id: u32) -> String {
+    format!("id-{id}")
+}
+
+/// Every kind of value takes its turn.
+fn encode(value: u64) -> mark_request::Value {
+    match value % 3 {
+        0 => mark_request::Value::IntValue(i64::try_from(value).unwrap_or(i64::MAX)),
+        1 => mark_request::Value::StringValue(value.to_string()),
+        _ => mark_request::Value::BytesValue(value.to_string().into_bytes()),
+    }
+}
+
+fn decode(value: Option<&entry::Value>) -> Value {
+    let (number, kind) = match value {
+        None => return Value::Absent,
+        Some(entry::Value::IntValue(number)) => (u64::try_from(*number).ok(), 0),
+        Some(entry::Value::StringValue(text)) => (text.parse().ok(), 1),
+        Some(entry::Value::BytesValue(bytes)) => (
+            std::str::from_utf8(bytes)
+                .ok()
+                .and_then(|text| text.parse().ok()),
+            2,
+        ),
+    };
+    match number {
+        Some(number) if number % 3 == kind => Value::Marked(number),
+        _ => Value::Foreign(format!("{value:?}")),
+    }
+}

@@ -1,0 +1,38 @@
+//! Faults, with real processes and a recorded history that a checker judges.
+//!
+//! Every case runs the binary on real redis-servers under steady load, breaks something, and asks
+//! of the history: was a value wrong, was "not marked" said of what is marked, did an acknowledged
+//! Mark get lost, did a call outlive its deadline, was an error none of the contract's, how long
+//! until all was well again? The answers are a table.
+//!
+//! `cargo test --test faults [-- NAME...]` runs the short versions, of the cases that have one of
+//! the names in theirs. With `DYNDATA_CHAOS_SECONDS` (`make chaos`) the cases are longer, and
+//! faults in random order follow until the time is up; `DYNDATA_CHAOS_SEED` repeats an order.
+#![allow(
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "a program that prints a table; its modules are its own"
+)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod checker;
+mod client;
+mod history;
+mod load;
+mod processes;
+mod proxy;
+mod report;
+mod runner;
+mod selftest;
+mod settings;
+mod standalone;
+mod trial;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cases = [selftest::CASES, standalone::CASES, settings::CASES].concat();
+    runner::run(&cases)
+}

@@ -1,0 +1,258 @@
+//! A TCP proxy that makes a network misbehave, between the service and Redis.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
+    sync::{mpsc, watch},
+    time::Instant,
+};
+
+/// What happens to bytes and connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Pass,
+    /// Replies come this much later.
+    Delay(Duration),
+    /// Replies come one byte at a time.
+    Trickle,
+    /// Bytes vanish, in both directions. A connection that was seen in this mode stays that way.
+    Silent,
+    /// Connections are reset as soon as they are there.
+    Refuse,
+    /// A connection is reset in the middle of a reply, after a few hundred bytes.
+    ResetInReply,
+}
+
+/// A proxy that runs until it is dropped.
+pub struct Proxy {
+    pub port: u16,
+    mode: watch::Sender<Mode>,
+    accepted: Arc<AtomicUsize>,
+    thread: Option<thread::JoinHandle<()>>,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+}
+
+impl Proxy {
+    /// To a port of 127.0.0.1.
+    pub fn start(upstream: u16) -> Self {
+        let (mode, modes) = watch::channel(Mode::Pass);
+        let accepted = Arc::<AtomicUsize>::default();
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.set_nonblocking(true).expect("nonblocking");
+        let port = listener.local_addr().expect("an address").port();
+        let counter = Arc::clone(&accepted);
+        let thread = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
+            runtime.block_on(async {
+                let listener = TcpListener::from_std(listener).expect("a listener");
+                tokio::select! {
+                    () = serve(listener, upstream, modes, counter) => {}
+                    _ = stopped => {}
+                }
+            });
+        });
+        Self {
+            port,
+            mode,
+            accepted,
+            thread: Some(thread),
+            stop: Some(stop),
+        }
+    }
+
+    pub fn set(&self, mode: Mode) {
+        self.mode.send_replace(mode);
+    }
+
+    /// How many connections have been opened so far.
+    pub fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            assert!(ended.is_ok() || thread::panicking(), "the proxy panicked");
+        }
+    }
+}
+
+async fn serve(
+    listener: TcpListener,
+    upstream: u16,
+    modes: watch::Receiver<Mode>,
+    accepted: Arc<AtomicUsize>,
+) {
+    loop {
+        let Ok((client, _)) = listener.accept().await else {
+            continue;
+        };
+        accepted.fetch_add(1, Ordering::Relaxed);
+        let upstream = SocketAddr::from(([127, 0, 0, 1], upstream));
+        tokio::spawn(connection(client, upstream, modes.clone()));
+    }
+}
+
+async fn connection(mut client: TcpStream, upstream: SocketAddr, mut modes: watch::Receiver<Mode>) {
+    let mode = *modes.borrow_and_update();
+    if mode == Mode::Refuse {
+        return reset(&client);
+    }
+    if mode == Mode::Silent {
+        return swallow(&mut client).await;
+    }
+    let Ok(mut redis) = TcpStream::connect(upstream).await else {
+        return reset(&client);
+    };
+    for socket in [&client, &redis] {
+        _ = socket.set_nodelay(true);
+    }
+    let dead = AtomicBool::new(false);
+    let is_reset = {
+        let (from_client, to_client) = client.split();
+        let (from_redis, to_redis) = redis.split();
+        let requests = Pump {
+            modes: modes.clone(),
+            dead: &dead,
+            replies: false,
+        };
+        let replies = Pump {
+            modes: modes.clone(),
+            dead: &dead,
+            replies: true,
+        };
+        tokio::select! {
+            is_reset = requests.run(from_client, to_redis) => is_reset,
+            is_reset = replies.run(from_redis, to_client) => is_reset,
+            // Fails only with the proxy itself.
+            _ = modes.wait_for(|mode| *mode == Mode::Refuse) => true,
+        }
+    };
+    if is_reset {
+        reset(&client);
+    }
+}
+
+/// Makes closing it a reset.
+fn reset(socket: &TcpStream) {
+    _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+/// Reads until the peer is gone.
+async fn swallow(socket: &mut TcpStream) {
+    let mut buffer = [0; 4096];
+    while socket.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
+}
+
+/// One direction of one connection.
+struct Pump<'a> {
+    modes: watch::Receiver<Mode>,
+    /// Whether bytes have vanished: from then on nothing comes through any more.
+    dead: &'a AtomicBool,
+    replies: bool,
+}
+
+impl Pump<'_> {
+    /// Runs until one side is gone; says whether the other one is to get a reset.
+    async fn run(self, from: ReadHalf<'_>, to: WriteHalf<'_>) -> bool {
+        // Bounded, so that a slow side holds up the other, as on a real network.
+        let (queue, queued) = mpsc::channel(256);
+        let (modes, replies) = (self.modes.clone(), self.replies);
+        tokio::select! {
+            is_reset = self.read(from, queue) => is_reset,
+            is_reset = write(to, queued, modes, replies) => is_reset,
+        }
+    }
+
+    async fn read(&self, mut from: ReadHalf<'_>, queue: mpsc::Sender<(Instant, Vec<u8>)>) -> bool {
+        loop {
+            let mut chunk = vec![0; 16 * 1024];
+            let Ok(length @ 1..) = from.read(&mut chunk).await else {
+                if self.replies && self.dead.load(Ordering::Relaxed) {
+                    // The far end of a dead line can close what it wants.
+                    std::future::pending::<()>().await;
+                }
+                return false;
+            };
+            chunk.truncate(length);
+            let mode = *self.modes.borrow();
+            if mode == Mode::Silent {
+                self.dead.store(true, Ordering::Relaxed);
+            }
+            if self.dead.load(Ordering::Relaxed) {
+                continue;
+            }
+            let delay = match mode {
+                Mode::Delay(delay) if self.replies => delay,
+                _ => Duration::ZERO,
+            };
+            if queue.send((Instant::now() + delay, chunk)).await.is_err() {
+                return false;
+            }
+        }
+    }
+}
+
+async fn write(
+    mut to: WriteHalf<'_>,
+    mut queued: mpsc::Receiver<(Instant, Vec<u8>)>,
+    modes: watch::Receiver<Mode>,
+    replies: bool,
+) -> bool {
+    // What is left of the bytes that come through before a reset.
+    let mut budget = fastrand::usize(200..2_000);
+    while let Some((due, chunk)) = queued.recv().await {
+        tokio::time::sleep_until(due).await;
+        let mode = *modes.borrow();
+        let written = match mode {
+            Mode::Trickle if replies => trickle(&mut to, &chunk).await,
+            Mode::ResetInReply if replies => {
+                if chunk.len() > budget {
+                    _ = to.write_all(&chunk[..budget]).await;
+                    return true;
+                }
+                budget -= chunk.len();
+                to.write_all(&chunk).await
+            }
+            _ => to.write_all(&chunk).await,
+        };
+        if written.is_err() {
+            return false;
+        }
+    }
+    false
+}
+
+async fn trickle(to: &mut WriteHalf<'_>, chunk: &[u8]) -> std::io::Result<()> {
+    for byte in chunk {
+        to.write_all(std::slice::from_ref(byte)).await?;
+        // Gives the other side the time to read it by itself.
+        tokio::task::yield_now().await;
+    }
+    Ok(())
+}

@@ -1,0 +1,192 @@
+//! Runs cases, a few at a time, and prints what comes of them.
+
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::ExitCode,
+    sync::{Mutex, PoisonError, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::report::{self, Report};
+
+/// Cases that run at the same time: what they do most is wait.
+const LANES: usize = 4;
+/// Lines of a service's log that are shown when its case has failed.
+const LOG_LINES: usize = 25;
+
+/// Something that is proved.
+#[derive(Debug, Clone, Copy)]
+pub struct Case {
+    pub name: &'static str,
+    /// It measures times, so nothing else may run beside it.
+    pub alone: bool,
+    pub run: fn(&Pace) -> Report,
+}
+
+impl Case {
+    pub const fn new(name: &'static str, run: fn(&Pace) -> Report) -> Self {
+        Self {
+            name,
+            alone: false,
+            run,
+        }
+    }
+
+    pub const fn alone(name: &'static str, run: fn(&Pace) -> Report) -> Self {
+        Self {
+            alone: true,
+            ..Self::new(name, run)
+        }
+    }
+}
+
+/// How long it may all take.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// When the time of the long version is up.
+    pub until: Option<Instant>,
+}
+
+impl Pace {
+    /// Takes the short version's number, or the long one's.
+    pub fn times(&self, short: usize, long: usize) -> usize {
+        if self.until.is_some() { long } else { short }
+    }
+}
+
+/// Runs the cases that the command line asks for.
+pub fn run(cases: &[Case]) -> ExitCode {
+    assert!(
+        std::env::var_os("REDIS_URL").is_none(),
+        "REDIS_URL is set, and would decide which store is tested; unset it"
+    );
+    let mut names = Vec::new();
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--list" => {
+                for case in cases {
+                    println!("{}: test", case.name);
+                }
+                return ExitCode::SUCCESS;
+            }
+            // What cargo passes on to libtest has no meaning here.
+            "--test-threads" | "--format" | "--color" | "--skip" => _ = arguments.next(),
+            flag if flag.starts_with('-') => {}
+            name => names.push(name.to_owned()),
+        }
+    }
+    let chosen: Vec<_> = cases
+        .iter()
+        .filter(|case| names.is_empty() || names.iter().any(|name| case.name.contains(name)))
+        .copied()
+        .collect();
+    let started = Instant::now();
+    let seconds = std::env::var("DYNDATA_CHAOS_SECONDS")
+        .ok()
+        .map(|seconds| seconds.parse().expect("DYNDATA_CHAOS_SECONDS is a number"));
+    let pace = Pace {
+        until: seconds.map(|seconds| started + Duration::from_secs(seconds)),
+    };
+
+    // A panic is told in its case's row.
+    std::panic::set_hook(Box::new(|_| {}));
+    let (alone, beside): (Vec<_>, Vec<_>) = chosen.iter().partition(|case| case.alone);
+    let total = chosen.len();
+    let mut reports = Vec::with_capacity(total);
+    for (cases, lanes) in [(beside, LANES), (alone, 1)] {
+        run_in_lanes(cases, lanes, &pace, |case, report, took| {
+            println!(
+                "[{:>2}/{total}] {:<44} {:<7} {:>5.1} s",
+                reports.len() + 1,
+                case.name,
+                report.verdict(),
+                took.as_secs_f64()
+            );
+            for failure in &report.failures {
+                println!("    ! {failure}");
+            }
+            reports.push((case.name, report));
+        });
+    }
+    // In the order of the list.
+    reports.sort_by_key(|(name, _)| cases.iter().position(|case| case.name == *name));
+    println!(
+        "\n{}",
+        report::table(reports.iter().map(|(name, report)| (*name, report)))
+    );
+    for (name, report) in &reports {
+        let details = report.details();
+        if !details.is_empty() {
+            print!("{name}\n{details}");
+        }
+    }
+    let failed = reports
+        .iter()
+        .filter(|(_, report)| !report.failures.is_empty())
+        .count();
+    println!(
+        "\n{total} cases, {failed} failed, {:.0} s",
+        started.elapsed().as_secs_f64()
+    );
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// Runs cases on some threads, and tells each one's end on this one.
+fn run_in_lanes(
+    cases: Vec<Case>,
+    lanes: usize,
+    pace: &Pace,
+    mut ended: impl FnMut(Case, Report, Duration),
+) {
+    let queue = Mutex::new(cases.into_iter());
+    let (reports, finished) = mpsc::channel();
+    thread::scope(|scope| {
+        for _ in 0..lanes {
+            let (queue, reports) = (&queue, reports.clone());
+            scope.spawn(move || {
+                loop {
+                    // Not in the loop's condition, where the lock would be held for the round.
+                    let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+                    let Some(case) = next else { return };
+                    let start = Instant::now();
+                    let report = run_one(case, pace);
+                    if reports.send((case, report, start.elapsed())).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(reports);
+        for (case, report, took) in finished {
+            ended(case, report, took);
+        }
+    });
+}
+
+fn run_one(case: Case, pace: &Pace) -> Report {
+    let mut report = catch_unwind(AssertUnwindSafe(|| (case.run)(pace)))
+        .unwrap_or_else(|panic| Report::of(vec![format!("panicked: {}", message(&*panic))]));
+    for log in report::kept_logs() {
+        if !report.failures.is_empty() {
+            let lines: Vec<_> = log.lines().collect();
+            let from = lines.len().saturating_sub(LOG_LINES);
+            report.logs.push(lines[from..].join("\n      "));
+        }
+    }
+    report
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("without a message")
+}

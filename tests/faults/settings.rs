@@ -1,0 +1,385 @@
+//! A Redis that answers, and says no: what it is set to, what it is busy with, who may use it.
+
+use std::{fs, thread::sleep, time::Duration};
+
+use crate::{
+    common::eventually,
+    history::Operation,
+    load::endings,
+    processes::{DURABLE, Directory, Dyndata, Redis},
+    report::Report,
+    runner::{Case, Pace},
+    standalone::LIMIT,
+    trial::{Fault, Losses, Trial, during},
+};
+
+pub const CASES: &[Case] = &[
+    Case::new("redis: maxmemory reached", out_of_memory),
+    Case::new("redis: MISCONF, with new connections", misconfigured),
+    Case::new("redis: wrong password, then right", wrong_password),
+    Case::new("redis: ACL that forbids SET", no_permission),
+    Case::new("redis: LOADING at start", loading),
+    Case::new("redis: busy Lua script", busy_script),
+    Case::new("redis: READONLY after REPLICAOF", read_only),
+    Case::new("redis: max clients", max_clients),
+    Case::new("redis: absent at start", absent_at_start),
+    Case::new("redis: a name that changes its address", renamed),
+];
+
+/// How long a refusal lasts, and how soon after its beginning every call has to show it.
+const LASTS: Duration = Duration::from_millis(1_500);
+const SETTLED: Duration = Duration::from_millis(200);
+
+fn trial(server: &Dyndata) -> Trial {
+    Trial::start(server, LIMIT, Losses::None)
+}
+
+/// Reads go on; Marks get these reasons and no others, and at least one of them.
+fn reads_go_on<'a>(
+    reasons: &'a [&str],
+    settled: Duration,
+) -> impl FnOnce(&[Operation], &[Fault]) -> Vec<String> + 'a {
+    move |operations, faults| {
+        let mut failures = Vec::new();
+        for fault in faults {
+            let reads = during(operations, fault, settled)
+                .filter(|operation| !operation.is_mark() && !operation.is_ok());
+            let failed = endings(reads);
+            if !failed.is_empty() {
+                failures.push(format!("reads failed: {failed:?}"));
+            }
+            failures.extend(marks_get(reasons, operations, fault, settled));
+        }
+        failures
+    }
+}
+
+fn marks_get(
+    reasons: &[&str],
+    operations: &[Operation],
+    fault: &Fault,
+    settled: Duration,
+) -> Option<String> {
+    let marks = endings(during(operations, fault, settled).filter(|operation| operation.is_mark()));
+    let expected = !marks.is_empty() && marks.keys().all(|ending| reasons.contains(ending));
+    (!expected).then(|| format!("Marks ended with {marks:?}, not only {reasons:?}"))
+}
+
+fn out_of_memory(pace: &Pace) -> Report {
+    let redis = Redis::start_with(&["--maxmemory-policy", "noeviction"]);
+    let server = Dyndata::on(&redis.url(), &[]);
+    let mut trial = trial(&server);
+    for _ in 0..pace.times(1, 4) {
+        trial.fault();
+        redis.must(&["CONFIG", "SET", "maxmemory", "1"]);
+        sleep(LASTS);
+        redis.must(&["CONFIG", "SET", "maxmemory", "0"]);
+        trial.over();
+    }
+    trial.judge_with(reads_go_on(&["BACKEND_OUT_OF_MEMORY"], SETTLED))
+}
+
+/// PING is refused too, so the connections that are opened meanwhile are the hard part.
+fn misconfigured(pace: &Pace) -> Report {
+    let mut redis = Redis::prepare(
+        "127.0.0.1",
+        &["--save", "3600 1", "--enable-debug-command", "yes"],
+    );
+    redis.run();
+    let server = Dyndata::on(&redis.url(), &[]);
+    let mut trial = trial(&server);
+    let in_the_way = redis.directory.path().join("dump.rdb");
+    for _ in 0..pace.times(1, 4) {
+        // Nobody, not even root, can move a file over a directory.
+        _ = fs::remove_file(&in_the_way);
+        fs::create_dir(&in_the_way).expect("a directory");
+        let saved = |status: &str| {
+            redis.must(&["BGSAVE"]);
+            eventually("BGSAVE ends", || {
+                redis
+                    .text(&["INFO", "persistence"])
+                    .contains(&format!("rdb_last_bgsave_status:{status}"))
+            });
+        };
+        trial.fault();
+        saved("err");
+        sleep(LASTS / 2);
+        redis.try_to(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+        sleep(LASTS);
+        fs::remove_dir(&in_the_way).expect("removes");
+        saved("ok");
+        trial.over();
+    }
+    trial.judge_with(|operations, faults| {
+        let mut failures = Vec::new();
+        for fault in faults {
+            // From a second after the connections were closed.
+            let reads = during(operations, fault, LASTS / 2 + Duration::from_secs(1))
+                .filter(|operation| !operation.is_mark());
+            let reads = endings(reads);
+            if !reads.keys().eq(["OK"].iter()) {
+                failures.push(format!("reads on new connections: {reads:?}"));
+            }
+            failures.extend(marks_get(
+                &["BACKEND_MISCONFIGURED"],
+                operations,
+                fault,
+                LASTS / 2 + Duration::from_secs(1),
+            ));
+        }
+        failures
+    })
+}
+
+fn wrong_password(pace: &Pace) -> Report {
+    let arguments = [DURABLE, &["--requirepass", "first"]].concat();
+    let mut redis = Redis::prepare("127.0.0.1", &arguments);
+    redis.use_password("first");
+    redis.run();
+    let directory = Directory::new();
+    let file = directory.path().join("password");
+    fs::write(&file, "first\n").expect("writes");
+    let from_file = format!("--redis-password-file={}", file.display());
+    let server = Dyndata::on(&redis.url(), &[&from_file]);
+    let mut trial = trial(&server);
+    for round in 0..pace.times(1, 4) {
+        let password = format!("password-{round}");
+        trial.fault();
+        // Connections that are there keep their rights; new ones need the new password.
+        redis.must(&["CONFIG", "SET", "requirepass", &password]);
+        redis.use_password(&password);
+        redis.try_to(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+        sleep(LASTS);
+        fs::write(&file, format!("{password}\n")).expect("writes");
+        trial.over();
+    }
+    trial.judge_with(|operations, faults| {
+        let mut failures = Vec::new();
+        for fault in faults {
+            let reasons = ["BACKEND_UNAVAILABLE", "BACKEND_AUTH"];
+            failures.extend(marks_get(&reasons, operations, fault, SETTLED));
+        }
+        failures
+    })
+}
+
+fn no_permission(pace: &Pace) -> Report {
+    let redis = Redis::start();
+    let server = Dyndata::on(&redis.url(), &[]);
+    let mut trial = trial(&server);
+    for _ in 0..pace.times(1, 4) {
+        trial.fault();
+        redis.must(&["ACL", "SETUSER", "default", "-set"]);
+        sleep(LASTS);
+        redis.must(&["ACL", "SETUSER", "default", "+set"]);
+        trial.over();
+    }
+    trial.judge_with(reads_go_on(&["BACKEND_AUTH"], SETTLED))
+}
+
+/// It answers LOADING, to PING as well, until its data is there.
+fn loading(pace: &Pace) -> Report {
+    let mut redis = Redis::start();
+    let server = Dyndata::on(&redis.url(), &[]);
+    let mut trial = trial(&server);
+    redis.must(&["DEBUG", "POPULATE", "2000", "filler", "200"]);
+    let mut seen = 0;
+    let rounds = pace.times(1, 3);
+    for _ in 0..rounds {
+        redis.must(&["BGREWRITEAOF"]);
+        eventually("the file is rewritten", || {
+            let info = redis.text(&["INFO", "persistence"]);
+            info.contains("aof_rewrite_in_progress:0") && info.contains("aof_rewrite_scheduled:0")
+        });
+        trial.fault();
+        redis.kill();
+        // A millisecond for each key.
+        let slowly = ["--key-load-delay", "1000"];
+        redis.spawn(
+            &[
+                &slowly[..],
+                &["--loading-process-events-interval-bytes", "1024"],
+            ]
+            .concat(),
+        );
+        eventually("redis-server has loaded", || {
+            let answer = redis.command(&["PING"]);
+            seen += usize::from(answer.as_ref().is_err_and(|error| {
+                error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::BusyLoading)
+            }));
+            answer.is_ok()
+        });
+        trial.over();
+        redis.must(&["CONFIG", "SET", "key-load-delay", "0"]);
+    }
+    trial.check(seen >= rounds, "redis never said LOADING");
+    trial.judge()
+}
+
+fn busy_script(pace: &Pace) -> Report {
+    let redis = Redis::start_with(&["--busy-reply-threshold", "100"]);
+    let server = Dyndata::on(&redis.url(), &[]);
+    let mut trial = trial(&server);
+    for _ in 0..pace.times(1, 4) {
+        trial.fault();
+        std::thread::scope(|scope| {
+            scope.spawn(|| redis.try_to(&["EVAL", "while true do end", "0"]));
+            sleep(LASTS);
+            redis.must(&["SCRIPT", "KILL"]);
+        });
+        trial.over();
+    }
+    trial.judge_with(|operations, faults| {
+        let busy = faults
+            .iter()
+            .all(|fault| endings(during(operations, fault, SETTLED)).contains_key("BACKEND_BUSY"));
+        if busy {
+            Vec::new()
+        } else {
+            vec!["nobody was told BACKEND_BUSY".to_owned()]
+        }
+    })
+}
+
+fn read_only(pace: &Pace) -> Report {
+    let redis = Redis::start();
+    let server = Dyndata::on(&redis.url(), &[]);
+    let mut trial = trial(&server);
+    for _ in 0..pace.times(1, 4) {
+        trial.fault();
+        // A replica of nobody: it keeps its data.
+        redis.must(&["REPLICAOF", "127.0.0.1", "1"]);
+        sleep(LASTS);
+        redis.must(&["REPLICAOF", "NO", "ONE"]);
+        trial.over();
+    }
+    trial.judge_with(|operations, faults| {
+        let mut failures = Vec::new();
+        for fault in faults {
+            let reasons = ["BACKEND_READONLY", "BACKEND_UNAVAILABLE"];
+            failures.extend(marks_get(&reasons, operations, fault, SETTLED));
+            let told = endings(during(operations, fault, Duration::ZERO));
+            if !told.contains_key("BACKEND_READONLY") {
+                failures.push(format!("nobody was told BACKEND_READONLY: {told:?}"));
+            }
+        }
+        failures
+    })
+}
+
+fn max_clients(pace: &Pace) -> Report {
+    let redis = Redis::start();
+    let server = Dyndata::on(&redis.url(), &[]);
+    let mut trial = trial(&server);
+    for _ in 0..pace.times(1, 4) {
+        let mut ours = redis.connect().expect("a connection");
+        let mut command = |words: &[&str]| -> redis::Value {
+            redis::cmd(words[0])
+                .arg(&words[1..])
+                .query(&mut ours)
+                .expect("answers")
+        };
+        trial.fault();
+        // One place, which is taken.
+        command(&["CONFIG", "SET", "maxclients", "1"]);
+        command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+        sleep(LASTS);
+        command(&["CONFIG", "SET", "maxclients", "1000"]);
+        trial.over();
+    }
+    trial.judge_with(|operations, faults| {
+        let reasons = ["BACKEND_UNAVAILABLE", "BACKEND_BUSY"];
+        faults
+            .iter()
+            .filter_map(|fault| marks_get(&reasons, operations, fault, SETTLED))
+            .collect()
+    })
+}
+
+fn absent_at_start(pace: &Pace) -> Report {
+    let mut reports = Vec::new();
+    for _ in 0..pace.times(1, 3) {
+        let mut redis = Redis::prepare("127.0.0.1", DURABLE);
+        let url = format!("--redis-url={}", redis.url());
+        let server = Dyndata::start(&[&url]);
+        let mut trial = Trial::start_unready(&server, LIMIT, Losses::None);
+        trial.fault();
+        sleep(Duration::from_secs(2));
+        trial.check(!server.is_ready(), "ready without a Redis");
+        redis.run();
+        trial.over();
+        trial.check(server.is_ready(), "not ready with a Redis");
+        reports.push(trial.judge_with(|operations, faults| {
+            let reasons = ["BACKEND_UNAVAILABLE"];
+            faults
+                .iter()
+                .filter_map(|fault| marks_get(&reasons, operations, fault, SETTLED))
+                .collect()
+        }));
+    }
+    Report::of_all(reports)
+}
+
+/// The service sees a hosts file of its own, in which a name moves from one Redis to another.
+fn renamed(pace: &Pace) -> Report {
+    let directory = Directory::new();
+    let hosts = directory.path().join("hosts");
+    let point_to = |address: &str| {
+        fs::write(&hosts, format!("{address} redis.moves.test\n")).expect("writes");
+    };
+    point_to("127.0.0.1");
+    let mount = format!(
+        r#"mount --bind '{}' /etc/hosts && exec "$0" "$@""#,
+        hosts.display()
+    );
+    let through = ["unshare", "--mount", "sh", "-c", mount.as_str()];
+    let can = std::process::Command::new(through[0])
+        .args(&through[1..])
+        .args(["true"])
+        .output();
+    if !can.as_ref().is_ok_and(|output| output.status.success()) {
+        return Report::skipped(format!("no mount namespace of one's own: {can:?}"));
+    }
+    // Both on the same port, of two addresses. The second one has all that the first one has.
+    let mut first = Redis::prepare("127.0.0.1", DURABLE);
+    first.run();
+    let mut second = Redis::prepare("127.0.0.2", DURABLE);
+    second.port = first.port;
+    second.run();
+    let url = format!("--redis-url=redis://redis.moves.test:{}", first.port);
+    let server = Dyndata::start_through(&through, &[&url]);
+    server.ready();
+    let mut trial = trial(&server);
+    for round in 0..pace.times(1, 4) {
+        let (from, to) = if round % 2 == 0 {
+            (&mut first, &mut second)
+        } else {
+            (&mut second, &mut first)
+        };
+        to.must(&["REPLICAOF", from.host, &from.port.to_string()]);
+        eventually("the data is there", || {
+            to.text(&["INFO", "replication"])
+                .contains("master_link_status:up")
+        });
+        trial.fault();
+        // A planned move: nothing is written while the last of it is copied.
+        from.must(&["CLIENT", "PAUSE", "60000", "WRITE"]);
+        eventually("the rest of the data is there", || {
+            let offset = |redis: &Redis, name: &str| {
+                let info = redis.text(&["INFO", "replication"]);
+                let line = info
+                    .lines()
+                    .find_map(|line| line.strip_prefix(name)?.parse::<u64>().ok());
+                line
+            };
+            let want = offset(from, "master_repl_offset:");
+            want.is_some() && offset(to, "slave_repl_offset:") >= want
+        });
+        from.kill();
+        to.must(&["REPLICAOF", "NO", "ONE"]);
+        point_to(to.host);
+        trial.over();
+        from.run();
+    }
+    trial.judge()
+}

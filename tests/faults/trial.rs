@@ -1,0 +1,207 @@
+//! One case as it runs: load, faults that come and go, and what is asked of the history at the end.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    checker::{self, Allowances},
+    history::{Moment, Operation},
+    load::{Load, Rate, endings},
+    processes::Dyndata,
+    report::Report,
+};
+
+/// This many calls in a row that succeed end a recovery.
+const RECOVERED: usize = 50;
+/// How long to wait for that beyond the limit, to be able to say how long it took.
+const PATIENCE: Duration = Duration::from_secs(8);
+/// How long nothing may go wrong before a fault and after it.
+const CALM: Duration = Duration::from_millis(700);
+/// How long before a failover the Marks may have been acknowledged that it loses.
+const REPLICATION_LAG: Duration = Duration::from_millis(500);
+/// No call may outlive its deadline by more.
+const OVERRUN: Duration = Duration::from_millis(50);
+
+/// A fault with its time to recover from it.
+#[derive(Debug, Clone, Copy)]
+pub struct Fault {
+    pub begin: Moment,
+    pub end: Moment,
+    /// When the next one began, or everything ended.
+    pub calm_until: Moment,
+}
+
+/// Whether a failover may lose what was acknowledged just before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Losses {
+    None,
+    Failover,
+}
+
+pub struct Trial {
+    pub load: Load,
+    limit: Duration,
+    losses: Losses,
+    faults: Vec<Fault>,
+    failures: Vec<String>,
+}
+
+impl Trial {
+    /// Puts load on a service that is ready, and sees that all is well.
+    pub fn start(server: &Dyndata, limit: Duration, losses: Losses) -> Self {
+        let mut trial = Self::start_unready(server, limit, losses);
+        trial.calm();
+        trial
+    }
+
+    /// Puts load on a service that has nothing to serve from yet.
+    pub fn start_unready(server: &Dyndata, limit: Duration, losses: Losses) -> Self {
+        Self::with_rate(server, limit, losses, Rate::default())
+    }
+
+    pub fn with_rate(server: &Dyndata, limit: Duration, losses: Losses, rate: Rate) -> Self {
+        Self {
+            load: Load::start(&server.addr, rate),
+            limit,
+            losses,
+            faults: Vec::new(),
+            failures: Vec::new(),
+        }
+    }
+
+    /// A while in which nothing may fail: what does shows as a slow recovery.
+    fn calm(&mut self) {
+        thread::sleep(CALM);
+    }
+
+    /// A fault begins.
+    pub fn fault(&mut self) {
+        let now = self.load.recorder.now();
+        if let Some(last) = self.faults.last_mut() {
+            last.calm_until = now;
+        }
+        self.faults.push(Fault {
+            begin: now,
+            end: now,
+            calm_until: now,
+        });
+    }
+
+    /// It is over: waits until calls succeed again.
+    pub fn over(&mut self) {
+        let now = self.load.recorder.watch();
+        self.over_since(now);
+    }
+
+    /// It was over at `end` already.
+    pub fn over_since(&mut self, end: Moment) {
+        let Some(fault) = self.faults.last_mut() else {
+            return;
+        };
+        fault.end = end;
+        let start = Instant::now();
+        while self.load.recorder.successes() < RECOVERED && start.elapsed() < self.limit + PATIENCE
+        {
+            thread::sleep(Duration::from_millis(5));
+        }
+        self.calm();
+    }
+
+    /// Something else that has to hold.
+    pub fn check(&mut self, holds: bool, otherwise: impl Into<String>) {
+        if !holds {
+            self.failures.push(otherwise.into());
+        }
+    }
+
+    pub fn faults(&self) -> &[Fault] {
+        &self.faults
+    }
+
+    /// Ends the load, and judges.
+    pub fn judge(self) -> Report {
+        self.judge_with(|_, _| Vec::new())
+    }
+
+    /// The same, with demands of the case's own on what happened under the faults.
+    pub fn judge_with(self, demands: impl FnOnce(&[Operation], &[Fault]) -> Vec<String>) -> Report {
+        let Self {
+            load,
+            limit,
+            losses,
+            mut faults,
+            mut failures,
+        } = self;
+        let end = load.recorder.now();
+        if let Some(last) = faults.last_mut() {
+            last.calm_until = end;
+        }
+        let operations = load.finish();
+        let allowances = Allowances {
+            lossy: match losses {
+                Losses::None => Vec::new(),
+                Losses::Failover => faults
+                    .iter()
+                    .map(|fault| {
+                        let end = recovered(&operations, fault).unwrap_or(fault.calm_until);
+                        (fault.begin.before(REPLICATION_LAG), end)
+                    })
+                    .collect(),
+            },
+            service_stops: false,
+        };
+        let findings = checker::check(&operations, &allowances);
+        failures.extend(demands(&operations, &faults));
+        let mut slowest = None;
+        for fault in &faults {
+            match recovered(&operations, fault) {
+                Some(moment) => slowest = slowest.max(Some(moment.since(fault.end))),
+                None => failures.push("never recovered".to_owned()),
+            }
+        }
+        if let Some(first) = faults.first() {
+            let before = operations
+                .iter()
+                .filter(|operation| operation.end < first.begin && !operation.is_ok());
+            let before = endings(before);
+            // Before the first fault there is nothing to recover from, unless it came first.
+            if !before.is_empty() {
+                failures.push(format!("failed before the first fault: {before:?}"));
+            }
+        }
+        let mut report = Report::new(findings, failures);
+        report.limit_recovery(slowest, limit);
+        report.limit_overrun(OVERRUN);
+        report
+    }
+}
+
+/// The first moment since which every call succeeded, until the next fault.
+fn recovered(operations: &[Operation], fault: &Fault) -> Option<Moment> {
+    let mut since = None;
+    let after = operations
+        .iter()
+        .filter(|operation| operation.start >= fault.end && operation.end < fault.calm_until);
+    for operation in after {
+        if operation.is_ok() {
+            since = since.or(Some(operation.start));
+        } else {
+            since = None;
+        }
+    }
+    since
+}
+
+/// The calls that ran wholly within the fault, without its first moments.
+pub fn during<'a>(
+    operations: &'a [Operation],
+    fault: &Fault,
+    settled: Duration,
+) -> impl Iterator<Item = &'a Operation> {
+    let (from, to) = (fault.begin.after(settled), fault.end);
+    operations
+        .iter()
+        .filter(move |operation| operation.start >= from && operation.end <= to)
+}
