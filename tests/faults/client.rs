@@ -278,9 +278,13 @@ pub fn failed(status: &Status, served: bool) -> Outcome {
     }
 }
 
+/// Ids that are this far apart share a slot of a cluster.
+pub const SAME_SLOT: u32 = 50;
+
 /// An id as it is on the wire.
 pub fn name(id: u32) -> String {
-    format!("id-{id}")
+    // In braces is what decides about the slot.
+    format!("{{{}}}{id}", id % SAME_SLOT)
 }
 
 /// Every kind of value takes its turn.

@@ -142,6 +142,7 @@ struct State {
     /// Calls that began after this moment are counted, for as long as they succeed.
     watched_from: Moment,
     successes: usize,
+    last_failure: Moment,
 }
 
 impl Recorder {
@@ -175,6 +176,9 @@ impl Recorder {
                 0
             };
         }
+        if !operation.is_ok() {
+            state.last_failure = state.last_failure.max(operation.end);
+        }
         state.operations.push(operation);
     }
 
@@ -189,6 +193,11 @@ impl Recorder {
 
     pub fn successes(&self) -> usize {
         self.state().successes
+    }
+
+    /// When a call last ended with an error.
+    pub fn last_failure(&self) -> Moment {
+        self.state().last_failure
     }
 
     /// Everything so far, in the order of its beginning.

@@ -14,7 +14,7 @@ use std::{
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 
 use crate::{
-    client::{Caller, ExpireTime},
+    client::{Caller, ExpireTime, SAME_SLOT},
     history::{Call, Operation, Recorder},
 };
 
@@ -166,7 +166,13 @@ impl Mix {
             40..65 => caller.get(self.id(), ExpireTime::Omit, deadline).await,
             65..80 => caller.get(self.id(), ExpireTime::Ask, deadline).await,
             _ => {
-                let ids = (0..fastrand::usize(2..10)).map(|_| self.id()).collect();
+                let ids = match fastrand::bool() {
+                    true => (0..fastrand::usize(2..10)).map(|_| self.id()).collect(),
+                    // Of one slot, and in a cluster of one that may be on its way.
+                    false => (self.id() % SAME_SLOT..LONG_IDS + SHORT_IDS)
+                        .step_by(SAME_SLOT as usize)
+                        .collect(),
+                };
                 caller.batch_get(ids, asks, deadline).await;
             }
         }

@@ -19,6 +19,7 @@ mod common;
 
 mod checker;
 mod client;
+mod failover;
 mod history;
 mod load;
 mod processes;
@@ -28,11 +29,18 @@ mod runner;
 mod selftest;
 mod settings;
 mod standalone;
+mod topology;
 mod trial;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cases = [selftest::CASES, standalone::CASES, settings::CASES].concat();
+    let cases = [
+        selftest::CASES,
+        standalone::CASES,
+        settings::CASES,
+        failover::CASES,
+    ]
+    .concat();
     runner::run(&cases)
 }

@@ -138,6 +138,18 @@ impl Redis {
         }));
     }
 
+    /// Runs it as a sentinel, which keeps what it learns in its file.
+    pub fn run_as_sentinel(&mut self, config: &Path) {
+        let process = Command::new("redis-server")
+            .arg(config)
+            .arg("--sentinel")
+            .args(["--port", &self.port.to_string(), "--bind", self.host])
+            .stdout(Stdio::null())
+            .spawn();
+        self.process = Some(process.expect("redis-server runs"));
+        eventually("the sentinel answers", || self.command(&["PING"]).is_ok());
+    }
+
     /// Ends it without a goodbye: kill -9.
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {

@@ -73,6 +73,7 @@ fn out_of_memory(pace: &Pace) -> Report {
         trial.fault();
         redis.must(&["CONFIG", "SET", "maxmemory", "1"]);
         sleep(LASTS);
+        trial.lift();
         redis.must(&["CONFIG", "SET", "maxmemory", "0"]);
         trial.over();
     }
@@ -106,6 +107,7 @@ fn misconfigured(pace: &Pace) -> Report {
         sleep(LASTS / 2);
         redis.try_to(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
         sleep(LASTS);
+        trial.lift();
         fs::remove_dir(&in_the_way).expect("removes");
         saved("ok");
         trial.over();
@@ -150,6 +152,7 @@ fn wrong_password(pace: &Pace) -> Report {
         redis.use_password(&password);
         redis.try_to(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
         sleep(LASTS);
+        trial.lift();
         fs::write(&file, format!("{password}\n")).expect("writes");
         trial.over();
     }
@@ -171,6 +174,7 @@ fn no_permission(pace: &Pace) -> Report {
         trial.fault();
         redis.must(&["ACL", "SETUSER", "default", "-set"]);
         sleep(LASTS);
+        trial.lift();
         redis.must(&["ACL", "SETUSER", "default", "+set"]);
         trial.over();
     }
@@ -225,6 +229,7 @@ fn busy_script(pace: &Pace) -> Report {
         std::thread::scope(|scope| {
             scope.spawn(|| redis.try_to(&["EVAL", "while true do end", "0"]));
             sleep(LASTS);
+            trial.lift();
             redis.must(&["SCRIPT", "KILL"]);
         });
         trial.over();
@@ -250,6 +255,7 @@ fn read_only(pace: &Pace) -> Report {
         // A replica of nobody: it keeps its data.
         redis.must(&["REPLICAOF", "127.0.0.1", "1"]);
         sleep(LASTS);
+        trial.lift();
         redis.must(&["REPLICAOF", "NO", "ONE"]);
         trial.over();
     }
@@ -284,6 +290,7 @@ fn max_clients(pace: &Pace) -> Report {
         command(&["CONFIG", "SET", "maxclients", "1"]);
         command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
         sleep(LASTS);
+        trial.lift();
         command(&["CONFIG", "SET", "maxclients", "1000"]);
         trial.over();
     }
@@ -306,6 +313,7 @@ fn absent_at_start(pace: &Pace) -> Report {
         trial.fault();
         sleep(Duration::from_secs(2));
         trial.check(!server.is_ready(), "ready without a Redis");
+        trial.lift();
         redis.run();
         trial.over();
         trial.check(server.is_ready(), "not ready with a Redis");

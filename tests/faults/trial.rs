@@ -15,9 +15,11 @@ use crate::{
 
 /// This many calls in a row that succeed end a recovery.
 const RECOVERED: usize = 50;
+/// And so does that no call fails for longer than any may take.
+const QUIET: Duration = Duration::from_millis(1_200);
 /// How long to wait for that beyond the limit, to be able to say how long it took.
 const PATIENCE: Duration = Duration::from_secs(8);
-/// How long nothing may go wrong before a fault and after it.
+/// How long nothing may go wrong before the first fault.
 const CALM: Duration = Duration::from_millis(700);
 /// How long before a failover the Marks may have been acknowledged that it loses.
 const REPLICATION_LAG: Duration = Duration::from_millis(500);
@@ -28,6 +30,9 @@ const OVERRUN: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone, Copy)]
 pub struct Fault {
     pub begin: Moment,
+    /// When it began to be put right.
+    pub lifted: Option<Moment>,
+    /// When it was right again.
     pub end: Moment,
     /// When the next one began, or everything ended.
     pub calm_until: Moment,
@@ -51,8 +56,8 @@ pub struct Trial {
 impl Trial {
     /// Puts load on a service that is ready, and sees that all is well.
     pub fn start(server: &Dyndata, limit: Duration, losses: Losses) -> Self {
-        let mut trial = Self::start_unready(server, limit, losses);
-        trial.calm();
+        let trial = Self::start_unready(server, limit, losses);
+        thread::sleep(CALM);
         trial
     }
 
@@ -71,11 +76,6 @@ impl Trial {
         }
     }
 
-    /// A while in which nothing may fail: what does shows as a slow recovery.
-    fn calm(&mut self) {
-        thread::sleep(CALM);
-    }
-
     /// A fault begins.
     pub fn fault(&mut self) {
         let now = self.load.recorder.now();
@@ -84,9 +84,18 @@ impl Trial {
         }
         self.faults.push(Fault {
             begin: now,
+            lifted: None,
             end: now,
             calm_until: now,
         });
+    }
+
+    /// From now on it is being put right.
+    pub fn lift(&mut self) {
+        let now = self.load.recorder.now();
+        if let Some(fault) = self.faults.last_mut() {
+            fault.lifted = Some(now);
+        }
     }
 
     /// It is over: waits until calls succeed again.
@@ -102,11 +111,16 @@ impl Trial {
         };
         fault.end = end;
         let start = Instant::now();
-        while self.load.recorder.successes() < RECOVERED && start.elapsed() < self.limit + PATIENCE
-        {
+        while !self.has_recovered(end) && start.elapsed() < self.limit + PATIENCE {
             thread::sleep(Duration::from_millis(5));
         }
-        self.calm();
+    }
+
+    /// Enough calls in a row, and none that still waits may be about to fail.
+    fn has_recovered(&self, end: Moment) -> bool {
+        let recorder = &self.load.recorder;
+        let quiet = recorder.now().since(recorder.last_failure().max(end));
+        recorder.successes() >= RECOVERED && quiet >= QUIET
     }
 
     /// Something else that has to hold.
@@ -114,10 +128,6 @@ impl Trial {
         if !holds {
             self.failures.push(otherwise.into());
         }
-    }
-
-    pub fn faults(&self) -> &[Fault] {
-        &self.faults
     }
 
     /// Ends the load, and judges.
@@ -200,7 +210,8 @@ pub fn during<'a>(
     fault: &Fault,
     settled: Duration,
 ) -> impl Iterator<Item = &'a Operation> {
-    let (from, to) = (fault.begin.after(settled), fault.end);
+    let from = fault.begin.after(settled);
+    let to = fault.lifted.unwrap_or(fault.end);
     operations
         .iter()
         .filter(move |operation| operation.start >= from && operation.end <= to)

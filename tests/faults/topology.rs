@@ -1,0 +1,238 @@
+//! Redis as several processes: a master that sentinels watch, and a cluster.
+
+use std::{
+    fs,
+    process::Command,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    common::eventually,
+    processes::{DURABLE, Redis},
+};
+
+/// After this long without an answer a master counts as down, or a node as failed.
+pub const DOWN_AFTER: Duration = Duration::from_secs(1);
+/// How long it may take until all nodes agree.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A master, a replica, and three sentinels of which two have to agree.
+pub struct Sentinels {
+    /// Which of them is the master changes.
+    pub redis: [Redis; 2],
+    pub sentinels: Vec<Redis>,
+}
+
+impl Sentinels {
+    pub fn start() -> Self {
+        let arguments: &[&str] = &[
+            "--save",
+            "",
+            "--repl-diskless-sync-delay",
+            "0",
+            "--repl-ping-replica-period",
+            "1",
+        ];
+        let redis = [(); 2].map(|()| Redis::prepare("127.0.0.1", arguments));
+        let mut this = Self {
+            redis,
+            sentinels: Vec::new(),
+        };
+        for redis in &mut this.redis {
+            redis.run();
+        }
+        let [master, replica] = &this.redis;
+        replica.must(&["REPLICAOF", "127.0.0.1", &master.port.to_string()]);
+        eventually("the replica is in step", || in_step(replica));
+        for _ in 0..3 {
+            let mut sentinel = Redis::prepare("127.0.0.1", &[]);
+            let config = format!(
+                "sentinel monitor mymaster 127.0.0.1 {} 2\n\
+                 sentinel down-after-milliseconds mymaster {}\n\
+                 sentinel failover-timeout mymaster 5000\n",
+                master.port,
+                DOWN_AFTER.as_millis()
+            );
+            let file = sentinel.directory.path().join("sentinel.conf");
+            fs::write(&file, config).expect("writes");
+            sentinel.run_as_sentinel(&file);
+            this.sentinels.push(sentinel);
+        }
+        this.settled();
+        this
+    }
+
+    /// All sentinels know each other and the replica, and agree on a master that is up.
+    pub fn settled(&self) {
+        let start = Instant::now();
+        loop {
+            let agree = self.sentinels.iter().all(|sentinel| {
+                let text = sentinel.text(&["INFO", "sentinel"]);
+                text.contains("status=ok") && text.contains("slaves=1,sentinels=3")
+            });
+            let ready = self.sentinels.iter().all(|sentinel| {
+                sentinel
+                    .command(&["SENTINEL", "CKQUORUM", "mymaster"])
+                    .is_ok()
+            });
+            let roles = self.redis.iter().filter(|redis| is_master(redis)).count() == 1
+                && self.redis.iter().any(in_step);
+            if agree && ready && roles {
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "the sentinels do not settle");
+            sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn urls(&self) -> String {
+        urls(&self.sentinels)
+    }
+
+    /// Which one is the master, as Redis says.
+    pub fn master(&self) -> usize {
+        usize::from(!is_master(&self.redis[0]))
+    }
+}
+
+fn is_master(redis: &Redis) -> bool {
+    redis.text(&["INFO", "replication"]).contains("role:master")
+}
+
+fn in_step(redis: &Redis) -> bool {
+    let info = redis.text(&["INFO", "replication"]);
+    info.contains("role:slave") && info.contains("master_link_status:up")
+}
+
+/// Three masters with a replica each.
+pub struct Cluster {
+    pub nodes: Vec<Redis>,
+}
+
+/// What `CLUSTER NODES` says of a node.
+#[derive(Debug, Clone)]
+pub struct Member {
+    pub name: String,
+    pub port: u16,
+    pub is_master: bool,
+    /// The slots of a master; only whole ranges.
+    pub slots: Vec<(u16, u16)>,
+}
+
+impl Cluster {
+    pub fn start() -> Self {
+        let timeout = DOWN_AFTER.as_millis().to_string();
+        let mut nodes: Vec<_> = (0..6)
+            .map(|_| {
+                Redis::prepare(
+                    "127.0.0.1",
+                    &[
+                        DURABLE,
+                        &[
+                            "--cluster-enabled",
+                            "yes",
+                            "--cluster-node-timeout",
+                            &timeout,
+                            "--cluster-replica-validity-factor",
+                            "0",
+                            "--repl-diskless-sync-delay",
+                            "0",
+                            "--repl-ping-replica-period",
+                            "1",
+                        ],
+                    ]
+                    .concat(),
+                )
+            })
+            .collect();
+        for node in &mut nodes {
+            node.run();
+        }
+        let created = Command::new("redis-cli")
+            .args(["--cluster", "create"])
+            .args(nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)))
+            .args(["--cluster-replicas", "1", "--cluster-yes"])
+            .output()
+            .expect("redis-cli runs");
+        assert!(
+            created.status.success(),
+            "{}",
+            String::from_utf8_lossy(&created.stdout)
+        );
+        let this = Self { nodes };
+        this.settled();
+        this
+    }
+
+    /// Every node is up, knows all slots as served, and every replica is in step.
+    pub fn settled(&self) {
+        let start = Instant::now();
+        loop {
+            let whole = self.nodes.iter().all(|node| {
+                let info = node.text(&["CLUSTER", "INFO"]);
+                let members = node.text(&["CLUSTER", "NODES"]);
+                info.contains("cluster_state:ok")
+                    && info.contains("cluster_slots_ok:16384")
+                    && members
+                        .lines()
+                        .filter(|line| line.contains("slave "))
+                        .count()
+                        == 3
+                    && !members.contains("fail")
+            });
+            if whole && self.nodes.iter().filter(|node| in_step(node)).count() == 3 {
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "the cluster does not settle");
+            sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn urls(&self) -> String {
+        urls(&self.nodes)
+    }
+
+    pub fn node(&self, port: u16) -> &Redis {
+        let node = self.nodes.iter().find(|node| node.port == port);
+        node.expect("a node of the cluster")
+    }
+
+    /// The members, as one of the nodes that answer sees them.
+    pub fn members(&self, seen_by: &Redis) -> Vec<Member> {
+        let text = seen_by.text(&["CLUSTER", "NODES"]);
+        text.lines().filter_map(Member::parse).collect()
+    }
+
+    /// The masters with slots, in a settled cluster.
+    pub fn masters(&self) -> Vec<Member> {
+        let mut members = self.members(&self.nodes[0]);
+        members.retain(|member| member.is_master && !member.slots.is_empty());
+        members
+    }
+}
+
+impl Member {
+    /// `<name> <ip:port@bus> <flags> <master> <ping> <pong> <epoch> <link> <slot>...`
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.split(' ');
+        let name = words.next()?.to_owned();
+        let port = words.next()?.split(['@', ':']).nth(1)?.parse().ok()?;
+        let is_master = words.next()?.split(',').any(|flag| flag == "master");
+        let slots = words.skip(5).filter_map(|range| {
+            let (from, to) = range.split_once('-').unwrap_or((range, range));
+            Some((from.parse().ok()?, to.parse().ok()?))
+        });
+        Some(Self {
+            name,
+            port,
+            is_master,
+            slots: slots.collect(),
+        })
+    }
+}
+
+fn urls(nodes: &[Redis]) -> String {
+    let urls: Vec<_> = nodes.iter().map(Redis::url).collect();
+    urls.join(",")
+}
