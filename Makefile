@@ -13,6 +13,13 @@ run:
 test: redis-server
 	env -u REDIS_URL $(CARGO) test --locked
 
+## chaos: the cases of tests/faults for longer, then faults in random order; prints its seed.
+## DYNDATA_CHAOS_SECONDS=n sets the time, DYNDATA_CHAOS_SEED=n repeats an order
+DYNDATA_CHAOS_SECONDS ?= 600
+.PHONY: chaos
+chaos: redis-server
+	env -u REDIS_URL DYNDATA_CHAOS_SECONDS=$(DYNDATA_CHAOS_SECONDS) $(CARGO) test --locked --test faults
+
 ## test-clients: real foreign clients, through reflection; and the README's commands
 test-clients:
 	tests/clients/setup.sh
