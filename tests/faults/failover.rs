@@ -5,6 +5,7 @@ use std::{thread::sleep, time::Duration};
 
 use crate::{
     client::name,
+    common::eventually,
     history::Operation,
     load::endings,
     processes::{Dyndata, Redis},
@@ -16,16 +17,16 @@ use crate::{
 
 pub const CASES: &[Case] = &[
     Case::new("sentinel: master killed", |pace| {
-        sentinels(pace, Losses::Failover, kill_master)
+        sentinels(pace, kill_master)
     }),
     Case::new("sentinel: SENTINEL FAILOVER", |pace| {
-        sentinels(pace, Losses::Failover, order_failover)
+        sentinels(pace, order_failover)
     }),
     Case::new("sentinel: master killed, a sentinel hangs", |pace| {
-        sentinels(pace, Losses::Failover, kill_master_with_hung_sentinel)
+        sentinels(pace, kill_master_with_hung_sentinel)
     }),
     Case::new("sentinel: master stands still", |pace| {
-        sentinels(pace, Losses::Failover, freeze_master)
+        sentinels(pace, freeze_master)
     }),
     Case::new("cluster: master killed", |pace| {
         clusters(pace, Losses::Failover, kill_a_master)
@@ -35,17 +36,36 @@ pub const CASES: &[Case] = &[
     }),
     Case::new("cluster: a slot migrates", migrate),
     Case::new("cluster: CLUSTERDOWN", |pace| {
-        clusters(pace, Losses::Failover, down)
+        clusters(pace, Losses::None, down)
     }),
 ];
 
 /// After a failover, from the moment at which the master went.
-const LIMIT: Duration = Duration::from_secs(3).saturating_add(DOWN_AFTER);
+pub const LIMIT: Duration = Duration::from_secs(3).saturating_add(DOWN_AFTER);
 
-fn sentinels(pace: &Pace, losses: Losses, deed: fn(&mut Sentinels, &mut Trial)) -> Report {
+/// What is done to sentinels and those they watch, for faults in random order.
+pub const SENTINEL_DEEDS: &[(&str, SentinelDeed)] = &[
+    ("master killed", kill_master),
+    ("SENTINEL FAILOVER", order_failover),
+    (
+        "master killed, a sentinel hangs",
+        kill_master_with_hung_sentinel,
+    ),
+    ("master stands still", freeze_master),
+];
+pub type SentinelDeed = fn(&mut Sentinels, &mut Trial);
+
+pub const CLUSTER_DEEDS: &[(&str, ClusterDeed)] = &[
+    ("master killed", kill_a_master),
+    ("node stands still", freeze_a_master),
+    ("CLUSTERDOWN", down),
+];
+pub type ClusterDeed = fn(&mut Cluster, &mut Trial);
+
+fn sentinels(pace: &Pace, deed: SentinelDeed) -> Report {
     let mut store = Sentinels::start();
     let server = Dyndata::on(&store.urls(), &["--redis-mode=sentinel"]);
-    let mut trial = Trial::start(&server, LIMIT, losses);
+    let mut trial = Trial::start(&server, LIMIT, Losses::Failover);
     for _ in 0..pace.times(1, 3) {
         store.settled();
         trial.fault();
@@ -61,9 +81,35 @@ fn kill_master(store: &mut Sentinels, trial: &mut Trial) {
     store.redis[master].run();
 }
 
+/// Nothing dies: the old master goes on for a while, and everything that it is told is lost.
 fn order_failover(store: &mut Sentinels, trial: &mut Trial) {
+    let (old, new) = (store.master(), 1 - store.master());
+    let [old, new] = [&store.redis[old], &store.redis[new]];
     store.sentinels[0].must(&["SENTINEL", "FAILOVER", "mymaster"]);
-    trial.over();
+    eventually("the sentinels name the other one", || {
+        store.sentinels.iter().all(|sentinel| {
+            let addr = sentinel.must(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]);
+            redis::from_redis_value::<(String, u16)>(addr).is_ok_and(|(_, port)| port == new.port)
+        })
+    });
+    let named = trial.load.recorder.now();
+    // Nobody but the service says GET.
+    let gets = |redis: &Redis| {
+        let info = redis.text(&["INFO", "commandstats"]);
+        info.lines().find_map(|line| {
+            line.strip_prefix("cmdstat_get:")?
+                .split(',')
+                .next()
+                .map(str::to_owned)
+        })
+    };
+    eventually("the service follows", || {
+        let before = [gets(old), gets(new)];
+        sleep(Duration::from_millis(100));
+        before[0] == gets(old) && before[1] != gets(new)
+    });
+    trial.followed();
+    trial.over_since(named);
 }
 
 fn kill_master_with_hung_sentinel(store: &mut Sentinels, trial: &mut Trial) {
@@ -85,7 +131,7 @@ fn freeze_master(store: &mut Sentinels, trial: &mut Trial) {
     store.settled();
 }
 
-fn clusters(pace: &Pace, losses: Losses, deed: fn(&mut Cluster, &mut Trial)) -> Report {
+fn clusters(pace: &Pace, losses: Losses, deed: ClusterDeed) -> Report {
     let mut store = Cluster::start();
     let server = Dyndata::on(&store.urls(), &["--redis-mode=cluster"]);
     let mut trial = Trial::start(&server, LIMIT, losses);
@@ -116,7 +162,8 @@ fn freeze_a_master(store: &mut Cluster, trial: &mut Trial) {
     store.nodes[master].thaw();
 }
 
-/// Two masters with their replicas are gone: there is no majority, so no slot is served.
+/// Two masters with their replicas are gone: there is no majority, so no slot is served. There is
+/// no failover either, and every node keeps what it acknowledged.
 fn down(store: &mut Cluster, trial: &mut Trial) {
     let kept = store.masters()[0].name.clone();
     let replicas = store.nodes[0].text(&["CLUSTER", "REPLICAS", &kept]);

@@ -160,10 +160,7 @@ impl Recorder {
 
     /// A wall clock time, in seconds and nanoseconds since 1970, as a moment.
     pub fn moment(&self, time: &prost_types::Timestamp) -> Moment {
-        let began = self
-            .began_wall
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| micros(since));
+        let began = self.began_wall.duration_since(UNIX_EPOCH).map_or(0, micros);
         Moment(time.seconds * 1_000_000 + i64::from(time.nanos) / 1_000 - began)
     }
 

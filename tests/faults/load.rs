@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{task::JoinSet, time::MissedTickBehavior};
+use tokio::task::JoinSet;
 
 use crate::{
     client::{Caller, ExpireTime, SAME_SLOT},
@@ -32,7 +32,18 @@ const CLOSING_ATTEMPTS: usize = 20;
 pub struct Rate {
     pub callers: u32,
     pub calls_per_second: u32,
-    pub deadline: Duration,
+    /// The shortest and the longest deadline, in milliseconds.
+    pub deadline_millis: (u64, u64),
+    pub at_the_end: AtTheEnd,
+}
+
+/// What follows when the load stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtTheEnd {
+    /// Every id is read once more.
+    ReadAll,
+    /// The service is gone, or what is there is of no interest.
+    Nothing,
 }
 
 impl Default for Rate {
@@ -40,7 +51,8 @@ impl Default for Rate {
         Self {
             callers: 4,
             calls_per_second: 240,
-            deadline: Duration::from_secs(1),
+            deadline_millis: (1_000, 1_000),
+            at_the_end: AtTheEnd::ReadAll,
         }
     }
 }
@@ -100,9 +112,8 @@ fn run(addr: &str, rate: Rate, recorder: &Arc<Recorder>, stop: &AtomicBool) {
         let callers: Vec<_> = (0..rate.callers)
             .map(|_| Caller::new(addr, Arc::clone(recorder)))
             .collect();
+        // What the machine was too slow for is made up for: the rate is what was asked for.
         let mut ticks = tokio::time::interval(Duration::from_secs(1) / rate.calls_per_second);
-        // What the machine was too slow for is not made up for in a burst.
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut calls = JoinSet::new();
         for caller in callers.iter().cycle() {
             if stop.load(Ordering::Relaxed) {
@@ -111,10 +122,14 @@ fn run(addr: &str, rate: Rate, recorder: &Arc<Recorder>, stop: &AtomicBool) {
             ticks.tick().await;
             while calls.try_join_next().is_some() {}
             let (mix, caller) = (Arc::clone(&mix), caller.clone());
-            calls.spawn(async move { mix.call(&caller, rate.deadline).await });
+            let (shortest, longest) = rate.deadline_millis;
+            let deadline = Duration::from_millis(fastrand::u64(shortest..=longest));
+            calls.spawn(async move { mix.call(&caller, deadline).await });
         }
         calls.join_all().await;
-        read_all(addr, recorder).await;
+        if rate.at_the_end == AtTheEnd::ReadAll {
+            read_all(addr, recorder).await;
+        }
     });
 }
 
@@ -211,4 +226,15 @@ pub fn endings<'a>(operations: impl Iterator<Item = &'a Operation>) -> BTreeMap<
         *counts.entry(operation.ending()).or_default() += 1;
     }
     counts
+}
+
+/// The time within which this share of the calls ended, in percent; nothing without calls.
+pub fn percentile<'a>(
+    operations: impl Iterator<Item = &'a Operation>,
+    percent: usize,
+) -> Option<Duration> {
+    let mut times: Vec<_> = operations.map(Operation::took).collect();
+    times.sort_unstable();
+    let place = (times.len() * percent).div_ceil(100).checked_sub(1)?;
+    times.get(place).copied()
 }

@@ -17,30 +17,42 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod chaos;
 mod checker;
 mod client;
+mod drain;
 mod failover;
 mod history;
 mod load;
+mod overload;
 mod processes;
 mod proxy;
 mod report;
 mod runner;
 mod selftest;
+mod service;
 mod settings;
 mod standalone;
+mod tamper;
 mod topology;
 mod trial;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cases = [
-        selftest::CASES,
-        standalone::CASES,
-        settings::CASES,
-        failover::CASES,
-    ]
-    .concat();
-    runner::run(&cases)
+    drain::be_a_client_if_asked();
+    runner::run(
+        &[
+            selftest::CASES,
+            tamper::CASES,
+            standalone::CASES,
+            settings::CASES,
+            failover::CASES,
+            service::CASES,
+            drain::CASES,
+            overload::CASES,
+            chaos::CASES,
+        ]
+        .concat(),
+    )
 }

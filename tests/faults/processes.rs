@@ -293,6 +293,16 @@ impl Dyndata {
         server
     }
 
+    /// The port of its gRPC listener.
+    pub fn port(&self) -> u16 {
+        let port = self
+            .addr
+            .rsplit(':')
+            .next()
+            .and_then(|port| port.parse().ok());
+        port.expect("an address has a port")
+    }
+
     /// Waits until `/readyz` answers 200.
     pub fn ready(&self) {
         let start = Instant::now();

@@ -31,6 +31,8 @@ pub enum Mode {
     Trickle,
     /// Bytes vanish, in both directions. A connection that was seen in this mode stays that way.
     Silent,
+    /// Replies are not read: the side that sends them has to wait.
+    Stall,
     /// Connections are reset as soon as they are there.
     Refuse,
     /// A connection is reset in the middle of a reply, after a few hundred bytes.
@@ -200,6 +202,14 @@ impl Pump<'_> {
                 return false;
             };
             chunk.truncate(length);
+            if self.replies {
+                // Fails only with the proxy itself.
+                _ = self
+                    .modes
+                    .clone()
+                    .wait_for(|mode| *mode != Mode::Stall)
+                    .await;
+            }
             let mode = *self.modes.borrow();
             if mode == Mode::Silent {
                 self.dead.store(true, Ordering::Relaxed);

@@ -20,33 +20,51 @@ const LOG_LINES: usize = 25;
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
     pub name: &'static str,
-    /// It measures times, so nothing else may run beside it.
-    pub alone: bool,
+    pub turn: Turn,
     pub run: fn(&Pace) -> Report,
+}
+
+/// When a case runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Beside others.
+    Beside,
+    /// It measures times, so nothing else may run beside it.
+    Alone,
+    /// It takes what time is left, beside its like.
+    Last,
 }
 
 impl Case {
     pub const fn new(name: &'static str, run: fn(&Pace) -> Report) -> Self {
         Self {
             name,
-            alone: false,
+            turn: Turn::Beside,
             run,
         }
     }
 
     pub const fn alone(name: &'static str, run: fn(&Pace) -> Report) -> Self {
         Self {
-            alone: true,
+            turn: Turn::Alone,
+            ..Self::new(name, run)
+        }
+    }
+
+    pub const fn last(name: &'static str, run: fn(&Pace) -> Report) -> Self {
+        Self {
+            turn: Turn::Last,
             ..Self::new(name, run)
         }
     }
 }
 
-/// How long it may all take.
+/// How long it may all take, and what is left to chance.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
     /// When the time of the long version is up.
     pub until: Option<Instant>,
+    pub seed: u64,
 }
 
 impl Pace {
@@ -84,20 +102,27 @@ pub fn run(cases: &[Case]) -> ExitCode {
         .copied()
         .collect();
     let started = Instant::now();
-    let seconds = std::env::var("DYNDATA_CHAOS_SECONDS")
-        .ok()
-        .map(|seconds| seconds.parse().expect("DYNDATA_CHAOS_SECONDS is a number"));
+    let number = |name: &str| -> Option<u64> {
+        let text = std::env::var(name).ok()?;
+        Some(
+            text.parse()
+                .unwrap_or_else(|_| panic!("{name} is not a number: {text}")),
+        )
+    };
+    let seconds = number("DYNDATA_CHAOS_SECONDS");
     let pace = Pace {
         until: seconds.map(|seconds| started + Duration::from_secs(seconds)),
+        seed: number("DYNDATA_CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..1 << 32)),
     };
+    println!("DYNDATA_CHAOS_SEED={}", pace.seed);
 
     // A panic is told in its case's row.
     std::panic::set_hook(Box::new(|_| {}));
-    let (alone, beside): (Vec<_>, Vec<_>) = chosen.iter().partition(|case| case.alone);
     let total = chosen.len();
     let mut reports = Vec::with_capacity(total);
-    for (cases, lanes) in [(beside, LANES), (alone, 1)] {
-        run_in_lanes(cases, lanes, &pace, |case, report, took| {
+    for (turn, lanes) in [(Turn::Beside, LANES), (Turn::Alone, 1), (Turn::Last, LANES)] {
+        let now = chosen.iter().filter(|case| case.turn == turn).copied();
+        run_in_lanes(now.collect(), lanes, &pace, |case, report, took| {
             println!(
                 "[{:>2}/{total}] {:<44} {:<7} {:>5.1} s",
                 reports.len() + 1,

@@ -375,10 +375,8 @@ fn renamed(pace: &Pace) -> Report {
         eventually("the rest of the data is there", || {
             let offset = |redis: &Redis, name: &str| {
                 let info = redis.text(&["INFO", "replication"]);
-                let line = info
-                    .lines()
-                    .find_map(|line| line.strip_prefix(name)?.parse::<u64>().ok());
-                line
+                info.lines()
+                    .find_map(|line| line.strip_prefix(name)?.parse::<u64>().ok())
             };
             let want = offset(from, "master_repl_offset:");
             want.is_some() && offset(to, "slave_repl_offset:") >= want

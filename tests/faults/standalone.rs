@@ -35,7 +35,17 @@ pub const CASES: &[Case] = &[
 ];
 
 /// A fault that a Redis does to itself; ends when it is over.
-type Deed = fn(&mut Redis);
+pub type Deed = fn(&mut Redis);
+
+/// All of them, for faults in random order.
+pub const DEEDS: &[(&str, Deed)] = &[
+    ("kill -9", kill),
+    ("SIGSTOP 3 s", stop),
+    ("SIGSTOP 300 ms", stutter),
+    ("CLIENT PAUSE", pause),
+    ("CLIENT KILL", kill_clients),
+    ("DEBUG SLEEP", sleep_in_command),
+];
 
 fn direct(pace: &Pace, deed: Deed) -> Report {
     let mut redis = Redis::start();
@@ -49,38 +59,38 @@ fn direct(pace: &Pace, deed: Deed) -> Report {
     trial.judge()
 }
 
-pub fn kill(redis: &mut Redis) {
+fn kill(redis: &mut Redis) {
     redis.kill();
     sleep(Duration::from_secs(1));
     redis.run();
 }
 
-pub fn stop(redis: &mut Redis) {
+fn stop(redis: &mut Redis) {
     redis.freeze();
     sleep(Duration::from_secs(3));
     redis.thaw();
 }
 
 /// Shorter than the time that a command has.
-pub fn stutter(redis: &mut Redis) {
+fn stutter(redis: &mut Redis) {
     redis.freeze();
     sleep(Duration::from_millis(300));
     redis.thaw();
 }
 
-pub fn pause(redis: &mut Redis) {
+fn pause(redis: &mut Redis) {
     redis.must(&["CLIENT", "PAUSE", "1500", "ALL"]);
     sleep(Duration::from_millis(1500));
 }
 
-pub fn kill_clients(redis: &mut Redis) {
+fn kill_clients(redis: &mut Redis) {
     for _ in 0..10 {
         redis.try_to(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
         sleep(Duration::from_millis(150));
     }
 }
 
-pub fn sleep_in_command(redis: &mut Redis) {
+fn sleep_in_command(redis: &mut Redis) {
     // Answers when it has slept.
     redis.must(&["DEBUG", "SLEEP", "1.5"]);
 }
@@ -120,7 +130,7 @@ fn trickle(pace: &Pace) -> Report {
 }
 
 /// The fault is no reason to fail a call.
-fn nothing_fails(operations: &[Operation], faults: &[Fault]) -> Vec<String> {
+pub fn nothing_fails(operations: &[Operation], faults: &[Fault]) -> Vec<String> {
     faults
         .iter()
         .filter_map(|fault| {

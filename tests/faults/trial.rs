@@ -34,6 +34,8 @@ pub struct Fault {
     pub lifted: Option<Moment>,
     /// When it was right again.
     pub end: Moment,
+    /// When the service was seen to have followed, if its calls alone do not show it.
+    pub followed: Option<Moment>,
     /// When the next one began, or everything ended.
     pub calm_until: Moment,
 }
@@ -49,6 +51,8 @@ pub struct Trial {
     pub load: Load,
     limit: Duration,
     losses: Losses,
+    /// Whether the service closes connections, as it may.
+    goes_away: bool,
     faults: Vec<Fault>,
     failures: Vec<String>,
 }
@@ -71,9 +75,15 @@ impl Trial {
             load: Load::start(&server.addr, rate),
             limit,
             losses,
+            goes_away: false,
             faults: Vec::new(),
             failures: Vec::new(),
         }
+    }
+
+    /// The service will close connections, after GOAWAY.
+    pub fn expect_goaway(&mut self) {
+        self.goes_away = true;
     }
 
     /// A fault begins.
@@ -86,6 +96,7 @@ impl Trial {
             begin: now,
             lifted: None,
             end: now,
+            followed: None,
             calm_until: now,
         });
     }
@@ -123,6 +134,14 @@ impl Trial {
         recorder.successes() >= RECOVERED && quiet >= QUIET
     }
 
+    /// The service has noticed what it has to follow.
+    pub fn followed(&mut self) {
+        let now = self.load.recorder.now();
+        if let Some(fault) = self.faults.last_mut() {
+            fault.followed = Some(now);
+        }
+    }
+
     /// Something else that has to hold.
     pub fn check(&mut self, holds: bool, otherwise: impl Into<String>) {
         if !holds {
@@ -141,6 +160,7 @@ impl Trial {
             load,
             limit,
             losses,
+            goes_away,
             mut faults,
             mut failures,
         } = self;
@@ -160,7 +180,7 @@ impl Trial {
                     })
                     .collect(),
             },
-            service_stops: false,
+            service_stops: goes_away,
         };
         let findings = checker::check(&operations, &allowances);
         failures.extend(demands(&operations, &faults));
@@ -190,6 +210,10 @@ impl Trial {
 
 /// The first moment since which every call succeeded, until the next fault.
 fn recovered(operations: &[Operation], fault: &Fault) -> Option<Moment> {
+    served(operations, fault).map(|since| fault.followed.unwrap_or(since).max(since))
+}
+
+fn served(operations: &[Operation], fault: &Fault) -> Option<Moment> {
     let mut since = None;
     let after = operations
         .iter()

@@ -1,0 +1,308 @@
+//! SIGTERM: no call that was taken on fails, and the process ends in time with exit code 0,
+//! whatever its peers do.
+
+use std::{
+    net::TcpStream,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, sleep},
+    time::{Duration, Instant},
+};
+
+use dyndata::proto::{GetRequest, dyn_data_client::DynDataClient};
+use tonic::{Status, transport::Channel};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+use crate::{
+    checker::{self, Allowances},
+    client::failed,
+    common::eventually,
+    history::Outcome,
+    load::{AtTheEnd, Load, Rate, endings},
+    processes::{Dyndata, Redis, signal},
+    proxy::{Mode, Proxy},
+    report::Report,
+    runner::{Case, Pace},
+    service::{greedy, on_a_runtime},
+};
+
+pub const CASES: &[Case] = &[
+    Case::alone("SIGTERM: under load", under_load),
+    Case::new("SIGTERM: a peer that says nothing", silent_peer),
+    Case::new("SIGTERM: an open health watch", open_watch),
+    Case::new("SIGTERM: a client that stops reading", stalled),
+    Case::new("SIGTERM: a SIGSTOPped client", stopped),
+];
+
+const DRAIN: Duration = Duration::from_secs(2);
+/// For the process to end, after the drain.
+const GRACE: Duration = Duration::from_millis(500);
+/// In the environment of a process that is nothing but a client.
+const CLIENT: &str = "DYNDATA_FAULTS_CLIENT";
+
+fn serve(redis: &Redis) -> Dyndata {
+    Dyndata::on(&redis.url(), &["--drain-timeout=2s"])
+}
+
+/// Sends the signal; gives the time that the end took, and what was wrong with it.
+fn terminate(server: &mut Dyndata) -> (Duration, Option<String>) {
+    let start = Instant::now();
+    server.terminate();
+    let ended = server.ended(DRAIN + 2 * GRACE);
+    let took = start.elapsed();
+    let wrong = match ended {
+        None => Some(format!("still there after {took:?}")),
+        Some(status) if !status.success() => Some(format!("ended with {status}")),
+        Some(_) if took > DRAIN + GRACE => Some(format!("ended after {took:?}")),
+        Some(_) => None,
+    };
+    (took, wrong)
+}
+
+fn ended(took: Duration, wrong: Option<String>) -> Report {
+    let mut report = Report::of(wrong.into_iter().collect());
+    report.limit_recovery(Some(took), DRAIN + GRACE);
+    report
+}
+
+fn under_load(pace: &Pace) -> Report {
+    let redis = Redis::start();
+    let mut reports = Vec::new();
+    for _ in 0..pace.times(5, 100) {
+        // The values of every round are the same numbers.
+        redis.must(&["FLUSHALL"]);
+        let mut server = serve(&redis);
+        let rate = Rate {
+            callers: 6,
+            calls_per_second: 600,
+            at_the_end: AtTheEnd::Nothing,
+            ..Rate::default()
+        };
+        let load = Load::start(&server.addr, rate);
+        let channels = Channels::start(&server.addr);
+        sleep(Duration::from_millis(300));
+        let term = Instant::now();
+        let (took, wrong) = terminate(&mut server);
+        let mut failures: Vec<_> = wrong.into_iter().collect();
+        failures.extend(channels.finish(term));
+        let operations = load.finish();
+        let allowances = Allowances {
+            service_stops: true,
+            ..Allowances::default()
+        };
+        let findings = checker::check(&operations, &allowances);
+        let mut endings = endings(operations.iter());
+        endings.remove("not accepted");
+        if !endings.keys().eq(["OK"].iter()) {
+            failures.push(format!("calls that were taken on: {endings:?}"));
+        }
+        let mut report = Report::new(findings, failures);
+        report.limit_recovery(Some(took), DRAIN + GRACE);
+        reports.push(report);
+    }
+    let rounds = reports.len();
+    let mut report = Report::of_all(reports);
+    report.notes.push(format!("{rounds} times"));
+    report
+}
+
+/// What a call on a channel came to, and when it began.
+type Ended = (Instant, Result<(), Status>);
+
+/// Callers on tonic's own channels, one call after the other.
+struct Channels {
+    stop: Arc<AtomicBool>,
+    calls: Arc<Mutex<Vec<Ended>>>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Channels {
+    fn start(addr: &str) -> Self {
+        let stop = Arc::<AtomicBool>::default();
+        let calls = Arc::<Mutex<Vec<Ended>>>::default();
+        let url = format!("http://{addr}");
+        let thread = thread::spawn({
+            let (stop, calls) = (Arc::clone(&stop), Arc::clone(&calls));
+            move || {
+                on_a_runtime(async {
+                    let mut callers = tokio::task::JoinSet::new();
+                    for _ in 0..4 {
+                        let channel = Channel::from_shared(url.clone()).expect("a URL");
+                        let client = DynDataClient::new(channel.connect_lazy());
+                        callers.spawn(call(client, Arc::clone(&stop), Arc::clone(&calls)));
+                    }
+                    callers.join_all().await;
+                });
+            }
+        });
+        Self {
+            stop,
+            calls,
+            thread,
+        }
+    }
+
+    /// Says which calls failed that began before the signal.
+    fn finish(self, term: Instant) -> Vec<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        if self.thread.join().is_err() {
+            return vec!["a caller on a channel panicked".to_owned()];
+        }
+        let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failures: Vec<_> = calls
+            .iter()
+            .filter(|(start, _)| *start < term)
+            .filter_map(|(_, result)| result.as_ref().err())
+            // A channel has no way to say whether a connection was a new one; these were not.
+            .filter_map(|status| match failed(status, true) {
+                Outcome::NotAccepted(_) => None,
+                outcome => Some(format!("on a channel: {outcome:?}")),
+            })
+            .collect();
+        if !calls.iter().any(|(_, result)| result.is_ok()) {
+            failures.push("no call on a channel succeeded".to_owned());
+        }
+        failures
+    }
+}
+
+async fn call(
+    mut client: DynDataClient<Channel>,
+    stop: Arc<AtomicBool>,
+    calls: Arc<Mutex<Vec<Ended>>>,
+) {
+    while !stop.load(Ordering::Relaxed) {
+        let start = Instant::now();
+        let request = GetRequest {
+            id: "channel".to_owned(),
+            ..GetRequest::default()
+        };
+        let result = client.get(request).await.map(drop);
+        let failed = result.is_err();
+        calls
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((start, result));
+        if failed {
+            // Nobody there any more: no need to ask all the time.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+fn silent_peer(_: &Pace) -> Report {
+    let redis = Redis::start();
+    let mut server = serve(&redis);
+    let _peer = TcpStream::connect(&server.addr).expect("connects");
+    eventually("the peer is accepted", || {
+        let metrics = server.http("/metrics").unwrap_or_default();
+        metrics.lines().any(|line| line == "dyndata_connections 1")
+    });
+    let (took, wrong) = terminate(&mut server);
+    ended(took, wrong)
+}
+
+fn open_watch(_: &Pace) -> Report {
+    let redis = Redis::start();
+    let mut server = serve(&redis);
+    let url = format!("http://{}", server.addr);
+    let (opened, is_open) = std::sync::mpsc::channel();
+    let watch = thread::spawn(move || {
+        on_a_runtime(async {
+            let channel = Channel::from_shared(url).expect("a URL").connect().await?;
+            let mut client = HealthClient::new(channel);
+            let reply = client.watch(HealthCheckRequest::default()).await;
+            let mut statuses = reply.expect("watches").into_inner();
+            let mut seen = Vec::new();
+            while let Ok(Some(status)) = statuses.message().await {
+                seen.push(status.status);
+                _ = opened.send(());
+            }
+            Ok::<_, tonic::transport::Error>(seen)
+        })
+    });
+    is_open.recv().expect("the watch opens");
+    let (took, wrong) = terminate(&mut server);
+    let mut report = ended(took, wrong);
+    match watch.join() {
+        // NOT_SERVING, and then the end.
+        Ok(Ok(seen)) if seen == [1, 2] => {}
+        other => report.failures.push(format!("the watch saw {other:?}")),
+    }
+    report
+}
+
+/// Replies are on their way, and nobody takes them.
+fn stalled(_: &Pace) -> Report {
+    let redis = Redis::start();
+    let mut server = serve(&redis);
+    let line = Proxy::start(server.port());
+    let (wrote, written) = std::sync::mpsc::channel();
+    let line = Arc::new(line);
+    let client = thread::spawn({
+        let line = Arc::clone(&line);
+        move || greedy(&line, 2 * DRAIN, || _ = wrote.send(()))
+    });
+    written.recv().expect("the client stalls");
+    let (took, wrong) = terminate(&mut server);
+    line.set(Mode::Refuse);
+    _ = client.join();
+    ended(took, wrong)
+}
+
+/// A process with calls in flight that stands still, and does not answer GOAWAY's ping.
+fn stopped(_: &Pace) -> Report {
+    let redis = Redis::start();
+    let mut server = serve(&redis);
+    let mut client = Client::start(&server.addr);
+    let callers = format!("dyndata_connections {}", Rate::default().callers);
+    eventually("the client calls", || {
+        let metrics = server.http("/metrics").unwrap_or_default();
+        metrics.lines().any(|line| line == callers)
+    });
+    signal(client.0.id(), "STOP");
+    let (took, wrong) = terminate(&mut server);
+    signal(client.0.id(), "CONT");
+    client.end();
+    ended(took, wrong)
+}
+
+/// This program again, as a client.
+struct Client(Child);
+
+impl Client {
+    fn start(addr: &str) -> Self {
+        let program = std::env::current_exe().expect("this program");
+        let process = Command::new(program)
+            .env(CLIENT, addr)
+            .stdout(Stdio::null())
+            .spawn();
+        Self(process.expect("runs"))
+    }
+
+    fn end(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Is this process to be a client? Then it is one, until it is killed.
+pub fn be_a_client_if_asked() {
+    let Ok(addr) = std::env::var(CLIENT) else {
+        return;
+    };
+    let load = Load::start(&addr, Rate::default());
+    // Should nobody end it.
+    sleep(Duration::from_secs(60));
+    drop(load);
+    std::process::exit(0);
+}

@@ -1,0 +1,98 @@
+//! More calls than the service can take: what it takes on is as fast as ever, and the rest is told
+//! so at once.
+
+use std::{thread::sleep, time::Duration};
+
+use crate::{
+    history::{Operation, Outcome},
+    load::{AtTheEnd, Load, Rate, endings, percentile},
+    processes::{Dyndata, Redis},
+    proxy::{Mode, Proxy},
+    report::Report,
+    runner::{Case, Pace},
+    trial::{Losses, Trial},
+};
+
+pub const CASES: &[Case] = &[Case::alone("service: three times its capacity", overload)];
+
+/// Redis takes this long for a command, so that the capacity is known ...
+const DELAY: Duration = Duration::from_millis(50);
+/// ... with this many calls at a time. Small, because callers and service share two cores, in a
+/// build without optimization.
+const MAX_IN_FLIGHT: u32 = 16;
+const CAPACITY: u32 = MAX_IN_FLIGHT * 1_000 / 50;
+const SHED_WITHIN: Duration = Duration::from_millis(20);
+
+fn overload(pace: &Pace) -> Report {
+    let redis = Redis::start();
+    let line = Proxy::start(redis.port);
+    let in_flight = format!("--max-in-flight={MAX_IN_FLIGHT}");
+    let server = Dyndata::on(&line.url(), &["--workers=1", &in_flight]);
+    line.set(Mode::Delay(DELAY));
+    let rate = |calls_per_second| Rate {
+        callers: 8,
+        calls_per_second,
+        at_the_end: AtTheEnd::Nothing,
+        ..Rate::default()
+    };
+    let seconds = pace.times(4, 20) as u64;
+    let unloaded = Load::start(&server.addr, rate(CAPACITY / 8));
+    sleep(Duration::from_secs(seconds / 2));
+    let unloaded = unloaded.finish();
+    let refused = endings(unloaded.iter().filter(|operation| !operation.is_ok()));
+    // The numbers begin anew.
+    redis.must(&["FLUSHALL"]);
+
+    let mut trial = Trial::with_rate(&server, DELAY, Losses::None, rate(3 * CAPACITY));
+    sleep(Duration::from_secs(seconds));
+    trial.check(
+        refused.is_empty(),
+        format!("refused without load: {refused:?}"),
+    );
+    let mut figures = String::new();
+    let mut report = trial.judge_with(|operations, _| {
+        let (text, failures) = compare(&unloaded, operations);
+        figures = text;
+        failures
+    });
+    report.notes.push(figures);
+    report.limit = None;
+    report
+}
+
+/// Figures, and what is wrong with them.
+fn compare(unloaded: &[Operation], operations: &[Operation]) -> (String, Vec<String>) {
+    let took =
+        |operations: &[&Operation]| percentile(operations.iter().copied(), 99).unwrap_or_default();
+    let before = took(&unloaded.iter().collect::<Vec<_>>());
+    let (accepted, others): (Vec<_>, Vec<_>) =
+        operations.iter().partition(|operation| operation.is_ok());
+    let (shed, failed): (Vec<_>, Vec<_>) = others
+        .into_iter()
+        .partition(|operation| operation.ending() == "OVERLOADED");
+    let (accepted_p99, shed_p99) = (took(&accepted), took(&shed));
+    let figures = format!(
+        "p99: unloaded {:.1} ms, accepted {:.1} ms, shed {:.1} ms; {} accepted, {} shed",
+        before.as_secs_f64() * 1e3,
+        accepted_p99.as_secs_f64() * 1e3,
+        shed_p99.as_secs_f64() * 1e3,
+        accepted.len(),
+        shed.len()
+    );
+    let mut failures = Vec::new();
+    let mut expect = |holds: bool, otherwise: &str| {
+        if !holds {
+            failures.push(format!("{otherwise}: {figures}"));
+        }
+    };
+    expect(accepted_p99 <= 3 * before, "accepted calls are slow");
+    expect(shed_p99 < SHED_WITHIN, "shed calls wait");
+    // A third is accepted, so most of the rest is not.
+    expect(shed.len() > accepted.len(), "it was not overloaded");
+    let pushed_back = shed.iter().all(
+        |operation| matches!(&operation.outcome, Outcome::Refused(refusal) if refusal.pushback),
+    );
+    expect(pushed_back, "shed without pushback");
+    expect(failed.is_empty(), "failed otherwise");
+    (figures, failures)
+}
