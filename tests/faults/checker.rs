@@ -64,6 +64,8 @@ pub struct Allowances {
     pub lossy: Vec<(Moment, Moment)>,
     /// Whether the service itself is stopped: then connections may fail before a call is taken on.
     pub service_stops: bool,
+    /// Spans in which the callers themselves stood still: not the service's lateness.
+    pub stalls: Vec<(Moment, Moment)>,
 }
 
 /// What the judge found. Each finding is a sentence.
@@ -182,7 +184,7 @@ pub fn check(operations: &[Operation], allowances: &Allowances) -> Findings {
 
 /// Deadline and status contract of one call.
 fn answers(operation: &Operation, allowances: &Allowances, findings: &mut Findings) {
-    let overrun = operation.took().saturating_sub(operation.deadline);
+    let overrun = overrun(operation, &allowances.stalls);
     findings.longest_overrun = findings.longest_overrun.max(overrun);
     let complaint = match &operation.outcome {
         Outcome::Marked(_) | Outcome::Found(_) => None,
@@ -202,6 +204,18 @@ fn answers(operation: &Operation, allowances: &Allowances, findings: &mut Findin
             operation.start.0 as f64 / 1e6
         ));
     }
+}
+
+/// By how much a call outlived its deadline.
+fn overrun(operation: &Operation, stalls: &[(Moment, Moment)]) -> Duration {
+    let deadline = operation.start.after(operation.deadline);
+    if operation.end <= deadline {
+        return Duration::ZERO;
+    }
+    let own = stalls
+        .iter()
+        .map(|(from, to)| (*to).min(operation.end).since((*from).max(deadline)));
+    operation.end.since(deadline).saturating_sub(own.sum())
 }
 
 /// What is wrong with an error status.

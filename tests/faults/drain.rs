@@ -68,13 +68,16 @@ fn ended(took: Duration, wrong: Option<String>) -> Report {
     report
 }
 
+/// Redis takes a while for every answer, so that many calls are in flight at any time.
 fn under_load(pace: &Pace) -> Report {
     let redis = Redis::start();
-    let mut reports = Vec::new();
-    for _ in 0..pace.times(5, 100) {
+    let line = Proxy::start(redis.port);
+    line.set(Mode::Delay(Duration::from_millis(100)));
+    let mut in_flight = Vec::new();
+    let rounds = (0..pace.times(5, 100)).map(|_| {
         // The values of every round are the same numbers.
         redis.must(&["FLUSHALL"]);
-        let mut server = serve(&redis);
+        let mut server = Dyndata::on(&line.url(), &["--drain-timeout=2s"]);
         let rate = Rate {
             callers: 6,
             calls_per_second: 600,
@@ -83,8 +86,8 @@ fn under_load(pace: &Pace) -> Report {
         };
         let load = Load::start(&server.addr, rate);
         let channels = Channels::start(&server.addr);
-        sleep(Duration::from_millis(300));
-        let term = Instant::now();
+        sleep(Duration::from_millis(400));
+        let (term, signalled) = (Instant::now(), load.recorder.now());
         let (took, wrong) = terminate(&mut server);
         let mut failures: Vec<_> = wrong.into_iter().collect();
         failures.extend(channels.finish(term));
@@ -99,13 +102,24 @@ fn under_load(pace: &Pace) -> Report {
         if !endings.keys().eq(["OK"].iter()) {
             failures.push(format!("calls that were taken on: {endings:?}"));
         }
+        let finished = operations.iter().filter(|operation| {
+            operation.is_ok() && operation.start < signalled && operation.end > signalled
+        });
+        in_flight.push(finished.count());
         let mut report = Report::new(findings, failures);
         report.limit_recovery(Some(took), DRAIN + GRACE);
-        reports.push(report);
+        report
+    });
+    let mut report = Report::of_all(rounds);
+    let fewest = in_flight.iter().min().copied().unwrap_or(0);
+    if fewest < 10 {
+        let failure = format!("only {fewest} calls were in flight at a signal");
+        report.failures.push(failure);
     }
-    let rounds = reports.len();
-    let mut report = Report::of_all(reports);
-    report.notes.push(format!("{rounds} times"));
+    report.notes.push(format!(
+        "{} times, each with {fewest} or more calls in flight",
+        in_flight.len()
+    ));
     report
 }
 

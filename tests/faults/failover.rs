@@ -1,7 +1,10 @@
 //! Masters that change: by sentinels, and in a cluster. What an asynchronous failover loses of
 //! what was acknowledged is counted, and no fault of the service.
 
-use std::{thread::sleep, time::Duration};
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use crate::{
     client::name,
@@ -85,13 +88,28 @@ fn kill_master(store: &mut Sentinels, trial: &mut Trial) {
 fn order_failover(store: &mut Sentinels, trial: &mut Trial) {
     let (old, new) = (store.master(), 1 - store.master());
     let [old, new] = [&store.redis[old], &store.redis[new]];
-    store.sentinels[0].must(&["SENTINEL", "FAILOVER", "mymaster"]);
-    eventually("the sentinels name the other one", || {
-        store.sentinels.iter().all(|sentinel| {
-            let addr = sentinel.must(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]);
-            redis::from_redis_value::<(String, u16)>(addr).is_ok_and(|(_, port)| port == new.port)
-        })
-    });
+    let names = |sentinel: &Redis| -> Option<u16> {
+        let addr = sentinel.must(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]);
+        let (_, port) = redis::from_redis_value::<(String, u16)>(addr).ok()?;
+        Some(port)
+    };
+    for attempt in 0.. {
+        assert!(attempt < 30, "the sentinels order no failover");
+        // They refuse, or give up, as long as they do not know the replica well enough.
+        store.sentinels[0].try_to(&["SENTINEL", "FAILOVER", "mymaster"]);
+        let start = Instant::now();
+        let mut ordered = false;
+        while !ordered && start.elapsed() < Duration::from_secs(1) {
+            ordered = store
+                .sentinels
+                .iter()
+                .all(|sentinel| names(sentinel) == Some(new.port));
+            sleep(Duration::from_millis(5));
+        }
+        if ordered {
+            break;
+        }
+    }
     let named = trial.load.recorder.now();
     // Nobody but the service says GET.
     let gets = |redis: &Redis| {
@@ -202,7 +220,14 @@ fn migrate(pace: &Pace) -> Report {
         trial.over();
     }
     trial.check(moved > 0, "no key was moved");
-    trial.judge_with(refused_only_while_moving)
+    let redirected = store.errors("ASK");
+    trial.check(redirected > 0, "no call met a slot on its way");
+    let again = store.errors("TRYAGAIN");
+    let mut report = trial.judge_with(refused_only_while_moving);
+    report.notes.push(format!(
+        "{moved} keys moved; redis said ASK {redirected} times, TRYAGAIN {again} times"
+    ));
+    report
 }
 
 /// A call that meets a slot on its way may be told to try again, and nothing else.

@@ -143,6 +143,7 @@ struct State {
     watched_from: Moment,
     successes: usize,
     last_failure: Moment,
+    stalls: Vec<(Moment, Moment)>,
 }
 
 impl Recorder {
@@ -190,6 +191,15 @@ impl Recorder {
 
     pub fn successes(&self) -> usize {
         self.state().successes
+    }
+
+    /// The callers themselves stood still: the machine had other things to do.
+    pub fn stalled(&self, from: Moment, to: Moment) {
+        self.state().stalls.push((from, to));
+    }
+
+    pub fn stalls(&self) -> Vec<(Moment, Moment)> {
+        self.state().stalls.clone()
     }
 
     /// When a call last ended with an error.

@@ -288,6 +288,7 @@ fn excuses(_: &Pace) -> Report {
     let allowances = Allowances {
         lossy: vec![(millis(0), millis(50))],
         service_stops: true,
+        stalls: vec![(millis(590), millis(630))],
     };
     let mut failures = Vec::new();
     let mut expect = |name: &str, history: &[Operation], expected: ([usize; 4], usize)| {
@@ -327,9 +328,10 @@ fn excuses(_: &Pace) -> Report {
     );
     let mut late = mark(0, 600, 1);
     late.outcome = Outcome::Unanswered;
+    // Ten milliseconds of it are the callers' own.
     let overrun = check(&[late], &allowances).longest_overrun;
-    if overrun != Duration::from_millis(100) {
-        failures.push(format!("an overrun of 100 ms is measured as {overrun:?}"));
+    if overrun != Duration::from_millis(90) {
+        failures.push(format!("an overrun of 90 ms is measured as {overrun:?}"));
     }
     Report::of(failures)
 }

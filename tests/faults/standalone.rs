@@ -5,7 +5,7 @@ use std::{thread::sleep, time::Duration};
 
 use crate::{
     history::Operation,
-    load::endings,
+    load::{Rate, endings},
     processes::{Dyndata, Redis},
     proxy::{Mode, Proxy},
     report::Report,
@@ -96,19 +96,21 @@ fn sleep_in_command(redis: &mut Redis) {
 }
 
 fn proxied(pace: &Pace, mode: Mode) -> Report {
-    on_a_line(pace, mode, |_, _| Vec::new())
+    on_a_line(pace, mode, Rate::default(), |_, _| Vec::new())
 }
 
 /// One mode of the line, for two seconds at a time.
 fn on_a_line(
     pace: &Pace,
     mode: Mode,
+    rate: Rate,
     demands: impl FnOnce(&[Operation], &[Fault]) -> Vec<String>,
 ) -> Report {
     let redis = Redis::start();
     let proxy = Proxy::start(redis.port);
     let server = Dyndata::on(&proxy.url(), &[]);
-    let mut trial = Trial::start(&server, LIMIT, Losses::None);
+    let mut trial = Trial::with_rate(&server, LIMIT, Losses::None, rate);
+    trial.calm();
     for _ in 0..pace.times(1, 4) {
         trial.fault();
         proxy.set(mode);
@@ -122,11 +124,11 @@ fn on_a_line(
 /// Late is not lost: 300 ms are within the time that a command has.
 fn slow_line(pace: &Pace) -> Report {
     let mode = Mode::Delay(Duration::from_millis(300));
-    on_a_line(pace, mode, nothing_fails)
+    on_a_line(pace, mode, Rate::patient(), nothing_fails)
 }
 
 fn trickle(pace: &Pace) -> Report {
-    on_a_line(pace, Mode::Trickle, nothing_fails)
+    on_a_line(pace, Mode::Trickle, Rate::patient(), nothing_fails)
 }
 
 /// The fault is no reason to fail a call.

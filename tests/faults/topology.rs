@@ -193,6 +193,17 @@ impl Cluster {
         urls(&self.nodes)
     }
 
+    /// How often the nodes gave an error of this kind.
+    pub fn errors(&self, kind: &str) -> u64 {
+        let start = format!("errorstat_{kind}:count=");
+        let count = |node: &Redis| -> Option<u64> {
+            let info = node.text(&["INFO", "errorstats"]);
+            info.lines()
+                .find_map(|line| line.strip_prefix(&start)?.parse().ok())
+        };
+        self.nodes.iter().filter_map(count).sum()
+    }
+
     pub fn node(&self, port: u16) -> &Redis {
         let node = self.nodes.iter().find(|node| node.port == port);
         node.expect("a node of the cluster")

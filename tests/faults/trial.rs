@@ -1,6 +1,7 @@
 //! One case as it runs: load, faults that come and go, and what is asked of the history at the end.
 
 use std::{
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -23,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(8);
 const CALM: Duration = Duration::from_millis(700);
 /// How long before a failover the Marks may have been acknowledged that it loses.
 const REPLICATION_LAG: Duration = Duration::from_millis(500);
+/// Calls a second, on the average; with fewer of them a case proves less than it says.
+const LEAST_RATE: f64 = 200.0;
 /// No call may outlive its deadline by more.
 const OVERRUN: Duration = Duration::from_millis(50);
 
@@ -61,7 +64,7 @@ impl Trial {
     /// Puts load on a service that is ready, and sees that all is well.
     pub fn start(server: &Dyndata, limit: Duration, losses: Losses) -> Self {
         let trial = Self::start_unready(server, limit, losses);
-        thread::sleep(CALM);
+        trial.calm();
         trial
     }
 
@@ -79,6 +82,11 @@ impl Trial {
             faults: Vec::new(),
             failures: Vec::new(),
         }
+    }
+
+    /// A while in which all is well.
+    pub fn calm(&self) {
+        thread::sleep(CALM);
     }
 
     /// The service will close connections, after GOAWAY.
@@ -168,6 +176,7 @@ impl Trial {
         if let Some(last) = faults.last_mut() {
             last.calm_until = end;
         }
+        let recorder = Arc::clone(&load.recorder);
         let operations = load.finish();
         let allowances = Allowances {
             lossy: match losses {
@@ -181,8 +190,16 @@ impl Trial {
                     .collect(),
             },
             service_stops: goes_away,
+            stalls: recorder.stalls(),
         };
         let findings = checker::check(&operations, &allowances);
+        let steady = operations.iter().filter(|operation| !operation.closing);
+        let rate = steady.count() as f64 / end.since(Moment::default()).as_secs_f64();
+        if rate < LEAST_RATE {
+            failures.push(format!(
+                "only {rate:.0} calls a second: is the machine busy?"
+            ));
+        }
         failures.extend(demands(&operations, &faults));
         let mut slowest = None;
         for fault in &faults {
