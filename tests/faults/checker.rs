@@ -64,8 +64,10 @@ pub struct Allowances {
     pub lossy: Vec<(Moment, Moment)>,
     /// Whether the service itself is stopped: then connections may fail before a call is taken on.
     pub service_stops: bool,
-    /// Spans in which the callers themselves stood still: not the service's lateness.
+    /// Spans in which the machine let callers or service wait: not the service's lateness.
     pub stalls: Vec<(Moment, Moment)>,
+    /// How much longer Redis itself may let a value live.
+    pub late_expiry: Duration,
 }
 
 /// What the judge found. Each finding is a sentence.
@@ -177,7 +179,7 @@ pub fn check(operations: &[Operation], allowances: &Allowances) -> Findings {
         }
     }
     for (id, register) in &registers {
-        register.check(*id, &mut findings);
+        register.check(*id, allowances.late_expiry, &mut findings);
     }
     findings
 }
@@ -212,10 +214,17 @@ fn overrun(operation: &Operation, stalls: &[(Moment, Moment)]) -> Duration {
     if operation.end <= deadline {
         return Duration::ZERO;
     }
-    let own = stalls
-        .iter()
-        .map(|(from, to)| (*to).min(operation.end).since((*from).max(deadline)));
-    operation.end.since(deadline).saturating_sub(own.sum())
+    // Several may tell of the same span of time; it counts once.
+    let mut spans: Vec<_> = stalls.to_vec();
+    spans.sort_unstable();
+    let mut late = Duration::ZERO;
+    let mut from = deadline;
+    for (start, end) in spans {
+        let (start, end) = (start.max(from), end.min(operation.end));
+        late += end.since(start);
+        from = from.max(end);
+    }
+    operation.end.since(deadline).saturating_sub(late)
 }
 
 /// What is wrong with an error status.
@@ -286,7 +295,7 @@ struct Evidence {
 }
 
 impl Register<'_> {
-    fn check(&self, id: u32, findings: &mut Findings) {
+    fn check(&self, id: u32, late_expiry: Duration, findings: &mut Findings) {
         let by_value: HashMap<u64, &Mark> =
             self.marks.iter().map(|mark| (mark.value, mark)).collect();
         let mut lost = BTreeSet::new();
@@ -303,7 +312,7 @@ impl Register<'_> {
         for read in &self.reads {
             let evidence = match &read.seen.value {
                 Value::Absent => self.absence(read, &by_value),
-                Value::Marked(value) => self.value(read, *value, &by_value),
+                Value::Marked(value) => self.value(read, *value, late_expiry, &by_value),
                 Value::Foreign(text) => vec![Evidence {
                     what: format!("{text} was never marked"),
                     lost: None,
@@ -336,7 +345,13 @@ impl Register<'_> {
     }
 
     /// What speaks against a value.
-    fn value(&self, read: &Read<'_>, value: u64, by_value: &HashMap<u64, &Mark>) -> Vec<Evidence> {
+    fn value(
+        &self,
+        read: &Read<'_>,
+        value: u64,
+        late_expiry: Duration,
+        by_value: &HashMap<u64, &Mark>,
+    ) -> Vec<Evidence> {
         let plain = |what: String| {
             vec![Evidence {
                 what,
@@ -359,7 +374,7 @@ impl Register<'_> {
             } else {
                 read.end
             };
-            if expire_time > latest.after(mark.ttl + CLOCK) {
+            if expire_time > latest.after(mark.ttl + CLOCK + late_expiry) {
                 return plain(format!("{value} has an expire time later than its expiry"));
             }
         }
@@ -367,7 +382,7 @@ impl Register<'_> {
             // It may have taken effect just now.
             return Vec::new();
         }
-        if read.start > mark.end.after(mark.ttl + CLOCK) {
+        if read.start > mark.end.after(mark.ttl + CLOCK + late_expiry) {
             return plain(format!("{value} has expired"));
         }
         let overwritten = self.marks.iter().filter(|later| {

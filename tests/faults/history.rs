@@ -193,7 +193,7 @@ impl Recorder {
         self.state().successes
     }
 
-    /// The callers themselves stood still: the machine had other things to do.
+    /// Callers or service stood still: the machine had other things to do.
     pub fn stalled(&self, from: Moment, to: Moment) {
         self.state().stalls.push((from, to));
     }

@@ -33,6 +33,7 @@ mod selftest;
 mod service;
 mod settings;
 mod standalone;
+mod starvation;
 mod tamper;
 mod topology;
 mod trial;

@@ -293,6 +293,10 @@ impl Dyndata {
         server
     }
 
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// The port of its gRPC listener.
     pub fn port(&self) -> u16 {
         let port = self

@@ -289,6 +289,7 @@ fn excuses(_: &Pace) -> Report {
         lossy: vec![(millis(0), millis(50))],
         service_stops: true,
         stalls: vec![(millis(590), millis(630))],
+        late_expiry: Duration::ZERO,
     };
     let mut failures = Vec::new();
     let mut expect = |name: &str, history: &[Operation], expected: ([usize; 4], usize)| {

@@ -12,6 +12,7 @@ use crate::{
     load::{Load, Rate, endings},
     processes::Dyndata,
     report::Report,
+    starvation::Watch,
 };
 
 /// This many calls in a row that succeed end a recovery.
@@ -52,10 +53,12 @@ pub enum Losses {
 
 pub struct Trial {
     pub load: Load,
+    _watch: Watch,
     limit: Duration,
     losses: Losses,
     /// Whether the service closes connections, as it may.
     goes_away: bool,
+    late_expiry: Duration,
     faults: Vec<Fault>,
     failures: Vec<String>,
 }
@@ -74,11 +77,14 @@ impl Trial {
     }
 
     pub fn with_rate(server: &Dyndata, limit: Duration, losses: Losses, rate: Rate) -> Self {
+        let load = Load::start(&server.addr, rate);
         Self {
-            load: Load::start(&server.addr, rate),
+            _watch: Watch::start(server.pid(), Arc::clone(&load.recorder)),
+            load,
             limit,
             losses,
             goes_away: false,
+            late_expiry: Duration::ZERO,
             faults: Vec::new(),
             failures: Vec::new(),
         }
@@ -92,6 +98,11 @@ impl Trial {
     /// The service will close connections, after GOAWAY.
     pub fn expect_goaway(&mut self) {
         self.goes_away = true;
+    }
+
+    /// Redis itself will let values live longer than they were marked for, by at most this.
+    pub fn expect_late_expiry(&mut self, by: Duration) {
+        self.late_expiry = by;
     }
 
     /// A fault begins.
@@ -166,9 +177,11 @@ impl Trial {
     pub fn judge_with(self, demands: impl FnOnce(&[Operation], &[Fault]) -> Vec<String>) -> Report {
         let Self {
             load,
+            _watch,
             limit,
             losses,
             goes_away,
+            late_expiry,
             mut faults,
             mut failures,
         } = self;
@@ -191,6 +204,7 @@ impl Trial {
             },
             service_stops: goes_away,
             stalls: recorder.stalls(),
+            late_expiry,
         };
         let findings = checker::check(&operations, &allowances);
         let steady = operations.iter().filter(|operation| !operation.closing);
