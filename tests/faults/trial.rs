@@ -25,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(8);
 const CALM: Duration = Duration::from_millis(700);
 /// How long before a failover the Marks may have been acknowledged that it loses.
 const REPLICATION_LAG: Duration = Duration::from_millis(500);
+/// A machine that stands still for longer than this explains what it does not excuse.
+const NOTABLE_STALL: Duration = Duration::from_millis(500);
 /// Calls a second, on the average; with fewer of them a case proves less than it says.
 const LEAST_RATE: f64 = 200.0;
 /// No call may outlive its deadline by more.
@@ -233,6 +235,17 @@ impl Trial {
             }
         }
         let mut report = Report::new(findings, failures);
+        let longest = allowances
+            .stalls
+            .iter()
+            .map(|(from, to)| to.since(*from))
+            .max();
+        if let Some(longest) = longest.filter(|longest| *longest > NOTABLE_STALL) {
+            report.notes.push(format!(
+                "the machine stood still for {} ms",
+                longest.as_millis()
+            ));
+        }
         report.limit_recovery(slowest, limit);
         report.limit_overrun(OVERRUN);
         report
