@@ -25,7 +25,7 @@ use redis::ConnectionAddr;
 use tokio::{
     sync::watch,
     task::AbortHandle,
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 
 use super::{
@@ -44,8 +44,6 @@ const BACKOFF: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::
 const GOOD: Duration = Duration::from_secs(5);
 /// How often a connection is asked for a sign of life, so that health knows without any calls.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-/// How many signs of life until it is asked whether the connection leads to the right place.
-const PROBES_PER_CHECK: u32 = 5;
 
 /// A handle to the connection. Clones share it; the last one to go ends the supervisor.
 #[derive(Clone)]
@@ -208,6 +206,7 @@ impl Supervisor {
         let mut number = 0;
         loop {
             number += 1;
+            let mut began = Instant::now();
             match timeout(CONNECT_TIMEOUT, self.connector.connect()).await {
                 Ok(Ok(connected)) => {
                     let since = Instant::now();
@@ -220,12 +219,14 @@ impl Supervisor {
                         // Not a failure; how often that may happen is bounded elsewhere.
                         continue;
                     }
+                    began = Instant::now();
                 }
                 Ok(Err(error)) => self.failed(number, &error.to_string()),
                 Err(_) => self.failed(number, "connecting timed out"),
             }
             // Spread a little, so that workers and replicas do not come all at once.
-            sleep(pause.mul_f64(0.75 + 0.5 * fastrand::f64())).await;
+            // An attempt that took long has been pause enough.
+            sleep_until(began + pause.mul_f64(0.75 + 0.5 * fastrand::f64())).await;
             pause = (pause * 2).min(*BACKOFF.end());
         }
     }
@@ -255,10 +256,8 @@ impl Supervisor {
 
     /// Looks after a connection for as long as it lasts.
     async fn probe(&mut self, addr: &ConnectionAddr, number: u64) -> Infallible {
-        let mut probes = 0;
         loop {
             sleep(PROBE_INTERVAL).await;
-            probes += 1;
             let ping = self.pipe.request(self.timeout, |commands| {
                 commands.whole(&[b"PING"]);
             });
@@ -278,13 +277,9 @@ impl Supervisor {
                 }
                 Err(error) => self.down(&error.to_string()),
             }
-            if probes == PROBES_PER_CHECK {
-                probes = 0;
-                let right = timeout(CONNECT_TIMEOUT, self.connector.is_right(addr)).await;
-                if let Ok(false) = right {
-                    tracing::warn!(%addr, "the sentinels name another master");
-                    self.pipe.distrust(number);
-                }
+            if let Ok(false) = timeout(CONNECT_TIMEOUT, self.connector.is_right(addr)).await {
+                tracing::warn!(%addr, "the sentinels name another master");
+                self.pipe.distrust(number);
             }
         }
     }

@@ -40,35 +40,40 @@ impl Sentinels {
         Err(error)
     }
 
-    /// Whether the sentinels still name this address; true if they cannot say.
+    /// Whether one of the sentinels, any of them, still names this address; true if it cannot say.
+    /// Asked often, because an old master goes on taking writes, which are lost.
     pub(super) async fn name(&self, connector: &Connector, addr: &ConnectionAddr) -> bool {
-        match self.ask_all(connector).await.as_deref() {
-            Ok([(host, port), ..]) => connector.addr(host.clone(), *port) == *addr,
-            Ok([]) | Err(_) => true,
+        let sentinel = &self.addrs[fastrand::usize(..self.addrs.len())];
+        match timeout(PATIENCE, self.ask(connector, sentinel)).await {
+            Ok(Ok((host, port))) => connector.addr(host, port) == *addr,
+            Ok(Err(_)) | Err(_) => true,
         }
+    }
+
+    async fn ask(
+        &self,
+        connector: &Connector,
+        sentinel: &ConnectionAddr,
+    ) -> Result<(String, u16), ConnectError> {
+        let mut question = redis::cmd("SENTINEL");
+        question.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.master);
+        let answer = connector.ask_sentinel(sentinel, question).await?;
+        // Nil from one that knows no such master.
+        redis::from_redis_value(answer).map_err(|_| ConnectError::UnknownMaster)
     }
 
     /// The addresses that the sentinels give, the one with the most votes first.
     async fn ask_all(&self, connector: &Connector) -> Result<Vec<(String, u16)>, ConnectError> {
         let mut asked = JoinSet::new();
         for addr in &self.addrs {
-            let (connector, addr) = (connector.clone(), addr.clone());
-            let mut question = redis::cmd("SENTINEL");
-            question.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.master);
-            asked.spawn(
-                async move { timeout(PATIENCE, connector.ask_sentinel(&addr, question)).await },
-            );
+            let (this, connector, addr) = (self.clone(), connector.clone(), addr.clone());
+            asked.spawn(async move { timeout(PATIENCE, this.ask(&connector, &addr)).await });
         }
         let mut votes: Vec<((String, u16), usize)> = Vec::new();
         let mut error = ConnectError::NoSentinel;
         while let Some(answer) = asked.join_next().await {
             match answer {
-                Ok(Ok(Ok(answer))) => {
-                    // Nil from one that knows no such master.
-                    let Ok(addr) = redis::from_redis_value::<(String, u16)>(answer) else {
-                        error = ConnectError::UnknownMaster;
-                        continue;
-                    };
+                Ok(Ok(Ok(addr))) => {
                     let place = votes.iter().position(|(voted, _)| *voted == addr);
                     let place = place.unwrap_or_else(|| {
                         votes.push((addr, 0));
