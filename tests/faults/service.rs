@@ -102,7 +102,7 @@ fn stalled_client(pace: &Pace) -> Report {
     let redis = Redis::start();
     let server = Dyndata::on(&redis.url(), &["--workers=1"]);
     let line = Proxy::start(server.port());
-    // Making sixty megabytes of replies takes a while in a build without optimization.
+    // Making the replies takes a while in a build without optimization.
     let mut trial = Trial::with_rate(&server, LIMIT, Losses::None, Rate::patient());
     trial.calm();
     for _ in 0..pace.times(1, 3) {
@@ -113,7 +113,7 @@ fn stalled_client(pace: &Pace) -> Report {
     trial.judge_with(nothing_fails)
 }
 
-/// A hundred replies of 600 kB at once, over a line that soon takes nothing any more.
+/// Thirty replies of 600 kB at once, over a line that soon takes nothing any more.
 pub fn greedy(line: &Proxy, lasts: Duration, stalled: impl FnOnce()) {
     on_a_runtime(async {
         line.set(Mode::Pass);
@@ -130,7 +130,7 @@ pub fn greedy(line: &Proxy, lasts: Duration, stalled: impl FnOnce()) {
         };
         client.mark(mark).await.expect("marks");
         let mut calls = tokio::task::JoinSet::new();
-        for _ in 0..100 {
+        for _ in 0..30 {
             let mut client = client.clone();
             let request = BatchGetRequest {
                 ids: vec!["large".to_owned(); 10],

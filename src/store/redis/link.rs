@@ -77,12 +77,11 @@ pub(super) type Report = Box<dyn Fn(LinkState) + Send>;
 impl Link {
     /// Starts the supervisor on the current runtime.
     pub(super) fn start(connector: Connector, timeout: Duration, report: Report) -> Self {
-        let pipe = Pipe::default();
+        let pipe = Pipe::new(timeout);
         let (ended, attempts) = watch::channel(Attempt::default());
         let supervisor = Supervisor {
             connector,
             pipe: pipe.clone(),
-            timeout,
             attempts: ended,
             report,
             last_state: None,
@@ -105,7 +104,7 @@ impl Link {
     ) -> Result<Bytes, StoreError> {
         let deadline = Instant::now() + self.timeout;
         self.budget.earn();
-        let request = self.pipe.request(self.timeout, &encode)?;
+        let request = self.pipe.request(&encode)?;
         let connection = request.connection();
         let result = request.await;
         let again = match &result {
@@ -117,7 +116,7 @@ impl Link {
         }
         let repeated = timeout_at(deadline, async {
             self.connected_after(connection).await?;
-            self.pipe.request(self.timeout, &encode)?.await
+            self.pipe.request(&encode)?.await
         });
         repeated.await.unwrap_or(Err(StoreError::Unavailable))
     }
@@ -194,7 +193,6 @@ impl Default for Budget {
 struct Supervisor {
     connector: Connector,
     pipe: Pipe,
-    timeout: Duration,
     attempts: watch::Sender<Attempt>,
     report: Report,
     last_state: Option<LinkState>,
@@ -258,7 +256,7 @@ impl Supervisor {
     async fn probe(&mut self, addr: &ConnectionAddr, number: u64) -> Infallible {
         loop {
             sleep(PROBE_INTERVAL).await;
-            let ping = self.pipe.request(self.timeout, |commands| {
+            let ping = self.pipe.request(|commands| {
                 commands.whole(&[b"PING"]);
             });
             let answer = match ping {

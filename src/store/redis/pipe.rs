@@ -42,9 +42,10 @@ const MAX_TIMEOUTS: usize = 3;
 const MIN_TRUST: Duration = Duration::from_secs(2);
 
 /// The callers' end. Clones share the connection; it outlives the sockets that it is driven by.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Pipe {
     shared: Arc<Mutex<State>>,
+    timeout: Duration,
 }
 
 #[derive(Default)]
@@ -106,11 +107,17 @@ pub(super) enum Broken {
 }
 
 impl Pipe {
-    /// Sends what `encode` writes, a command or several, and waits for their replies for at most
-    /// `timeout`.
+    /// A pipe that is down until it is driven. All requests may take as long as `timeout`.
+    pub(super) fn new(timeout: Duration) -> Self {
+        Self {
+            shared: Arc::default(),
+            timeout,
+        }
+    }
+
+    /// Sends what `encode` writes, a command or several, and waits for their replies.
     pub(super) fn request(
         &self,
-        timeout: Duration,
         encode: impl FnOnce(&mut Commands<'_>),
     ) -> Result<Request, StoreError> {
         let mut state = self.state();
@@ -126,7 +133,7 @@ impl Pipe {
         let number = state.front + state.queue.len() as u64;
         state.queue.push_back(Entry {
             replies,
-            deadline: Instant::now() + timeout,
+            deadline: Instant::now() + self.timeout,
             late: false,
             caller: Caller::Waiting(None),
         });
@@ -185,6 +192,7 @@ impl Pipe {
             scanner: None,
             timer: None,
             timeouts: 0,
+            heard: Instant::now(),
         }
     }
 
@@ -308,7 +316,10 @@ pub(super) struct Driver<S> {
     /// How far the replies to the first unanswered request are.
     scanner: Option<Scanner>,
     timer: Option<Pin<Box<Sleep>>>,
+    /// Requests in a row without an answer in time, and when the last bytes came: a peer whose
+    /// bytes we are too slow to read is not a silent one.
     timeouts: usize,
+    heard: Instant,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Future for Driver<S> {
@@ -378,7 +389,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 &mut self.reading
             )) {
                 Ok(0) => return Poll::Ready(Broken::Closed),
-                Ok(_) => {}
+                Ok(_) => self.heard = Instant::now(),
                 Err(error) => return Poll::Ready(error.into()),
             }
             if let Err(broken) = self.hand_out() {
@@ -450,7 +461,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                     entry.caller.finish(Err(StoreError::Timeout));
                 }
             }
-            if self.timeouts >= MAX_TIMEOUTS {
+            let silence = now.duration_since(self.heard);
+            if self.timeouts >= MAX_TIMEOUTS && silence >= self.pipe.timeout {
                 return Poll::Ready(Broken::Silent);
             }
             // The next in time, not the next in place: that one has already failed.
