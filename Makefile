@@ -18,7 +18,7 @@ test: redis-server
 DYNDATA_CHAOS_SECONDS ?= 600
 .PHONY: chaos
 chaos: redis-server
-	env -u REDIS_URL DYNDATA_CHAOS_SECONDS=$(DYNDATA_CHAOS_SECONDS) $(CARGO) test --locked --test faults
+	env -u REDIS_URL DYNDATA_CHAOS_SECONDS=$(DYNDATA_CHAOS_SECONDS) $(CARGO) test --release --locked --test faults
 
 ## test-clients: real foreign clients, through reflection; and the README's commands
 test-clients:
