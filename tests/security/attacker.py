@@ -1,0 +1,170 @@
+"""One attacking process: runs one attack by its name, and reports as a line of JSON.
+
+run.py starts it at a low priority, so that what is measured is what the attack makes the server do
+and not who gets the processor.
+"""
+
+import argparse
+import contextlib
+import json
+import random
+import ssl
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import frames
+from connection import Closed, Connection, Stalled
+
+# Between two connections of a flood. An attacker would not wait; without it, a long attack would
+# run out of local ports, and what it then measures is the kernel.
+PAUSE_SECONDS = 0.01
+# A connection that is to be closed for what it does has to be within this.
+CLOSED_WITHIN_SECONDS = 5
+
+
+class NotAsExpected(Exception):
+    """The server did not do what bounds this attack."""
+
+
+@dataclass
+class Attacker:
+    """What an attack is handed: where to go, for how long, and where to keep count."""
+
+    address: tuple[str, int]
+    seconds: float
+    random: random.Random
+    certificates: Path | None = None
+    sent: int = 0
+    connections: int = 0
+    fates: Counter = field(default_factory=Counter)
+    notes: Counter = field(default_factory=Counter)
+    complaints: Counter = field(default_factory=Counter)
+    held: list[Connection] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.ends = time.monotonic() + self.seconds
+
+    def running(self) -> bool:
+        return time.monotonic() < self.ends
+
+    def rest(self) -> None:
+        """Waits for the end of the attack's time."""
+        time.sleep(max(0.0, self.ends - time.monotonic()))
+
+    def open(self, **how) -> Connection:
+        """A connection that stays until the end of the attack."""
+        connection = Connection(self.address, deadline=self.ends, **how)
+        self.connections += 1
+        self.held.append(connection)
+        return connection
+
+    @contextlib.contextmanager
+    def connection(self, **how) -> Iterator[Connection]:
+        """A connection for the time of a block, which ends with it if the server closes it."""
+        connection = self.open(**how)
+        try:
+            yield connection
+        except (Closed, Stalled):
+            pass
+        finally:
+            self.let_go(connection)
+
+    def let_go(self, connection: Connection) -> None:
+        self.held.remove(connection)
+        self.fates[connection.fate()] += 1
+        self.sent += connection.frames_sent
+        connection.close()
+
+    def again(self, attack: Callable[[Connection], None], **how) -> None:
+        """Connects and attacks again and again."""
+        while self.running():
+            with self.connection(**how) as connection:
+                attack(connection)
+            time.sleep(PAUSE_SECONDS)
+
+    def until_closed(self, connection: Connection) -> Iterator[None]:
+        """Goes on until the server has had the time to close the connection."""
+        connection.deadline = connection.opened + CLOSED_WITHIN_SECONDS
+        while time.monotonic() < connection.deadline:
+            yield
+
+    def expect(self, fulfilled: bool, complaint: str) -> None:
+        if not fulfilled:
+            self.complaints[complaint] += 1
+
+    def report(self) -> dict:
+        for connection in list(self.held):
+            self.let_go(connection)
+        return {
+            "sent": self.sent,
+            "connections": self.connections,
+            "fates": self.fates,
+            "notes": self.notes,
+            "complaints": self.complaints,
+        }
+
+    def tls(self, *protocols: str, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+        """A TLS client that offers these protocols by ALPN."""
+        context = ssl.create_default_context(cafile=str(self.certificates / "ca.pem"))
+        if protocols:
+            context.set_alpn_protocols(list(protocols))
+        if version is not None:
+            context.maximum_version = version
+        return context
+
+
+def call(connection: Connection, stream: int, path: str, payload: bytes, **changes: str) -> None:
+    """Sends a whole call."""
+    connection.send(
+        frames.headers(stream, frames.request(path, **changes))
+        + frames.data(stream, payload, end=True),
+        2,
+    )
+
+
+def status(connection: Connection, stream: int, seconds: float = 3) -> str:
+    """The gRPC status of a call, or what came in its place."""
+    ended = lambda: "grpc-status" in connection.answers.get(stream, {})
+    try:
+        if not connection.read_until(ended, seconds):
+            http = connection.answers.get(stream, {}).get(":status")
+            if stream in connection.reset_streams:
+                return "reset"
+            return f"HTTP {http}" if http else "no answer"
+    except Closed:
+        if not ended():
+            return "closed"
+    return connection.answers[stream]["grpc-status"]
+
+
+def main() -> int:
+    from attacks import ATTACKS
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("attack", choices=sorted(ATTACKS))
+    parser.add_argument("--address", required=True, help="HOST:PORT")
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--certificates", type=Path)
+    options = parser.parse_args()
+
+    host, port = options.address.rsplit(":", 1)
+    attacker = Attacker(
+        (host, int(port)), options.seconds, random.Random(options.seed), options.certificates
+    )
+    try:
+        ATTACKS[options.attack].run(attacker)
+    except Exception:
+        # The row must not pass because its attack broke.
+        attacker.complaints[traceback.format_exc()] += 1
+    print(json.dumps(attacker.report()), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

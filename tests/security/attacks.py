@@ -1,0 +1,163 @@
+"""The list of attacks: what each is, what it is to come to, and on what server."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import crowds
+import floods
+import holders
+import malformed
+import tls_attacks
+from attacker import Attacker
+
+Report = dict
+# Says what is wrong with what became of the attacker's connections; nothing if it is as expected.
+Fate = Callable[[Report], str | None]
+
+
+def goaway(*codes: str) -> Fate:
+    """The server closes every connection, and says GOAWAY with one of these codes. A GOAWAY may be
+    lost when the attacker's own bytes are still on their way; not every time."""
+
+    def complaint(report: Report) -> str | None:
+        said = 0
+        for fate, count in report["fates"].items():
+            if fate == "closed":
+                continue
+            words = fate.split()
+            if words[0] != "GOAWAY" or words[1] not in codes or fate.endswith("but not closed"):
+                return f"{count} connections: {fate}, not GOAWAY {' or '.join(codes)}"
+            said += count
+        return None if said else "no connection got a GOAWAY"
+
+    return complaint
+
+
+def closed(report: Report) -> str | None:
+    """The server closes every connection, with or without a word."""
+    for fate, count in report["fates"].items():
+        if fate in ("open", "stalled") or fate.endswith("but not closed"):
+            return f"{count} connections left {fate}"
+    return None
+
+
+def bounded(report: Report) -> str | None:
+    """Connections may stay: what they can do is bounded, as the row's figures and the attack's own
+    checks show."""
+    for fate, count in report["fates"].items():
+        if fate.endswith("but not closed"):
+            return f"{count} connections: {fate}"
+    return None
+
+
+@dataclass(frozen=True)
+class Attack:
+    """`seconds` is the least that it takes; `settings` are the server's; `wants` are flags without
+    which it cannot be run."""
+
+    run: Callable[[Attacker], None]
+    fate: Fate
+    expected: str
+    processes: int = 1
+    seconds: float = 0
+    settings: tuple[str, ...] = ()
+    wants: tuple[str, ...] = ()
+    # Settings of servers that have them, and none of others.
+    settings_if_known: tuple[str, ...] = ()
+
+    @property
+    def tls(self) -> bool:
+        return "--tls-cert" in self.wants
+
+
+CALM = "ENHANCE_YOUR_CALM"
+SLOW = ("--send-timeout=2s",)
+TLS = ("--tls-cert",)
+# The attackers come from one address, and what is attacked here is the limit over all of them.
+ANY_PEER = ("--max-connections-per-peer=10000",)
+
+ATTACKS: dict[str, Attack] = {
+    "rapid-reset": Attack(floods.rapid_reset, goaway(CALM), f"GOAWAY {CALM}", processes=2),
+    "paced-reset": Attack(floods.paced_reset, bounded, "bounded: 256 streams"),
+    "continuation-flood": Attack(
+        floods.continuation_flood,
+        goaway(CALM, "COMPRESSION_ERROR", "PROTOCOL_ERROR"),
+        f"GOAWAY {CALM} or COMPRESSION_ERROR",
+    ),
+    "made-you-reset": Attack(floods.made_you_reset, bounded, "GOAWAY, or at most 1,024 resets"),
+    "empty-data": Attack(floods.empty_data, goaway(CALM), f"GOAWAY {CALM}"),
+    "settings-flood": Attack(floods.settings_flood, bounded, "bounded: one ack at a time"),
+    "ping-flood": Attack(floods.ping_flood, bounded, "bounded: one pong at a time"),
+    "unread-acks": Attack(floods.unread_acks, bounded, "bounded: the server stops reading"),
+    "ignored-frames": Attack(floods.ignored_frames, bounded, "bounded: nothing is kept"),
+    "stream-flood": Attack(floods.stream_flood, goaway(CALM), f"256 streams, GOAWAY {CALM}"),
+    "window-0-gets": Attack(holders.window_0_gets, bounded, "bounded", settings_if_known=SLOW),
+    "window-0-batches": Attack(
+        holders.window_0_batches, bounded, "bounded", settings_if_known=SLOW
+    ),
+    "window-1-dribble": Attack(
+        holders.window_1_dribble, bounded, "bounded", settings_if_known=SLOW
+    ),
+    "slow-socket": Attack(holders.slow_socket, bounded, "bounded", settings_if_known=SLOW),
+    "slow-socket-batches": Attack(
+        holders.slow_socket_batches, bounded, "bounded", settings_if_known=SLOW
+    ),
+    "unfinished-bodies": Attack(
+        holders.unfinished_bodies, bounded, "bounded: --max-deadline", processes=4
+    ),
+    "slow-bodies": Attack(
+        holders.slow_bodies, bounded, "DEADLINE_EXCEEDED within 5 s", seconds=7.5
+    ),
+    "header-bomb": Attack(holders.header_bomb, bounded, f"HTTP 431, reset or GOAWAY {CALM}"),
+    "hpack-bomb": Attack(
+        holders.hpack_bomb, goaway(CALM, "COMPRESSION_ERROR"), f"GOAWAY {CALM}"
+    ),
+    "gzip-bomb": Attack(holders.gzip_bomb, bounded, "UNIMPLEMENTED"),
+    "open-watches": Attack(holders.open_watches, bounded, "bounded: 256 streams"),
+    "unfinished-preface": Attack(
+        crowds.unfinished_preface, closed, "closed within 5 s", seconds=8
+    ),
+    "silent-connections": Attack(crowds.silent_after_preface, bounded, "bounded: keepalive"),
+    "reconnects": Attack(crowds.reconnects, bounded, "bounded"),
+    "idle-5000": Attack(
+        crowds.idle_5000,
+        bounded,
+        "1,000 stay, the rest closed at once",
+        seconds=6,
+        settings=("--max-connections=1000",),
+        settings_if_known=ANY_PEER,
+    ),
+    "idle-5000-one-peer": Attack(
+        crowds.idle_5000_one_peer,
+        bounded,
+        "1,000 stay, the rest closed at once",
+        seconds=6,
+        settings=("--max-connections-per-peer=1000",),
+        wants=("--max-connections-per-peer",),
+    ),
+    "http-1": Attack(malformed.http_1, closed, "HTTP/1.1 505 and closed"),
+    "other-protocols": Attack(malformed.other_protocols, closed, "closed at once"),
+    "lying-lengths": Attack(
+        malformed.lying_lengths, goaway("FRAME_SIZE_ERROR"), "statuses; GOAWAY FRAME_SIZE_ERROR"
+    ),
+    "random-frames": Attack(malformed.random_frames, bounded, "served, reset or GOAWAY"),
+    "wrong-calls": Attack(malformed.wrong_calls, bounded, "UNIMPLEMENTED, HTTP 415, …"),
+    "malformed-requests": Attack(malformed.malformed_requests, bounded, "reset or GOAWAY"),
+    "tls-half-open": Attack(
+        tls_attacks.half_open_handshakes, closed, "closed within 5 s", seconds=8, wants=TLS
+    ),
+    "tls-unfinished": Attack(
+        tls_attacks.unfinished_handshakes, closed, "closed within 5 s", wants=TLS
+    ),
+    "tls-dripping": Attack(
+        tls_attacks.dripping_handshakes, closed, "closed within 5 s", seconds=7, wants=TLS
+    ),
+    "tls-handshake-flood": Attack(tls_attacks.handshake_flood, bounded, "bounded", wants=TLS),
+    "tls-plaintext": Attack(tls_attacks.plaintext_on_tls, closed, "closed", wants=TLS),
+    "tls-garbage": Attack(tls_attacks.garbage_after_handshake, closed, "closed", wants=TLS),
+    "tls-renegotiation": Attack(tls_attacks.renegotiation, bounded, "refused", wants=TLS),
+    "tls-wrong-alpn": Attack(tls_attacks.wrong_alpn, bounded, "refused", wants=TLS),
+    "tls-rapid-reset": Attack(
+        tls_attacks.rapid_reset_tls, goaway(CALM), f"GOAWAY {CALM}", wants=TLS
+    ),
+}

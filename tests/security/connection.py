@@ -1,0 +1,203 @@
+"""One attacking connection: a socket that says what became of it."""
+
+import contextlib
+import select
+import socket
+import ssl
+import struct
+import time
+from collections import Counter
+
+from hpack import Decoder, HPACKError
+
+import frames
+
+# A server that has said GOAWAY for an error is to close within this.
+GOAWAY_GRACE_SECONDS = 3
+READ_BYTES = 65_536
+
+
+class Closed(Exception):
+    """The server closed the connection."""
+
+
+class Stalled(Exception):
+    """The server took nothing more until the attack's time was up."""
+
+
+class Connection:
+    """A client without manners. It reads what the server sends whenever it writes, so that a GOAWAY
+    is seen and neither side waits for the other; with `reads=False` it never does."""
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        *,
+        deadline: float,
+        reads: bool = True,
+        source: str | None = None,
+        receive_buffer: int | None = None,
+        tls: ssl.SSLContext | None = None,
+    ):
+        self.deadline = deadline
+        self.reads = reads
+        self.opened = time.monotonic()
+        self.closed = False
+        self.closed_after = 0.0
+        self.stalled = False
+        self.goaway: str | None = None
+        self.frames_sent = 0
+        self.resets: Counter[str] = Counter()
+        self.reset_streams: set[int] = set()
+        self.answers: dict[int, dict[str, str]] = {}
+        self.data_bytes = 0
+        self.raw = b""
+        self._buffer = bytearray()
+        self._decoder = Decoder()
+        plain = socket.socket()
+        if receive_buffer is not None:
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if source is not None:
+            plain.bind((source, 0))
+        plain.settimeout(5)
+        plain.connect(address)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = tls.wrap_socket(plain, server_hostname="localhost") if tls else plain
+        self.socket.setblocking(False)
+
+    def greet(self, **values: int) -> "Connection":
+        """Sends the preface, with these settings."""
+        self.send(frames.PREFACE + frames.settings(**values), 1)
+        return self
+
+    def send(self, payload: bytes, count: int = 1) -> None:
+        """Sends `count` frames that were glued together."""
+        rest = memoryview(payload)
+        while rest:
+            try:
+                rest = rest[self.socket.send(rest) :]
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                self._wait_to_send()
+            except OSError:
+                self._end()
+        self.frames_sent += count
+        if self.reads:
+            self.receive()
+
+    def receive(self) -> None:
+        """Takes in what has come; raises Closed at the end of the connection."""
+        while True:
+            try:
+                chunk = self.socket.recv(READ_BYTES)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return
+            except OSError:
+                chunk = b""
+            if not chunk:
+                self._close()
+                raise Closed
+            self._parse(chunk)
+
+    def read_for(self, seconds: float) -> None:
+        """Takes in what comes within a time; raises Closed at the end of the connection."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._poll(select.POLLIN, left)
+            self.receive()
+
+    def read_until(self, ready, seconds: float) -> bool:
+        """Takes in what comes until `ready()`; False if it is not within the time."""
+        until = time.monotonic() + seconds
+        while not ready():
+            if (left := until - time.monotonic()) <= 0:
+                return False
+            self._poll(select.POLLIN, min(left, 0.1))
+            self.receive()
+        return True
+
+    def is_closed_within(self, seconds: float) -> bool:
+        with contextlib.suppress(Closed):
+            self.read_for(seconds)
+        return self.closed
+
+    def fate(self) -> str:
+        """What became of the connection; to be asked at its end."""
+        if self.goaway and not self.goaway.startswith("NO_ERROR") and not self.closed:
+            if not self.is_closed_within(GOAWAY_GRACE_SECONDS):
+                return f"GOAWAY {self.goaway} but not closed"
+        elif not self.closed and self.reads:
+            with contextlib.suppress(Closed):
+                self.receive()
+        if self.goaway:
+            return f"GOAWAY {self.goaway}"
+        if self.closed:
+            return "closed"
+        return "stalled" if self.stalled else "open"
+
+    def close_write(self) -> None:
+        """Says that nothing more will come."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def _wait_to_send(self) -> None:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            self.stalled = True
+            raise Stalled
+        wanted = select.POLLOUT | (select.POLLIN if self.reads else 0)
+        self._poll(wanted, min(left, 0.5))
+        if self.reads:
+            self.receive()
+
+    def _poll(self, wanted: int, seconds: float) -> None:
+        if isinstance(self.socket, ssl.SSLSocket) and self.socket.pending():
+            return
+        poll = select.poll()
+        poll.register(self.socket, wanted)
+        poll.poll(max(1, seconds * 1000))
+
+    def _end(self) -> None:
+        """After a failed write: what the server said before is still there to be read."""
+        while True:
+            self.receive()
+            self._poll(select.POLLIN, 0.1)
+
+    def _close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.closed_after = time.monotonic() - self.opened
+
+    def _parse(self, chunk: bytes) -> None:
+        if len(self.raw) < 4096:
+            self.raw += chunk[:4096]
+        self._buffer += chunk
+        at = 0
+        while len(self._buffer) - at >= 9:
+            high, low, kind, flags, stream = struct.unpack_from(">HBBBI", self._buffer, at)
+            length = high << 8 | low
+            if len(self._buffer) - at < 9 + length:
+                break
+            self._on_frame(kind, flags, stream, self._buffer[at + 9 : at + 9 + length])
+            at += 9 + length
+        del self._buffer[:at]
+
+    def _on_frame(self, kind: int, flags: int, stream: int, payload: bytearray) -> None:
+        if kind == frames.GOAWAY and len(payload) >= 8:
+            code = struct.unpack_from(">I", payload, 4)[0]
+            self.goaway = f"{error(code)} {payload[8:].decode(errors='replace')}".strip()
+        elif kind == frames.RST_STREAM and len(payload) == 4:
+            self.resets[error(struct.unpack(">I", payload)[0])] += 1
+            self.reset_streams.add(stream)
+        elif kind == frames.HEADERS:
+            with contextlib.suppress(HPACKError):
+                fields = dict(self._decoder.decode(bytes(payload)))
+                self.answers.setdefault(stream, {}).update(fields)
+        elif kind == frames.DATA:
+            self.data_bytes += len(payload)
+
+
+def error(code: int) -> str:
+    return frames.ERRORS[code] if code < len(frames.ERRORS) else str(code)

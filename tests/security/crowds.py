@@ -1,0 +1,101 @@
+"""Many connections that do nothing, or nothing that gRPC would do."""
+
+import time
+
+import frames
+from attacker import Attacker, NotAsExpected
+from connection import Closed, Connection
+
+PREFACE_SECONDS = 5
+# The preface timeout, and what a busy machine may add.
+CLOSED_WITHIN_SECONDS = PREFACE_SECONDS + 1.5
+
+
+def crowd(attacker: Attacker, size: int, source: str | None = None) -> list[Connection]:
+    """Many connections; a refused one counts as closed."""
+    connections = []
+    for _ in range(size):
+        try:
+            connections.append(attacker.open(source=source))
+        except OSError:
+            attacker.notes["connect failed"] += 1
+    return connections
+
+
+def living(connections: list[Connection]) -> list[Connection]:
+    """Those that the server has not closed."""
+    left = []
+    for connection in connections:
+        try:
+            connection.receive()
+            left.append(connection)
+        except Closed:
+            pass
+    return left
+
+
+def unfinished_preface(attacker: Attacker) -> None:
+    """1,000 connections that say 0 to 23 bytes of the preface, and no more."""
+    began = time.monotonic()
+    connections = crowd(attacker, 1_000)
+    for number, connection in enumerate(connections):
+        connection.send(frames.PREFACE[: number % len(frames.PREFACE)])
+    opened = time.monotonic()
+    while living(connections) and time.monotonic() < opened + CLOSED_WITHIN_SECONDS:
+        time.sleep(0.05)
+    left = len(living(connections))
+    attacker.notes[f"opened within {opened - began:.1f} s"] += 1
+    attacker.expect(not left, f"{left} of {len(connections)} open after {CLOSED_WITHIN_SECONDS} s")
+
+
+def silent_after_preface(attacker: Attacker) -> None:
+    """500 connections that say the preface and SETTINGS and then nothing: what a pool does, too, so
+    they may stay until the keepalive finds that nobody answers."""
+    for connection in crowd(attacker, 500):
+        connection.greet()
+    attacker.rest()
+
+
+def idle_crowd(attacker: Attacker, size: int, cap: int, source: str | None = None) -> None:
+    """Idle connections beyond a cap: those beyond are closed at once, the others stay."""
+    connections = crowd(attacker, size, source)
+    attacker.expect(len(connections) == size, f"only {len(connections)} of {size} could connect")
+    for connection in connections:
+        try:
+            connection.greet()
+        except Closed:
+            pass
+    deadline = time.monotonic() + 2
+    while len(living(connections)) > cap and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = len(living(connections))
+    attacker.notes[f"{left} left open"] += 1
+    attacker.expect(left <= cap, f"{left} connections open with a limit of {cap}")
+    attacker.expect(left >= cap - 10, f"only {left} connections open with a limit of {cap}")
+    attacker.rest()
+
+
+def idle_5000(attacker: Attacker) -> None:
+    """5,000 idle connections to a server with --max-connections=1000, two of which are the good
+    client's."""
+    idle_crowd(attacker, 5_000, 1_000)
+
+
+def idle_5000_one_peer(attacker: Attacker) -> None:
+    """5,000 idle connections from one address to a server with --max-connections-per-peer=1000;
+    others are still let in."""
+    idle_crowd(attacker, 5_000, 1_000, source="127.0.0.9")
+    for last in (10, 11, 12):
+        another = attacker.open(source=f"127.0.0.{last}").greet()
+        if another.is_closed_within(0.5):
+            raise NotAsExpected("another address is refused as well")
+
+
+def reconnects(attacker: Attacker) -> None:
+    """Connections that are opened and closed as fast as possible."""
+    while attacker.running():
+        for connection in crowd(attacker, 50):
+            connection.close()
+            attacker.held.remove(connection)
+            attacker.fates["closed by the attacker"] += 1
+        time.sleep(0.05)

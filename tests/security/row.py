@@ -1,0 +1,348 @@
+"""One attack as a row: starts it, watches the server and the good client, and judges."""
+
+import argparse
+import json
+import math
+import os
+import resource
+import ssl
+import subprocess
+import sys
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import frames
+from attacker import call, status
+from attacks import Attack
+from connection import Closed, Connection
+from server import ENOUGH_MEBIBYTES, Sampler, Server, clean_environment, stop
+
+HERE = Path(__file__).parent
+LEAST_SUCCESS_PERCENT = 99.9
+LARGEST_RATIO = 3.0
+# A quiet p99 below this is taken as this, or the noise of a busy machine would decide.
+QUIET_FLOOR_MILLISECONDS = 3.0
+LARGEST_GROWTH_MEBIBYTES = 64
+# What an allocator may keep, and how long the server has to be as it was.
+LASTING_GROWTH_MEBIBYTES = 32
+RECOVERY_SECONDS = 10
+WARM_UP_SECONDS = 1
+FIRST_QUIET_SECONDS = 4
+QUIET_SECONDS = 1
+# The quiet calls that the quiet p99 is of: the last ones, which saw the machine as it is now.
+QUIET_CALLS = 1_000
+ATTACKER_GRACE_SECONDS = 20
+LOWER_PRIORITY = 10
+# More of the processors than this used by others may be why calls were slow.
+NOISE_CORES = 0.25
+LARGEST_LOG_LINES_PER_SECOND = 20
+
+
+class GoodClient:
+    """The well-behaved client, for the time of a block."""
+
+    def __init__(self, server: Server, ca: Path | None):
+        self.ca = ca
+        self.quiet: deque[float] = deque(maxlen=QUIET_CALLS)
+        command = [sys.executable, HERE / "good.py", "--address", server.address]
+        self.process = subprocess.Popen(
+            command + (["--ca", ca] if ca else []),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=clean_environment(),
+        )
+
+    def __enter__(self) -> "GoodClient":
+        self.window()
+        time.sleep(WARM_UP_SECONDS)
+        self.window()
+        self.be_quiet(FIRST_QUIET_SECONDS)
+        return self
+
+    def __exit__(self, *_) -> None:
+        stop(self.process)
+
+    def window(self) -> dict:
+        """How the calls since the last window went."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def be_quiet(self, seconds: float) -> dict:
+        """Measures while nothing is attacked."""
+        time.sleep(seconds)
+        window = self.window()
+        self.quiet.extend(window["milliseconds"])
+        return window
+
+    def cpu_seconds(self) -> float:
+        return cpu_seconds(self.process.pid)
+
+
+@dataclass
+class Row:
+    """What an attack came to."""
+
+    name: str
+    seconds: float
+    sent: int
+    connections: int
+    calls: int
+    success_percent: float
+    quiet_p99: float
+    p99: float
+    growth: float
+    log_lines: int
+    others_cores: float
+    fates: Counter
+    notes: Counter
+    expected: str
+    reconnects: int
+    server_is_well: bool = True
+    complaints: list[str] = field(default_factory=list)
+    slow_only: bool = False
+
+    HEADER = (
+        "| attack | s | frames sent | connections | good calls | good % | quiet p99 ms | p99 ms | "
+        "ratio | RSS growth MiB | log lines | the attacker | |"
+    )
+    RULE = "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|---|"
+
+    @property
+    def ratio(self) -> float:
+        return self.p99 / max(self.quiet_p99, QUIET_FLOOR_MILLISECONDS)
+
+    @property
+    def may_be_noise(self) -> bool:
+        return self.slow_only and self.others_cores > NOISE_CORES
+
+    def line(self) -> str:
+        fates = ", ".join(f"{count} {fate}" for fate, count in self.fates.most_common(4))
+        cells = (
+            self.name,
+            f"{self.seconds:.0f}",
+            f"{self.sent:,}",
+            f"{self.connections:,}",
+            f"{self.calls:,}",
+            f"{self.success_percent:.2f}",
+            f"{self.quiet_p99:.1f}",
+            f"{self.p99:.1f}",
+            f"{self.ratio:.1f}",
+            f"{self.growth:.1f}",
+            f"{self.log_lines:,}",
+            f"{fates} (expected: {self.expected})",
+            "FAILED" if self.complaints else "ok",
+        )
+        return "| " + " | ".join(cells) + " |"
+
+    def failure(self) -> str:
+        lines = [f"FAILED  {self.name}", *(f"          {line}" for line in self.complaints)]
+        lines.append(f"          others had {self.others_cores:.1f} cores meanwhile")
+        lines += [f"          {count} x {note}" for note, count in self.notes.most_common(12)]
+        return "\n".join(lines)
+
+
+def run_attack(
+    server: Server,
+    good: GoodClient,
+    name: str,
+    attack: Attack,
+    options: argparse.Namespace,
+    certificates: Path,
+) -> Row:
+    good.be_quiet(QUIET_SECONDS)
+    quiet_p99 = p99(good.quiet)
+    connections_before, lines_before = server.connections(), server.log_lines()
+    usage = Usage(server, good)
+    # What was before is not of this row.
+    reconnects_before = good.window()["reconnects"]
+    began = time.monotonic()
+    attackers = start(server, name, attack, options, certificates)
+    with Sampler(server, lambda: [attacker.kill() for attacker in attackers]) as memory:
+        reports, complaints = gather(attackers, attack, options)
+    seconds = time.monotonic() - began
+    window = good.window()
+    others = usage.others(seconds)
+
+    report = merged(reports)
+    if memory.growth > ENOUGH_MEBIBYTES:
+        complaints = [f"stopped: memory grew by more than {ENOUGH_MEBIBYTES} MiB"]
+    else:
+        complaints += [f"{why} ({times} times)" for why, times in report["complaints"].items()]
+        if complaint := attack.fate(report):
+            complaints.append(complaint)
+    row = Row(
+        name=name,
+        seconds=seconds,
+        sent=report["sent"],
+        connections=report["connections"],
+        calls=len(window["milliseconds"]),
+        success_percent=100 * window["good"] / max(1, len(window["milliseconds"])),
+        quiet_p99=quiet_p99,
+        p99=p99(window["milliseconds"]),
+        growth=memory.growth,
+        log_lines=server.log_lines() - lines_before,
+        others_cores=others,
+        fates=report["fates"],
+        notes=report["notes"],
+        expected=attack.expected,
+        reconnects=window["reconnects"] - reconnects_before,
+    )
+    judge(row, window, complaints)
+    recovery = recover(server, good, memory.start, connections_before)
+    if recovery:
+        row.complaints.append(recovery)
+        row.server_is_well, row.slow_only = False, False
+    return row
+
+
+def judge(row: Row, window: dict, complaints: list[str]) -> None:
+    if row.growth >= LARGEST_GROWTH_MEBIBYTES:
+        complaints.append(f"memory grew by {row.growth:.0f} MiB")
+    if row.reconnects:
+        complaints.append(f"the good client lost its connection {row.reconnects} times")
+    if row.log_lines > 20 + LARGEST_LOG_LINES_PER_SECOND * row.seconds:
+        complaints.append(f"{row.log_lines} lines of log, which an attacker can thus fill")
+    row.slow_only = not complaints
+    if row.success_percent < LEAST_SUCCESS_PERCENT:
+        complaints.append(f"good calls: {row.success_percent:.2f} %: {window['failures']}")
+    if row.ratio > LARGEST_RATIO:
+        complaints.append(f"p99 is {row.ratio:.1f} times the quiet one")
+    row.slow_only = row.slow_only and bool(complaints)
+    row.complaints = complaints
+
+
+def recover(server: Server, good: GoodClient, memory: float, connections: int) -> str | None:
+    """Waits for the server to be as it was before the attack; says what is not."""
+    until = time.monotonic() + RECOVERY_SECONDS
+    good.window()
+    while True:
+        wrong = []
+        if server.process.poll() is not None:
+            return f"the server is gone:\n{server.log_tail()}"
+        if (still := server.connections()) > connections:
+            wrong.append(f"{still - connections} connections are still open")
+        if (more := server.rss() - memory) > LASTING_GROWTH_MEBIBYTES:
+            wrong.append(f"memory is still {more:.0f} MiB more")
+        if not wrong or time.monotonic() > until:
+            break
+        time.sleep(0.1)
+    if said := serves(server, good.ca):
+        wrong.append(said)
+    good.window()
+    if failures := good.be_quiet(QUIET_SECONDS / 2)["failures"]:
+        wrong.append(f"good calls fail: {failures}")
+    if wrong:
+        return f"{RECOVERY_SECONDS} s after the attack: {', '.join(wrong)}"
+    return None
+
+
+def serves(server: Server, ca: Path | None) -> str | None:
+    """Asks over a new connection."""
+    host, port = server.address.rsplit(":", 1)
+    context = None
+    if ca:
+        context = ssl.create_default_context(cafile=str(ca))
+        context.set_alpn_protocols(["h2"])
+    until = time.monotonic() + 5
+    try:
+        connection = Connection((host, int(port)), deadline=until, tls=context)
+        connection.greet()
+        call(connection, 1, frames.GET, frames.message(frames.get_request("42")))
+        answer = status(connection, 1)
+        connection.close()
+    except (OSError, Closed) as error:
+        return f"a new connection fails: {error!r}"
+    return None if answer == "0" else f"a new connection is answered with {answer}"
+
+
+def start(
+    server: Server, name: str, attack: Attack, options: argparse.Namespace, certificates: Path
+) -> list[subprocess.Popen]:
+    seconds = max(options.seconds, attack.seconds)
+    command = ["nice", "-n", str(LOWER_PRIORITY), sys.executable, str(HERE / "attacker.py"), name]
+    command += ["--address", server.address, "--seconds", str(seconds)]
+    command += ["--certificates", str(certificates)]
+    return [
+        subprocess.Popen(
+            [*command, "--seed", str(options.seed + number)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=clean_environment(),
+        )
+        for number in range(attack.processes)
+    ]
+
+
+def gather(
+    attackers: list[subprocess.Popen], attack: Attack, options: argparse.Namespace
+) -> tuple[list[dict], list[str]]:
+    """The attackers' reports, and what is wrong with how they ended."""
+    reports, complaints = [], []
+    until = time.monotonic() + max(options.seconds, attack.seconds) + ATTACKER_GRACE_SECONDS
+    for attacker in attackers:
+        try:
+            said, _ = attacker.communicate(timeout=max(0.1, until - time.monotonic()))
+            reports.append(json.loads(said))
+        except subprocess.TimeoutExpired:
+            stop(attacker)
+            complaints.append("the attack does not end")
+        except json.JSONDecodeError:
+            complaints.append(f"the attack exited with {attacker.returncode}")
+    return reports, complaints
+
+
+def merged(reports: list[dict]) -> dict:
+    """The reports of the attack's processes as one."""
+    whole = {"sent": 0, "connections": 0}
+    whole |= {name: Counter() for name in ("fates", "notes", "complaints")}
+    for report in reports:
+        for name in whole:
+            # A Counter is not made by adding a dict.
+            more = report[name]
+            whole[name] += Counter(more) if isinstance(more, dict) else more
+    return whole
+
+
+class Usage:
+    """Who had the processors."""
+
+    def __init__(self, server: Server, good: GoodClient):
+        self._ours = lambda: (
+            server.cpu_seconds() + good.cpu_seconds() + children_seconds() + own_seconds()
+        )
+        self._before = busy_seconds() - self._ours()
+
+    def others(self, seconds: float) -> float:
+        """Cores that somebody else kept busy; to be asked when the attackers have ended."""
+        return max(0.0, (busy_seconds() - self._ours() - self._before) / seconds)
+
+
+def busy_seconds() -> float:
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    user, nice, system, _idle, _wait, irq, softirq, steal = map(int, fields)
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def children_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def own_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def p99(milliseconds) -> float:
+    ordered = sorted(milliseconds)
+    return ordered[math.ceil(0.99 * len(ordered)) - 1] if ordered else math.inf

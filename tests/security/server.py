@@ -1,0 +1,163 @@
+"""The server under attack: a process, its memory, and what it says of its connections."""
+
+import contextlib
+import os
+import re
+import subprocess
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import trustme
+
+START_SECONDS = 20
+STOP_SECONDS = 10
+SAMPLE_SECONDS = 0.05
+# An attack that gets this far has won; the machine belongs to others as well.
+ENOUGH_MEBIBYTES = 1024
+
+
+class Server:
+    """A dyndata on the embedded store."""
+
+    def __init__(self, process: subprocess.Popen, log: Path):
+        self.process = process
+        self.log = log
+        self.address = self._said(r"serving gRPC on (\S+:\d+)")
+        self.admin = self._said(r"on (http://\S+:\d+)")
+
+    def rss(self) -> float:
+        """Resident memory in MiB."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"VmRSS:\s+(\d+) kB", status)
+        if found is None:
+            raise AssertionError(f"the server is gone:\n{self.log_tail()}")
+        return int(found.group(1)) / 1024
+
+    def cpu_seconds(self) -> float:
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def connections(self) -> int:
+        """Open connections, as /metrics says."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"{self.admin}/metrics", timeout=5) as reply:
+            text = reply.read().decode()
+        return int(re.search(r"^dyndata_connections (\d+)", text, re.MULTILINE).group(1))
+
+    def log_lines(self) -> int:
+        return self.log.read_bytes().count(b"\n")
+
+    def log_tail(self) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
+
+    def _said(self, pattern: str) -> str:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if found := re.search(pattern, self.log.read_text(errors="replace")):
+                return found.group(1)
+            if self.process.poll() is not None:
+                raise AssertionError(f"dyndata exited:\n{self.log_tail()}")
+            time.sleep(0.02)
+        raise AssertionError(f"dyndata does not say {pattern}:\n{self.log_tail()}")
+
+
+@contextlib.contextmanager
+def serving(binary: Path, *settings: str) -> Iterator[Server]:
+    """A server for the time of a block."""
+    with tempfile.TemporaryDirectory(prefix="dyndata-security-") as directory:
+        log = Path(directory) / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [binary, "serve", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"]
+                + ["--drain-timeout=1s", *settings],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=output,
+                env=clean_environment(),
+            )
+        try:
+            yield Server(process, log)
+        finally:
+            stop(process)
+
+
+class Sampler:
+    """Watches a server's memory; its peak is what counts."""
+
+    def __init__(self, server: Server, on_enough):
+        self.peak = self.start = server.rss()
+        self._server = server
+        self._on_enough = on_enough
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> "Sampler":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def growth(self) -> float:
+        return self.peak - self.start
+
+    def _run(self) -> None:
+        while not self._stop.wait(SAMPLE_SECONDS):
+            try:
+                self.peak = max(self.peak, self._server.rss())
+            except (AssertionError, OSError):
+                return
+            if self.growth > ENOUGH_MEBIBYTES:
+                self._on_enough()
+                return
+
+
+def flags(binary: Path) -> set[str]:
+    """The flags that `dyndata serve` has."""
+    done = subprocess.run(
+        [binary, "serve", "--help"], capture_output=True, text=True, timeout=20, check=True
+    )
+    return set(re.findall(r"--[a-z][a-z-]+", done.stdout))
+
+
+def write_certificates(directory: Path) -> None:
+    """A CA, and a server certificate by it for localhost."""
+    ca = trustme.CA()
+    server = ca.issue_cert("localhost", "127.0.0.1")
+    ca.cert_pem.write_to_path(str(directory / "ca.pem"))
+    server.private_key_pem.write_to_path(str(directory / "server.key"))
+    (directory / "server.pem").write_bytes(b"".join(pem.bytes() for pem in server.cert_chain_pems))
+
+
+def tls_settings(certificates: Path) -> list[str]:
+    return [
+        f"--tls-cert={certificates / 'server.pem'}",
+        f"--tls-key={certificates / 'server.key'}",
+    ]
+
+
+def clean_environment() -> dict[str, str]:
+    """Ours, without what would change the settings of dyndata, hide its log or bring a proxy in."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("DYNDATA_")
+        and name not in ("REDIS_URL", "RUST_LOG")
+        and not name.lower().endswith("_proxy")
+    }
+
+
+def stop(process: subprocess.Popen) -> None:
+    """Ends a process: politely, then not."""
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(STOP_SECONDS)

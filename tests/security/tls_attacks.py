@@ -1,0 +1,196 @@
+"""What a TLS port must bear. Only run against a server that has --tls-cert."""
+
+import shutil
+import ssl
+import subprocess
+import time
+
+import frames
+from attacker import Attacker, call, status
+from connection import Closed, Connection
+from crowds import CLOSED_WITHIN_SECONDS, crowd, living
+from malformed import CLIENT_HELLO
+
+
+def all_closed_in_time(attacker: Attacker, connections: list[Connection]) -> None:
+    until = time.monotonic() + CLOSED_WITHIN_SECONDS
+    while living(connections) and time.monotonic() < until:
+        time.sleep(0.05)
+    left = len(living(connections))
+    attacker.expect(not left, f"{left} of {len(connections)} open after {CLOSED_WITHIN_SECONDS} s")
+
+
+def half_open_handshakes(attacker: Attacker) -> None:
+    """1,000 connections that send nothing, half a ClientHello, or all but its last byte."""
+    hello = client_hello()
+    connections = crowd(attacker, 1_000)
+    for number, connection in enumerate(connections):
+        send_all(connection, (b"", hello[: len(hello) // 2], hello[:-1])[number % 3])
+    all_closed_in_time(attacker, connections)
+
+
+def unfinished_handshakes(attacker: Attacker) -> None:
+    """Connections that send a whole ClientHello, which the server signs an answer to, and then
+    never finish: 200 at once, again as soon as they are closed."""
+    hello = client_hello()
+    while attacker.running():
+        connections = crowd(attacker, 200)
+        for connection in connections:
+            send_all(connection, hello)
+        all_closed_in_time(attacker, connections)
+        for connection in connections:
+            attacker.let_go(connection)
+
+
+def dripping_handshakes(attacker: Attacker) -> None:
+    """A ClientHello a byte every 100 ms: always some progress, and never the end in time."""
+    hello = client_hello()
+    connections = crowd(attacker, 200)
+    for at in range(65):
+        for connection in living(connections):
+            send_all(connection, hello[at : at + 1])
+        time.sleep(0.1)
+    all_closed_in_time(attacker, connections)
+
+
+def handshake_flood(attacker: Attacker) -> None:
+    """Whole handshakes as fast as possible, each closed at once: the server's signature is the
+    costliest thing that an anonymous peer can ask for."""
+    context = attacker.tls("h2")
+    while attacker.running():
+        with attacker.connection(tls=context) as connection:
+            connection.greet()
+
+
+def plaintext_on_tls(attacker: Attacker) -> None:
+    """HTTP/2 and HTTP/1.1 without TLS on the TLS port: closed at once."""
+    variants = (
+        frames.PREFACE + frames.settings(),
+        b"GET / HTTP/1.1\r\nHost: security.test\r\n\r\n",
+        b"\x00" * 100,
+        attacker.random.randbytes(500),
+        CLIENT_HELLO,
+    )
+
+    def attack(connection: Connection) -> None:
+        connection.send(variants[attacker.connections % len(variants)])
+        attacker.expect(connection.is_closed_within(CLOSED_WITHIN_SECONDS), "not closed")
+
+    attacker.again(attack)
+
+
+def garbage_after_handshake(attacker: Attacker) -> None:
+    """A good handshake, and then records that were not encrypted by it."""
+    context = attacker.tls("h2")
+    variants = (
+        b"\x17\x03\x03\x00\x40" + attacker.random.randbytes(64),
+        b"\x16\x03\x03\x00\x10" + attacker.random.randbytes(16),
+        b"\x17\x03\x03\xff\xff" + bytes(65_535),
+        b"\x15\x03\x03\x00\x02\x01\x00",
+        frames.PREFACE,
+    )
+
+    def attack(connection: Connection) -> None:
+        connection.greet()
+        connection.read_for(0.05)
+        # Past the TLS client, onto its socket.
+        raw = connection.socket.detach()
+        with socket_of(raw) as plain:
+            connection.socket = plain
+            plain.setblocking(False)
+            connection.send(variants[attacker.connections % len(variants)])
+            attacker.expect(connection.is_closed_within(1), "garbage is not answered by closing")
+
+    attacker.again(attack)
+
+
+def renegotiation(attacker: Attacker) -> None:
+    """TLS 1.2 clients that ask for renegotiation: refused (CVE-2011-1473)."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        attacker.notes["openssl is missing: not tried"] += 1
+        return
+    host, port = attacker.address
+    command = [openssl, "s_client", "-connect", f"{host}:{port}", "-servername", "localhost"]
+    while attacker.running():
+        attacker.connections += 1
+        done = subprocess.run(
+            [*command, "-tls1_2", "-alpn", "h2"],
+            # R on a line of its own asks for renegotiation.
+            input="R\n" * 20,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+        said = done.stdout + done.stderr
+        attacker.expect("RENEGOTIATING" in said, "openssl did not ask for renegotiation")
+        renegotiated = said.count("verify return:") > 2
+        attacker.expect(not renegotiated, "the server renegotiates")
+        attacker.fates["refused" if not renegotiated else "renegotiated"] += 1
+
+
+def wrong_alpn(attacker: Attacker) -> None:
+    """Clients that offer http/1.1 or nothing known: refused in the handshake. One that offers none
+    at all may be served, if it then speaks HTTP/2."""
+    ask = frames.message(frames.get_request("42"))
+    while attacker.running():
+        for protocols in (("http/1.1",), ("spdy/3", "h3")):
+            try:
+                with attacker.connection(tls=attacker.tls(*protocols)) as connection:
+                    connection.greet()
+                    connection.read_for(1)
+                    attacker.expect(False, f"ALPN {protocols} is accepted")
+            except (ssl.SSLError, OSError) as refusal:
+                attacker.fates["refused"] += 1
+                attacker.notes[f"{protocols}: {getattr(refusal, 'reason', refusal)}"] += 1
+        try:
+            with attacker.connection(tls=attacker.tls()) as connection:
+                connection.greet()
+                call(connection, 1, frames.GET, ask)
+                attacker.notes[f"no ALPN: status {status(connection, 1)}"] += 1
+        except (ssl.SSLError, OSError):
+            attacker.notes["no ALPN: refused"] += 1
+        time.sleep(0.01)
+
+
+def rapid_reset_tls(attacker: Attacker) -> None:
+    """Rapid reset, inside TLS."""
+    from floods import BURST, bursts
+
+    block = frames.request(frames.GET)
+    context = attacker.tls("h2")
+
+    def attack(connection: Connection) -> None:
+        connection.greet()
+        pairs = bursts(lambda stream: frames.headers(stream, block) + frames.rst_stream(stream))
+        for _ in attacker.until_closed(connection):
+            connection.send(next(pairs), 2 * BURST)
+
+    attacker.again(attack, tls=context)
+
+
+def client_hello() -> bytes:
+    """A whole ClientHello, made by OpenSSL, for a connection that never gets its answer."""
+    outgoing = ssl.MemoryBIO()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_alpn_protocols(["h2"])
+    session = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost")
+    try:
+        session.do_handshake()
+    except ssl.SSLWantReadError:
+        pass
+    return outgoing.read()
+
+
+def socket_of(descriptor: int):
+    import socket
+
+    return socket.socket(fileno=descriptor)
+
+
+def send_all(connection: Connection, payload: bytes) -> None:
+    try:
+        connection.send(payload)
+    except Closed:
+        pass
