@@ -120,11 +120,8 @@ class Attacker:
 
 def call(connection: Connection, stream: int, path: str, payload: bytes, **changes: str) -> None:
     """Sends a whole call."""
-    connection.send(
-        frames.headers(stream, frames.request(path, **changes))
-        + frames.data(stream, payload, end=True),
-        2,
-    )
+    connection.send(frames.headers(stream, frames.request(path, **changes)))
+    connection.send_body(stream, payload)
 
 
 def status(connection: Connection, stream: int, seconds: float = 3) -> str:

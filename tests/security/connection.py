@@ -51,6 +51,8 @@ class Connection:
         self.reset_streams: set[int] = set()
         self.answers: dict[int, dict[str, str]] = {}
         self.data_bytes = 0
+        # What the server still takes in DATA, on all streams together.
+        self.send_window = frames.DEFAULT_WINDOW
         self.raw = b""
         self._buffer = bytearray()
         self._decoder = Decoder()
@@ -83,6 +85,17 @@ class Connection:
         self.frames_sent += count
         if self.reads:
             self.receive()
+
+    def send_body(self, stream: int, payload: bytes, *, end: bool = True) -> None:
+        """Sends a request body, as the server has room for it."""
+        parts = frames.pieces(payload)
+        for at, part in enumerate(parts):
+            left = max(0.1, self.deadline - time.monotonic())
+            if not self.read_until(lambda part=part: self.send_window >= len(part), left):
+                self.stalled = True
+                raise Stalled
+            self.send_window -= len(part)
+            self.send(frames.data(stream, part, end=end and at == len(parts) - 1))
 
     def receive(self) -> None:
         """Takes in what has come; raises Closed at the end of the connection."""
@@ -195,6 +208,8 @@ class Connection:
             with contextlib.suppress(HPACKError):
                 fields = dict(self._decoder.decode(bytes(payload)))
                 self.answers.setdefault(stream, {}).update(fields)
+        elif kind == frames.WINDOW_UPDATE and stream == 0:
+            self.send_window += struct.unpack(">I", payload)[0]
         elif kind == frames.DATA:
             self.data_bytes += len(payload)
 

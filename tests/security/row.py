@@ -6,6 +6,7 @@ import math
 import os
 import resource
 import ssl
+import statistics
 import subprocess
 import sys
 import time
@@ -29,10 +30,11 @@ LARGEST_GROWTH_MEBIBYTES = 64
 LASTING_GROWTH_MEBIBYTES = 32
 RECOVERY_SECONDS = 10
 WARM_UP_SECONDS = 1
-FIRST_QUIET_SECONDS = 4
 QUIET_SECONDS = 1
-# The quiet calls that the quiet p99 is of: the last ones, which saw the machine as it is now.
-QUIET_CALLS = 1_000
+FIRST_QUIET_WINDOWS = 4
+# The quiet p99 is the median of the last windows': of the machine as it is now, without the one
+# moment at which it did something else.
+QUIET_WINDOWS = 5
 ATTACKER_GRACE_SECONDS = 20
 LOWER_PRIORITY = 10
 # More of the processors than this used by others may be why calls were slow.
@@ -45,7 +47,7 @@ class GoodClient:
 
     def __init__(self, server: Server, ca: Path | None):
         self.ca = ca
-        self.quiet: deque[float] = deque(maxlen=QUIET_CALLS)
+        self.quiet: deque[float] = deque(maxlen=QUIET_WINDOWS)
         command = [sys.executable, HERE / "good.py", "--address", server.address]
         self.process = subprocess.Popen(
             command + (["--ca", ca] if ca else []),
@@ -59,7 +61,8 @@ class GoodClient:
         self.window()
         time.sleep(WARM_UP_SECONDS)
         self.window()
-        self.be_quiet(FIRST_QUIET_SECONDS)
+        for _ in range(FIRST_QUIET_WINDOWS):
+            self.be_quiet(QUIET_SECONDS)
         return self
 
     def __exit__(self, *_) -> None:
@@ -75,8 +78,11 @@ class GoodClient:
         """Measures while nothing is attacked."""
         time.sleep(seconds)
         window = self.window()
-        self.quiet.extend(window["milliseconds"])
+        self.quiet.append(p99(window["milliseconds"]))
         return window
+
+    def quiet_p99(self) -> float:
+        return statistics.median(self.quiet)
 
     def cpu_seconds(self) -> float:
         return cpu_seconds(self.process.pid)
@@ -153,8 +159,7 @@ def run_attack(
     options: argparse.Namespace,
     certificates: Path,
 ) -> Row:
-    good.be_quiet(QUIET_SECONDS)
-    quiet_p99 = p99(good.quiet)
+    quiet_p99 = good.quiet_p99()
     connections_before, lines_before = server.connections(), server.log_lines()
     usage = Usage(server, good)
     # What was before is not of this row.
@@ -233,7 +238,7 @@ def recover(server: Server, good: GoodClient, memory: float, connections: int) -
     if said := serves(server, good.ca):
         wrong.append(said)
     good.window()
-    if failures := good.be_quiet(QUIET_SECONDS / 2)["failures"]:
+    if failures := good.be_quiet(QUIET_SECONDS)["failures"]:
         wrong.append(f"good calls fail: {failures}")
     if wrong:
         return f"{RECOVERY_SECONDS} s after the attack: {', '.join(wrong)}"
@@ -343,6 +348,6 @@ def own_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def p99(milliseconds) -> float:
+def p99(milliseconds: list[float]) -> float:
     ordered = sorted(milliseconds)
     return ordered[math.ceil(0.99 * len(ordered)) - 1] if ordered else math.inf

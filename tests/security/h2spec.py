@@ -1,0 +1,115 @@
+"""Runs h2spec against a dyndata, plaintext and TLS, and compares what fails with the list below.
+
+A failure that is not on the list fails; so does one on the list that no longer fails, or the list
+would go stale. What is skipped is said. tests/security/setup.sh installs h2spec.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from frames import GET
+from server import flags, serving, tls_settings, write_certificates
+
+ROOT = Path(__file__).resolve().parents[2]
+H2SPEC = ROOT / ".tools/bin/h2spec"
+# For one case. Cases that wait for what does not come take all of it.
+CASE_SECONDS = 2
+ALL_SECONDS = 120
+
+NOT_GRPC = (
+    "h2spec waits for DATA. Its request is not gRPC (no content-type), so the answer is HTTP 415 in "
+    "a HEADERS frame that ends the stream, after the frame in question: it was accepted"
+)
+EXPECTED = {
+    "generic/2: Sends a WINDOW_UPDATE frame on half-closed (remote) stream": NOT_GRPC,
+    "generic/2: Sends a PRIORITY frame on half-closed (remote) stream": NOT_GRPC,
+    "http2/3.5: Sends invalid connection preface": (
+        "the connection is closed, after an answer in HTTP/1.1 (505) to what may be an HTTP/1 "
+        "client; h2spec reads that as a frame, and takes its end for an error. On TLS, ALPN has "
+        "settled what the client speaks, and the same answer does no harm"
+    ),
+    "http2/5.1.2: Sends HEADERS frames that causes their advertised concurrent stream limit to be "
+    "exceeded": (
+        "h2spec's requests are whole and are answered while it sends more, so that there are never "
+        "more than 256 streams at a time; the attack stream-flood opens more, which are refused"
+    ),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--dyndata", type=Path, required=True, help="the binary under test")
+    binary = parser.parse_args().dyndata.resolve()
+    for program in (binary, H2SPEC):
+        if shutil.which(program) is None:
+            parser.error(f"there is no program {program}")
+
+    wrong = check("plaintext", binary, [], [])
+    if "--tls-cert" in flags(binary):
+        with tempfile.TemporaryDirectory(prefix="dyndata-h2spec-") as directory:
+            write_certificates(Path(directory))
+            wrong += check("TLS", binary, tls_settings(Path(directory)), ["--tls", "--insecure"])
+    else:
+        print("SKIPPED: h2spec over TLS: this build has no --tls-cert")
+    return 1 if wrong else 0
+
+
+def check(name: str, binary: Path, settings: list[str], options: list[str]) -> int:
+    """Runs h2spec once; how much was not as expected."""
+    passed, skipped, failed = run(binary, settings, options)
+    new = sorted(failed.keys() - EXPECTED.keys())
+    gone = sorted(EXPECTED.keys() & passed)
+    for case in sorted(failed.keys() & EXPECTED.keys()):
+        print(f"listed   {name}: {case}: {EXPECTED[case]}")
+    for case in sorted(skipped):
+        print(f"skipped  {name}: {case}: by h2spec itself")
+    for case in new:
+        print(f"FAILED   {name}: {case}\n           {failed[case]}")
+    for case in gone:
+        print(f"FAILED   {name}: {case}: passes now; take it off the list in h2spec.py")
+    print(
+        f"h2spec, {name}: {len(passed)} passed, {len(failed)} failed ({len(new)} of them not "
+        f"listed), {len(skipped)} skipped",
+        flush=True,
+    )
+    return len(new) + len(gone)
+
+
+def run(
+    binary: Path, settings: list[str], options: list[str]
+) -> tuple[set[str], set[str], dict[str, str]]:
+    """What passed, what was skipped, and what failed with what h2spec says of it."""
+    with tempfile.TemporaryDirectory(prefix="dyndata-h2spec-") as directory:
+        report = Path(directory) / "report.xml"
+        with serving(binary, *settings) as server:
+            host, port = server.address.rsplit(":", 1)
+            command = [H2SPEC, "--host", host, "--port", port, "--path", GET, "--strict"]
+            command += ["--timeout", str(CASE_SECONDS), "--junit-report", report, *options]
+            # h2spec's exit code says that something failed, which the report says better.
+            subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                timeout=ALL_SECONDS,
+                check=False,
+            )
+        passed, skipped, failed = set(), set(), {}
+        for case in ElementTree.parse(report).iter("testcase"):
+            title = f"{case.get('package')}: {case.get('classname')}"
+            wrong = [*case.iter("error"), *case.iter("failure")]
+            if wrong:
+                failed[title] = " / ".join((wrong[0].text or "").split("\n"))
+            elif case.find("skipped") is not None:
+                skipped.add(title)
+            else:
+                passed.add(title)
+    return passed, skipped, failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
