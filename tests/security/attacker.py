@@ -126,17 +126,23 @@ def call(connection: Connection, stream: int, path: str, payload: bytes, **chang
 
 def status(connection: Connection, stream: int, seconds: float = 3) -> str:
     """The gRPC status of a call, or what came in its place."""
-    ended = lambda: "grpc-status" in connection.answers.get(stream, {})
+    answer = lambda: connection.answers.get(stream, {})
+    http = lambda: answer().get(":status", "")
+    ended = lambda: (
+        "grpc-status" in answer() or http() not in ("", "200") or stream in connection.reset_streams
+    )
+    closed = False
     try:
-        if not connection.read_until(ended, seconds):
-            http = connection.answers.get(stream, {}).get(":status")
-            if stream in connection.reset_streams:
-                return "reset"
-            return f"HTTP {http}" if http else "no answer"
+        connection.read_until(ended, seconds)
     except Closed:
-        if not ended():
-            return "closed"
-    return connection.answers[stream]["grpc-status"]
+        closed = True
+    if "grpc-status" in answer():
+        return answer()["grpc-status"]
+    if http() not in ("", "200"):
+        return f"HTTP {http()}"
+    if stream in connection.reset_streams:
+        return "reset"
+    return "closed" if closed else "no answer"
 
 
 def main() -> int:

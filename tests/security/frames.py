@@ -79,14 +79,6 @@ def pieces(payload: bytes) -> list[bytes]:
     return [payload[at : at + LARGEST_FRAME] for at in range(0, len(payload) or 1, LARGEST_FRAME)]
 
 
-def body(stream: int, payload: bytes) -> bytes:
-    """A whole request body as DATA frames."""
-    parts = pieces(payload)
-    return b"".join(
-        data(stream, part, end=at == len(parts) - 1) for at, part in enumerate(parts)
-    )
-
-
 def integer(value: int, bits: int, first: int = 0) -> bytes:
     """An HPACK integer with a prefix of `bits` bits (RFC 7541, 5.1)."""
     limit = (1 << bits) - 1

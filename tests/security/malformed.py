@@ -169,7 +169,7 @@ def malformed_requests(attacker: Attacker) -> None:
     """Header blocks that RFC 9113 calls malformed: the stream or the connection ends, and no call
     is made."""
     blocks = (
-        frames.request(frames.GET, method="", path=""),
+        frames.request("", method=""),
         frames.request(frames.GET, (":path", "/again")),
         frames.request(frames.GET, ("connection", "keep-alive")),
         frames.request(frames.GET, ("Upper-Case", "no")),

@@ -1,6 +1,7 @@
 """One attack as a row: starts it, watches the server and the good client, and judges."""
 
 import argparse
+import http.client
 import json
 import math
 import os
@@ -18,7 +19,15 @@ import frames
 from attacker import call, status
 from attacks import Attack
 from connection import Closed, Connection
-from server import ENOUGH_MEBIBYTES, Sampler, Server, clean_environment, stop
+from server import (
+    ENOUGH_MEBIBYTES,
+    Sampler,
+    Server,
+    ServerGone,
+    clean_environment,
+    process_cpu_seconds,
+    stop,
+)
 
 HERE = Path(__file__).parent
 LEAST_SUCCESS_PERCENT = 99.9
@@ -85,7 +94,7 @@ class GoodClient:
         return statistics.median(self.quiet)
 
     def cpu_seconds(self) -> float:
-        return cpu_seconds(self.process.pid)
+        return process_cpu_seconds(self.process.pid)
 
 
 @dataclass
@@ -147,8 +156,11 @@ class Row:
     def failure(self) -> str:
         lines = [f"FAILED  {self.name}", *(f"          {line}" for line in self.complaints)]
         lines.append(f"          others had {self.others_cores:.1f} cores meanwhile")
-        lines += [f"          {count} x {note}" for note, count in self.notes.most_common(12)]
         return "\n".join(lines)
+
+    def remarks(self) -> str:
+        """What the attack saw, for whoever wants to know more than the row says."""
+        return "\n".join(f"    {count:,} x {note}" for note, count in self.notes.most_common(12))
 
 
 def run_attack(
@@ -226,12 +238,15 @@ def recover(server: Server, good: GoodClient, memory: float, connections: int) -
     good.window()
     while True:
         wrong = []
-        if server.process.poll() is not None:
-            return f"the server is gone:\n{server.log_tail()}"
-        if (still := server.connections()) > connections:
-            wrong.append(f"{still - connections} connections are still open")
-        if (more := server.rss() - memory) > LASTING_GROWTH_MEBIBYTES:
-            wrong.append(f"memory is still {more:.0f} MiB more")
+        try:
+            if (still := server.connections()) > connections:
+                wrong.append(f"{still - connections} connections are still open")
+            if (more := server.rss() - memory) > LASTING_GROWTH_MEBIBYTES:
+                wrong.append(f"memory is still {more:.0f} MiB more")
+        except (OSError, http.client.HTTPException, ServerGone) as error:
+            if server.has_ended():
+                return f"the server is gone: {server.log_tail()}"
+            wrong.append(f"/metrics fails: {error!r}")
         if not wrong or time.monotonic() > until:
             break
         time.sleep(0.1)
@@ -331,11 +346,6 @@ def busy_seconds() -> float:
     fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
     user, nice, system, _idle, _wait, irq, softirq, steal = map(int, fields)
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def children_seconds() -> float:

@@ -103,6 +103,8 @@ def attack_once_or_twice(
     for attempt in (1, 2):
         row = run_attack(server, good, name, attack, options, certificates)
         print(row.line(), flush=True)
+        if row.notes:
+            print(row.remarks(), flush=True)
         if row.complaints:
             print(row.failure(), flush=True)
         if attempt == 2 or not row.may_be_noise:
