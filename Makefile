@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: run test test-clients check doc clean
+.PHONY: run test test-clients test-security attacks check doc clean
 
 ## run: build the release binary and serve; on the embedded store unless REDIS_URL is set
 run:
@@ -26,6 +26,19 @@ test-clients:
 	$(CARGO) build --locked
 	env -u REDIS_URL .tools/clients-venv/bin/python tests/clients/run.py --dyndata target/debug/dyndata
 	env -u REDIS_URL .tools/clients-venv/bin/python tests/clients/readme.py
+
+## test-security: attacks on a running server while a good client measures, 5 s each; and h2spec
+test-security:
+	tests/security/setup.sh
+	$(CARGO) build --locked
+	.tools/security-venv/bin/python tests/security/h2spec.py --dyndata target/debug/dyndata
+	.tools/security-venv/bin/python tests/security/run.py --dyndata target/debug/dyndata
+
+## attacks: the same attacks on the release binary, 30 s each; about a quarter of an hour
+attacks:
+	tests/security/setup.sh
+	$(CARGO) build --release --locked
+	.tools/security-venv/bin/python tests/security/run.py --dyndata target/release/dyndata --seconds 30
 
 ## check: formatting, lints, docs, the proto contract
 check:

@@ -55,6 +55,9 @@ class Connection:
         self.send_window = frames.DEFAULT_WINDOW
         self.raw = b""
         self._buffer = bytearray()
+        # The server's own settings, its windows among them, hold from when they are acknowledged.
+        # Never sent in the middle of something else.
+        self._ack = b""
         self._decoder = Decoder()
         plain = socket.socket()
         if receive_buffer is not None:
@@ -74,7 +77,8 @@ class Connection:
 
     def send(self, payload: bytes, count: int = 1) -> None:
         """Sends `count` frames that were glued together."""
-        rest = memoryview(payload)
+        rest = memoryview(self._ack + payload)
+        self._ack = b""
         while rest:
             try:
                 rest = rest[self.socket.send(rest) :]
@@ -114,10 +118,7 @@ class Connection:
 
     def read_for(self, seconds: float) -> None:
         """Takes in what comes within a time; raises Closed at the end of the connection."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            self._poll(select.POLLIN, left)
-            self.receive()
+        self.read_until(lambda: False, seconds)
 
     def read_until(self, ready, seconds: float) -> bool:
         """Takes in what comes until `ready()`; False if it is not within the time."""
@@ -125,6 +126,8 @@ class Connection:
         while not ready():
             if (left := until - time.monotonic()) <= 0:
                 return False
+            if self._ack:
+                self.send(b"", 0)
             self._poll(select.POLLIN, min(left, 0.1))
             self.receive()
         return True
@@ -209,6 +212,8 @@ class Connection:
             with contextlib.suppress(HPACKError):
                 fields = dict(self._decoder.decode(bytes(payload)))
                 self.answers.setdefault(stream, {}).update(fields)
+        elif kind == frames.SETTINGS and not flags & frames.ACK:
+            self._ack = frames.frame(frames.SETTINGS, frames.ACK)
         elif kind == frames.WINDOW_UPDATE and stream == 0:
             self.send_window += struct.unpack(">I", payload)[0]
         elif kind == frames.DATA:
