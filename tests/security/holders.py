@@ -22,7 +22,9 @@ def mark_largest(attacker: Attacker) -> str:
     id = "L"
     with attacker.connection() as connection:
         connection.greet()
-        call(connection, 1, frames.MARK, frames.message(frames.mark_request(id, bytes(VALUE_BYTES))))
+        call(
+            connection, 1, frames.MARK, frames.message(frames.mark_request(id, bytes(VALUE_BYTES)))
+        )
         answer = status(connection, 1)
         attacker.expect(answer == "0", f"the largest value cannot be marked: {answer}")
     return id

@@ -79,7 +79,7 @@ def lying_lengths(attacker: Attacker) -> None:
 
     def attack(connection: Connection) -> None:
         connection.greet()
-        for stream, (payload, expected) in zip(stream_ids(len(cases)), cases):
+        for stream, (payload, expected) in zip(stream_ids(len(cases)), cases, strict=True):
             call(connection, stream, frames.GET, payload)
             answer = status(connection, stream)
             attacker.notes[f"status {answer}"] += 1
@@ -154,7 +154,7 @@ def wrong_calls(attacker: Attacker) -> None:
 
     def attack(connection: Connection) -> None:
         connection.greet()
-        for stream, (path, changes, expected) in zip(stream_ids(len(cases)), cases):
+        for stream, (path, changes, expected) in zip(stream_ids(len(cases)), cases, strict=True):
             if not attacker.running():
                 return
             call(connection, stream, path, ask, **changes)

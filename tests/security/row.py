@@ -3,15 +3,11 @@
 import argparse
 import http.client
 import json
-import math
-import os
-import resource
 import ssl
-import statistics
 import subprocess
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,13 +15,13 @@ import frames
 from attacker import call, status
 from attacks import Attack
 from connection import Closed, Connection
+from measure import GoodClient, Usage, p99
 from server import (
     ENOUGH_MEBIBYTES,
     Sampler,
     Server,
     ServerGone,
     clean_environment,
-    process_cpu_seconds,
     stop,
 )
 
@@ -38,63 +34,11 @@ LARGEST_GROWTH_MEBIBYTES = 64
 # What an allocator may keep, and how long the server has to be as it was.
 LASTING_GROWTH_MEBIBYTES = 32
 RECOVERY_SECONDS = 10
-WARM_UP_SECONDS = 1
-QUIET_SECONDS = 1
-FIRST_QUIET_WINDOWS = 4
-# The quiet p99 is the median of the last windows': of the machine as it is now, without the one
-# moment at which it did something else.
-QUIET_WINDOWS = 5
 ATTACKER_GRACE_SECONDS = 20
 LOWER_PRIORITY = 10
 # More of the processors than this used by others may be why calls were slow.
 NOISE_CORES = 0.25
 LARGEST_LOG_LINES_PER_SECOND = 20
-
-
-class GoodClient:
-    """The well-behaved client, for the time of a block."""
-
-    def __init__(self, server: Server, ca: Path | None):
-        self.ca = ca
-        self.quiet: deque[float] = deque(maxlen=QUIET_WINDOWS)
-        command = [sys.executable, HERE / "good.py", "--address", server.address]
-        self.process = subprocess.Popen(
-            command + (["--ca", ca] if ca else []),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=clean_environment(),
-        )
-
-    def __enter__(self) -> "GoodClient":
-        self.window()
-        time.sleep(WARM_UP_SECONDS)
-        self.window()
-        for _ in range(FIRST_QUIET_WINDOWS):
-            self.be_quiet(QUIET_SECONDS)
-        return self
-
-    def __exit__(self, *_) -> None:
-        stop(self.process)
-
-    def window(self) -> dict:
-        """How the calls since the last window went."""
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-    def be_quiet(self, seconds: float) -> dict:
-        """Measures while nothing is attacked."""
-        time.sleep(seconds)
-        window = self.window()
-        self.quiet.append(p99(window["milliseconds"]))
-        return window
-
-    def quiet_p99(self) -> float:
-        return statistics.median(self.quiet)
-
-    def cpu_seconds(self) -> float:
-        return process_cpu_seconds(self.process.pid)
 
 
 @dataclass
@@ -253,7 +197,7 @@ def recover(server: Server, good: GoodClient, memory: float, connections: int) -
     if said := serves(server, good.ca):
         wrong.append(said)
     good.window()
-    if failures := good.be_quiet(QUIET_SECONDS)["failures"]:
+    if failures := good.be_quiet()["failures"]:
         wrong.append(f"good calls fail: {failures}")
     if wrong:
         return f"{RECOVERY_SECONDS} s after the attack: {', '.join(wrong)}"
@@ -326,38 +270,3 @@ def merged(reports: list[dict]) -> dict:
             more = report[name]
             whole[name] += Counter(more) if isinstance(more, dict) else more
     return whole
-
-
-class Usage:
-    """Who had the processors."""
-
-    def __init__(self, server: Server, good: GoodClient):
-        self._ours = lambda: (
-            server.cpu_seconds() + good.cpu_seconds() + children_seconds() + own_seconds()
-        )
-        self._before = busy_seconds() - self._ours()
-
-    def others(self, seconds: float) -> float:
-        """Cores that somebody else kept busy; to be asked when the attackers have ended."""
-        return max(0.0, (busy_seconds() - self._ours() - self._before) / seconds)
-
-
-def busy_seconds() -> float:
-    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-    user, nice, system, _idle, _wait, irq, softirq, steal = map(int, fields)
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-
-
-def children_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
-def own_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def p99(milliseconds: list[float]) -> float:
-    ordered = sorted(milliseconds)
-    return ordered[math.ceil(0.99 * len(ordered)) - 1] if ordered else math.inf

@@ -15,8 +15,9 @@ import tempfile
 from pathlib import Path
 
 from attacks import ATTACKS, Attack
-from row import GoodClient, Row, run_attack
-from server import flags, serving, tls_settings, write_certificates
+from measure import GoodClient
+from row import Row, run_attack
+from server import Server, flags, serving, tls_settings, write_certificates
 
 
 def main() -> int:
@@ -95,7 +96,7 @@ def run_group(
 
 
 def attack_once_or_twice(
-    server, good: GoodClient, name: str, options: argparse.Namespace, certificates: Path
+    server: Server, good: GoodClient, name: str, options: argparse.Namespace, certificates: Path
 ) -> Row:
     """Latency alone is tried again, once, if something else had the processors meanwhile."""
     attack: Attack = ATTACKS[name]

@@ -1,6 +1,7 @@
 """What a TLS port must bear. Only run against a server that has --tls-cert."""
 
 import shutil
+import socket
 import ssl
 import subprocess
 import time
@@ -9,6 +10,7 @@ import frames
 from attacker import Attacker, call, status
 from connection import Closed, Connection
 from crowds import CLOSED_WITHIN_SECONDS, crowd, living
+from floods import rapid_reset
 from malformed import CLIENT_HELLO
 
 
@@ -81,7 +83,6 @@ def plaintext_on_tls(attacker: Attacker) -> None:
 
 def garbage_after_handshake(attacker: Attacker) -> None:
     """A good handshake, and then records that were not encrypted by it."""
-    context = attacker.tls("h2")
     variants = (
         b"\x17\x03\x03\x00\x40" + attacker.random.randbytes(64),
         b"\x16\x03\x03\x00\x10" + attacker.random.randbytes(16),
@@ -94,14 +95,13 @@ def garbage_after_handshake(attacker: Attacker) -> None:
         connection.greet()
         connection.read_for(0.05)
         # Past the TLS client, onto its socket.
-        raw = connection.socket.detach()
-        with socket_of(raw) as plain:
-            connection.socket = plain
-            plain.setblocking(False)
-            connection.send(variants[attacker.connections % len(variants)])
-            attacker.expect(connection.is_closed_within(1), "garbage is not answered by closing")
+        connection.socket = socket.socket(fileno=connection.socket.detach())
+        connection.socket.setblocking(False)
+        garbage = variants[attacker.connections % len(variants)]
+        connection.send(garbage)
+        attacker.expect(connection.is_closed_within(1), f"not closed after {garbage[:8]!r}")
 
-    attacker.again(attack)
+    attacker.again(attack, tls=attacker.tls("h2"))
 
 
 def renegotiation(attacker: Attacker) -> None:
@@ -156,18 +156,7 @@ def wrong_alpn(attacker: Attacker) -> None:
 
 def rapid_reset_tls(attacker: Attacker) -> None:
     """Rapid reset, inside TLS."""
-    from floods import BURST, bursts
-
-    block = frames.request(frames.GET)
-    context = attacker.tls("h2")
-
-    def attack(connection: Connection) -> None:
-        connection.greet()
-        pairs = bursts(lambda stream: frames.headers(stream, block) + frames.rst_stream(stream))
-        for _ in attacker.until_closed(connection):
-            connection.send(next(pairs), 2 * BURST)
-
-    attacker.again(attack, tls=context)
+    rapid_reset(attacker, tls=attacker.tls("h2"))
 
 
 def client_hello() -> bytes:
@@ -181,12 +170,6 @@ def client_hello() -> bytes:
     except ssl.SSLWantReadError:
         pass
     return outgoing.read()
-
-
-def socket_of(descriptor: int):
-    import socket
-
-    return socket.socket(fileno=descriptor)
 
 
 def send_all(connection: Connection, payload: bytes) -> None:
