@@ -14,9 +14,8 @@ from pathlib import Path
 from server import Server, clean_environment, process_cpu_seconds, stop
 
 HERE = Path(__file__).parent
-WARM_UP_SECONDS = 1
-QUIET_SECONDS = 1
-FIRST_QUIET_WINDOWS = 4
+WARM_UP_SECONDS = 0.5
+QUIET_SECONDS = 0.75
 # The quiet p99 is the median of the last windows': of the machine as it is now, without the one
 # moment at which it did something else.
 QUIET_WINDOWS = 5
@@ -25,9 +24,10 @@ QUIET_WINDOWS = 5
 class GoodClient:
     """The well-behaved client, for the time of a block."""
 
-    def __init__(self, server: Server, ca: Path | None):
+    def __init__(self, server: Server, ca: Path | None, quiet: deque[float]):
+        """`quiet` has what was measured on servers before this one."""
         self.ca = ca
-        self.quiet: deque[float] = deque(maxlen=QUIET_WINDOWS)
+        self.quiet = quiet
         command = [sys.executable, HERE / "good.py", "--address", server.address]
         self.process = subprocess.Popen(
             command + (["--ca", ca] if ca else []),
@@ -41,7 +41,8 @@ class GoodClient:
         self.window()
         time.sleep(WARM_UP_SECONDS)
         self.window()
-        for _ in range(FIRST_QUIET_WINDOWS):
+        self.be_quiet()
+        while len(self.quiet) < QUIET_WINDOWS:
             self.be_quiet()
         return self
 

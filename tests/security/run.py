@@ -12,10 +12,11 @@ import random
 import shutil
 import sys
 import tempfile
+from collections import deque
 from pathlib import Path
 
 from attacks import ATTACKS, Attack
-from measure import GoodClient
+from measure import QUIET_WINDOWS, GoodClient
 from row import Row, run_attack
 from server import Server, flags, serving, tls_settings, write_certificates
 
@@ -45,8 +46,10 @@ def main() -> int:
         certificates = Path(directory)
         write_certificates(certificates)
         runnable = [name for name in chosen if name not in skipped]
+        # By whether it is over TLS, which costs the good client something as well.
+        quiet = {False: deque(maxlen=QUIET_WINDOWS), True: deque(maxlen=QUIET_WINDOWS)}
         for settings, names in groups(runnable, known, certificates).items():
-            rows += run_group(binary, settings, names, options, certificates)
+            rows += run_group(binary, settings, names, options, certificates, quiet)
 
     print("\n" + "\n".join([Row.HEADER, Row.RULE, *(row.line() for row in rows)]))
     for name in skipped:
@@ -78,14 +81,16 @@ def run_group(
     names: list[str],
     options: argparse.Namespace,
     certificates: Path,
+    quiet: dict[bool, deque[float]],
 ) -> list[Row]:
     """Attacks one server, one attack after the other. One that does not survive is replaced."""
     rows: list[Row] = []
     waiting = list(names)
     while waiting:
         with serving(binary, *settings) as server:
-            ca = certificates / "ca.pem" if ATTACKS[names[0]].tls else None
-            with GoodClient(server, ca) as good:
+            tls = ATTACKS[names[0]].tls
+            ca = certificates / "ca.pem" if tls else None
+            with GoodClient(server, ca, quiet[tls]) as good:
                 while waiting:
                     name = waiting.pop(0)
                     row = attack_once_or_twice(server, good, name, options, certificates)
