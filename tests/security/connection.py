@@ -75,6 +75,14 @@ class Connection:
         self.send(frames.PREFACE + frames.settings(**values), 1)
         return self
 
+    def settle(self) -> "Connection":
+        """Waits for the server's windows, so that much can be sent without offending it."""
+        if self.reads:
+            self.read_until(lambda: self.send_window > frames.DEFAULT_WINDOW, 1)
+        else:
+            time.sleep(0.1)
+        return self
+
     def send(self, payload: bytes, count: int = 1) -> None:
         """Sends `count` frames that were glued together."""
         rest = memoryview(self._ack + payload)

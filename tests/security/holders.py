@@ -40,7 +40,7 @@ def slow_readers(attacker: Attacker, path: str, payload: bytes, connections: int
     def start() -> Connection:
         connection = attacker.open(**how)
         try:
-            connection.greet(**settings)
+            connection.greet(**settings).settle()
             if window:
                 connection.send(frames.window_update(0, window))
             for stream in stream_ids(STREAMS):
@@ -256,7 +256,7 @@ def open_watches(attacker: Attacker) -> None:
     # The file that contains this symbol, again and again.
     ask = frames.message(frames.length_delimited(4, b"dyndata.v1.DynData")) * 100
     for number in range(8):
-        connection = attacker.open().greet(initial_window_size=0)
+        connection = attacker.open().greet(initial_window_size=0).settle()
         for stream in stream_ids(STREAMS):
             if number % 2:
                 part = frames.headers(stream, frames.request(frames.REFLECTION))
