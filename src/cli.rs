@@ -5,33 +5,35 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "see above")]
 
+mod render;
+mod target;
+
 use std::{
     ffi::OsString,
     fmt::Write as _,
     io::{self, Write as _},
-    os::unix::ffi::OsStringExt as _,
+    path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
 
-use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
-use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use thiserror::Error;
-use tonic::{
-    Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::Status;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 use tonic_types::StatusExt as _;
 
+use self::{
+    render::{Output, ValueType, print_line, time, typed, value_text, wire_duration},
+    target::Target,
+};
 use crate::{
     Config,
+    auth::{NewToken, Right},
     config::{ConfigError, ServeArgs},
-    proto::{
-        self, BatchGetRequest, Entry, GetRequest, MarkRequest, dyn_data_client::DynDataClient,
-    },
+    proto::{BatchGetRequest, GetRequest, MarkRequest},
 };
 
 /// sysexits: wrong usage.
@@ -76,7 +78,7 @@ pub enum ClientCommand {
         value_type: Option<ValueType>,
         /// Where and how to call
         #[command(flatten)]
-        target: Target,
+        target: Box<Target>,
     },
     /// Read a value
     Get {
@@ -87,7 +89,7 @@ pub enum ClientCommand {
         expire_time: bool,
         /// Where and how to call
         #[command(flatten)]
-        target: Target,
+        target: Box<Target>,
     },
     /// Read many values
     BatchGet {
@@ -99,13 +101,19 @@ pub enum ClientCommand {
         expire_time: bool,
         /// Where and how to call
         #[command(flatten)]
-        target: Target,
+        target: Box<Target>,
     },
     /// Ask whether the server serves; exit code 1 if it does not
     Health {
         /// Where and how to call
         #[command(flatten)]
-        target: Target,
+        target: Box<Target>,
+    },
+    /// Make credentials for callers
+    Token {
+        /// What to do
+        #[command(subcommand)]
+        command: TokenCommand,
     },
     /// Look at settings without serving
     Config {
@@ -122,53 +130,33 @@ pub enum ClientCommand {
     Man,
 }
 
+/// What to do about tokens.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Print a new token, once, and the entry for the access file that lets its bearer in
+    New {
+        /// Who gets it; in the log, never in a metric
+        #[arg(long)]
+        name: String,
+        /// What it may do
+        #[arg(long, value_name = "RIGHTS", value_delimiter = ',', required = true)]
+        allow: Vec<Right>,
+        /// Where: a namespace, the start of one and a *, or * for all; the empty one unless given
+        #[arg(
+            long = "namespace",
+            value_name = "NAMESPACE",
+            value_delimiter = ',',
+            default_value = ""
+        )]
+        namespaces: Vec<String>,
+    },
+}
+
 /// What to do with settings.
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
     /// Check the settings of serve, and print those in force with secrets redacted
     Check(Box<ServeArgs>),
-}
-
-/// Where and how a client command calls.
-#[derive(Debug, clap::Args)]
-pub struct Target {
-    /// The server
-    #[arg(
-        long,
-        env = "DYNDATA_ADDR",
-        value_name = "URL",
-        default_value = "http://127.0.0.1:50051"
-    )]
-    addr: String,
-    /// The namespace of the ids
-    #[arg(long, env = "DYNDATA_NAMESPACE", default_value = "")]
-    namespace: String,
-    /// How to print the result
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    output: Output,
-    /// How long the call may take
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
-    timeout: Duration,
-}
-
-/// How to print a result.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// For people
-    Text,
-    /// The protobuf JSON mapping, as grpcurl prints it
-    Json,
-}
-
-/// The types of a value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ValueType {
-    /// A signed 64-bit number
-    Int,
-    /// UTF-8 text
-    String,
-    /// Opaque bytes, as they are on the command line
-    Bytes,
 }
 
 #[derive(Debug, Error)]
@@ -179,6 +167,8 @@ enum CliError {
     Connect { addr: String, reason: String },
     #[error("{0}")]
     Usage(String),
+    #[error("cannot read {}: {source}", file.display())]
+    File { file: PathBuf, source: io::Error },
     #[error("the server is {0}")]
     NotServing(&'static str),
     #[error(transparent)]
@@ -264,7 +254,7 @@ impl ClientCommand {
                     value: Some(typed(value, value_type)?),
                     ttl: ttl.map(wire_duration).transpose()?,
                 };
-                let reply = target.client().await?.mark(request).await?.into_inner();
+                let reply = target.client().await?.mark(request).await?;
                 let expires = format!("expires {}", time(reply.expire_time.as_ref()));
                 target.print("MarkResponse", &reply, &expires)
             }
@@ -278,7 +268,7 @@ impl ClientCommand {
                     id,
                     include_expire_time: expire_time,
                 };
-                let reply = target.client().await?.get(request).await?.into_inner();
+                let reply = target.client().await?.get(request).await?;
                 let text = reply.entry.as_ref().map(value_text).unwrap_or_default();
                 target.print("GetResponse", &reply, &text)
             }
@@ -292,12 +282,7 @@ impl ClientCommand {
                     ids,
                     include_expire_time: expire_time,
                 };
-                let reply = target
-                    .client()
-                    .await?
-                    .batch_get(request)
-                    .await?
-                    .into_inner();
+                let reply = target.client().await?.batch_get(request).await?;
                 let lines: Vec<String> = reply
                     .entries
                     .iter()
@@ -307,9 +292,8 @@ impl ClientCommand {
             }
             Self::Health { target } => {
                 let mut client = HealthClient::new(target.channel().await?);
-                let reply = client
-                    .check(target.request(HealthCheckRequest::default()))
-                    .await?;
+                let request = target.request(HealthCheckRequest::default())?;
+                let reply = client.check(request).await?;
                 match reply.into_inner().status() {
                     ServingStatus::Serving => print_line(match target.output {
                         Output::Text => "SERVING",
@@ -317,6 +301,22 @@ impl ClientCommand {
                     }),
                     status => Err(CliError::NotServing(status.as_str_name())),
                 }
+            }
+            Self::Token {
+                command:
+                    TokenCommand::New {
+                        name,
+                        allow,
+                        namespaces,
+                    },
+            } => {
+                let NewToken { token, entry } =
+                    NewToken::generate(&name, &allow, &namespaces).map_err(CliError::Usage)?;
+                print_line(&format!(
+                    "# The token, shown this once; the caller sends it as: authorization: Bearer TOKEN\n\
+                     {token}\n\n# For the access file:\n{}",
+                    entry.trim_end()
+                ))
             }
             Self::Config {
                 command: ConfigCommand::Check(args),
@@ -336,172 +336,6 @@ impl ClientCommand {
             }
         }
     }
-}
-
-impl Target {
-    async fn channel(&self) -> Result<Channel, CliError> {
-        let failed = |reason: String| CliError::Connect {
-            addr: self.addr.clone(),
-            reason,
-        };
-        Endpoint::from_shared(self.addr.clone())
-            .map_err(|error| failed(chain(&error)))?
-            .connect_timeout(self.timeout)
-            .connect()
-            .await
-            .map_err(|error| failed(chain(&error)))
-    }
-
-    async fn client(&self) -> Result<Client<'_>, CliError> {
-        Ok(Client {
-            // A batch of large values is larger than the usual 4 MiB.
-            inner: DynDataClient::new(self.channel().await?).max_decoding_message_size(usize::MAX),
-            target: self,
-        })
-    }
-
-    fn request<T>(&self, message: T) -> tonic::Request<T> {
-        let mut request = tonic::Request::new(message);
-        request.set_timeout(self.timeout);
-        request
-    }
-
-    fn print(
-        &self,
-        message: &str,
-        reply: &impl prost::Message,
-        text: &str,
-    ) -> Result<(), CliError> {
-        match self.output {
-            Output::Text => print_line(text),
-            Output::Json => print_line(&json(message, reply)?),
-        }
-    }
-}
-
-/// The generated client, with the deadline on every call.
-struct Client<'a> {
-    inner: DynDataClient<Channel>,
-    target: &'a Target,
-}
-
-impl Client<'_> {
-    async fn mark(
-        &mut self,
-        request: MarkRequest,
-    ) -> Result<tonic::Response<proto::MarkResponse>, Status> {
-        self.inner.mark(self.target.request(request)).await
-    }
-
-    async fn get(
-        &mut self,
-        request: GetRequest,
-    ) -> Result<tonic::Response<proto::GetResponse>, Status> {
-        self.inner.get(self.target.request(request)).await
-    }
-
-    async fn batch_get(
-        &mut self,
-        request: BatchGetRequest,
-    ) -> Result<tonic::Response<proto::BatchGetResponse>, Status> {
-        self.inner.batch_get(self.target.request(request)).await
-    }
-}
-
-fn typed(
-    value: OsString,
-    value_type: Option<ValueType>,
-) -> Result<proto::mark_request::Value, CliError> {
-    use proto::mark_request::Value;
-    let not_utf8 = |_| CliError::Usage("the value is not UTF-8; use --type bytes".to_owned());
-    match value_type {
-        Some(ValueType::Bytes) => Ok(Value::BytesValue(value.into_vec())),
-        Some(ValueType::String) => Ok(Value::StringValue(value.into_string().map_err(not_utf8)?)),
-        Some(ValueType::Int) => {
-            let text = value.into_string().map_err(not_utf8)?;
-            let int = text.parse().map_err(|_| {
-                CliError::Usage("the value is not a signed 64-bit integer".to_owned())
-            })?;
-            Ok(Value::IntValue(int))
-        }
-        None => {
-            let text = value.into_string().map_err(not_utf8)?;
-            // Only what is written exactly as the number would be: 007 is a string.
-            Ok(match text.parse::<i64>() {
-                Ok(int) if int.to_string() == text => Value::IntValue(int),
-                _ => Value::StringValue(text),
-            })
-        }
-    }
-}
-
-fn wire_duration(duration: Duration) -> Result<prost_types::Duration, CliError> {
-    prost_types::Duration::try_from(duration)
-        .map_err(|_| CliError::Usage("--ttl is too long".to_owned()))
-}
-
-/// The value for people: bytes are escaped.
-fn value_text(entry: &Entry) -> String {
-    use proto::entry::Value;
-    let mut text = match &entry.value {
-        None => return "(not marked)".to_owned(),
-        Some(Value::IntValue(int)) => int.to_string(),
-        Some(Value::StringValue(text)) => text.clone(),
-        Some(Value::BytesValue(bytes)) => bytes.escape_ascii().to_string(),
-    };
-    if entry.expire_time.is_some() {
-        // Writing to a String cannot fail.
-        _ = write!(text, "\t(expires {})", time(entry.expire_time.as_ref()));
-    }
-    text
-}
-
-fn time(time: Option<&prost_types::Timestamp>) -> String {
-    time.map_or_else(|| "never".to_owned(), ToString::to_string)
-}
-
-/// The protobuf JSON mapping with an indent of two, which is what grpcurl prints.
-fn json(message: &str, reply: &impl prost::Message) -> Result<String, CliError> {
-    let failed = |error: &dyn std::error::Error| CliError::Json(chain(error));
-    let pool = DescriptorPool::decode(proto::FILE_DESCRIPTOR_SET).map_err(|e| failed(&e))?;
-    let descriptor = pool
-        .get_message_by_name(&format!("dyndata.v1.{message}"))
-        .ok_or_else(|| CliError::Json("unknown message".to_owned()))?;
-    let mut dynamic = DynamicMessage::new(descriptor);
-    dynamic.transcode_from(reply).map_err(|e| failed(&e))?;
-    let mut text = Vec::new();
-    let mut serializer = serde_json::Serializer::pretty(&mut text);
-    dynamic
-        .serialize_with_options(&mut serializer, &SerializeOptions::new())
-        .map_err(|e| failed(&e))?;
-    let text = String::from_utf8(text).map_err(|e| failed(&e))?;
-    // As Go's encoder does, so that the output can stand in HTML and JavaScript. These characters
-    // occur in JSON strings only.
-    Ok(text
-        .replace('<', "\\u003c")
-        .replace('>', "\\u003e")
-        .replace('&', "\\u0026")
-        .replace('\u{2028}', "\\u2028")
-        .replace('\u{2029}', "\\u2029"))
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !line.ends_with(&cause_text) {
-            // Writing to a String cannot fail.
-            _ = write!(line, ": {cause_text}");
-        }
-        source = cause.source();
-    }
-    line
-}
-
-fn print_line(text: &str) -> Result<(), CliError> {
-    Ok(writeln!(io::stdout(), "{text}")?)
 }
 
 #[cfg(test)]

@@ -2,17 +2,28 @@
 //! [`Config`] that the rest of the program trusts.
 //!
 //! Every flag `--x-y` can be given as `DYNDATA_X_Y`; the Redis URL's variable is `REDIS_URL`.
-//! A flag's name, parsing, default and documentation stand together in [`ServeArgs`].
+//! A flag's name, default, documentation, check and place in the summary stand together: those of
+//! the server itself here, the others by what they are about in the modules below.
 
+mod limits;
+mod redis;
+mod security;
 mod values;
 
-use std::{fmt, fmt::Write as _, path::PathBuf, time::Duration};
+use std::{fmt, fmt::Write as _, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use clap::Parser;
 use thiserror::Error;
 
-pub use self::values::{AdminListen, ConnectionAge, KeyFormat, ListenAddr, LogFormat, RedisMode};
-use crate::{model::Limits, store::redis::RedisUrls};
+pub use self::values::{
+    AdminListen, ConnectionAge, KeyFormat, ListenAddr, LogFormat, RedisMode, Reflection,
+};
+use self::{limits::LimitArgs, redis::StoreArgs, security::SecurityArgs};
+pub(crate) use self::{
+    limits::{ConnectionLimits, LimitsConfig},
+    redis::{RedisConfig, StoreConfig},
+    security::SecurityConfig,
+};
 
 /// The settings of `dyndata serve` as given, before they are checked together.
 #[derive(Debug, Clone, clap::Args)]
@@ -26,6 +37,9 @@ pub struct ServeArgs {
     )]
     listen: ListenAddr,
 
+    #[command(flatten)]
+    security: SecurityArgs,
+
     /// Where to serve /metrics, /livez and /readyz over HTTP: a TCP address, or off
     #[arg(
         long,
@@ -35,126 +49,15 @@ pub struct ServeArgs {
     )]
     admin_listen: AdminListen,
 
-    /// Redis to keep the data in: redis://, rediss:// or unix://, with user, password, database.
-    /// Unset: the embedded store, for this process alone and lost on exit
-    #[arg(long, env = "REDIS_URL", value_name = "URL", hide_env_values = true)]
-    redis_url: Option<Secret>,
-
-    /// What the Redis URL leads to. For sentinel and cluster it may be a list of URLs, with commas
-    /// between: of the sentinels, or of some nodes of the cluster
-    #[arg(
-        long,
-        env = "DYNDATA_REDIS_MODE",
-        value_name = "MODE",
-        default_value = "standalone"
-    )]
-    redis_mode: RedisMode,
-
-    /// The name under which the sentinels know the master
-    #[arg(
-        long,
-        env = "DYNDATA_REDIS_SENTINEL_MASTER",
-        value_name = "NAME",
-        default_value = "mymaster"
-    )]
-    redis_sentinel_master: String,
-
-    /// File with the Redis password, instead of a password in the URL; read at every connect
-    #[arg(long, env = "DYNDATA_REDIS_PASSWORD_FILE", value_name = "FILE")]
-    redis_password_file: Option<PathBuf>,
-
-    /// How long one store operation may take, reconnects included
-    #[arg(long, env = "DYNDATA_REDIS_TIMEOUT", value_name = "DURATION", default_value = "500ms", value_parser = humantime::parse_duration)]
-    redis_timeout: Duration,
-
-    /// The most entries in the embedded store; a Mark beyond it is refused
-    #[arg(
-        long,
-        env = "DYNDATA_MEMORY_MAX_ENTRIES",
-        value_name = "COUNT",
-        default_value_t = 1_000_000
-    )]
-    memory_max_entries: usize,
+    #[command(flatten)]
+    store: StoreArgs,
 
     /// Event loops, each a thread with its own Redis connection [default: number of cores]
     #[arg(long, env = "DYNDATA_WORKERS", value_name = "COUNT")]
     workers: Option<usize>,
 
-    /// What every Redis key starts with
-    #[arg(
-        long,
-        env = "DYNDATA_KEY_PREFIX",
-        value_name = "PREFIX",
-        default_value = "dyn_data"
-    )]
-    key_prefix: String,
-
-    /// How an id in the empty namespace becomes a Redis key
-    #[arg(
-        long,
-        env = "DYNDATA_KEY_FORMAT",
-        value_name = "FORMAT",
-        default_value = "plain"
-    )]
-    key_format: KeyFormat,
-
-    /// The time to live of a Mark that names none
-    #[arg(long, env = "DYNDATA_DEFAULT_TTL", value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
-    default_ttl: Duration,
-
-    /// The longest time to live that a Mark may ask for
-    #[arg(long, env = "DYNDATA_MAX_TTL", value_name = "DURATION", default_value = "24h", value_parser = humantime::parse_duration)]
-    max_ttl: Duration,
-
-    /// The most ids in one BatchGet
-    #[arg(
-        long,
-        env = "DYNDATA_MAX_BATCH",
-        value_name = "COUNT",
-        default_value_t = 1000
-    )]
-    max_batch: usize,
-
-    /// The most bytes in a string or bytes value
-    #[arg(
-        long,
-        env = "DYNDATA_MAX_VALUE_BYTES",
-        value_name = "BYTES",
-        default_value_t = 65_536
-    )]
-    max_value_bytes: usize,
-
-    /// The longest that a call may take, whatever deadline its caller sets
-    #[arg(long, env = "DYNDATA_MAX_DEADLINE", value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
-    max_deadline: Duration,
-
-    /// The most calls in flight in one worker; what is beyond is refused at once
-    #[arg(
-        long,
-        env = "DYNDATA_MAX_IN_FLIGHT",
-        value_name = "COUNT",
-        default_value_t = 1024
-    )]
-    max_in_flight: usize,
-
-    /// The most open connections; what is beyond is closed at once
-    #[arg(
-        long,
-        env = "DYNDATA_MAX_CONNECTIONS",
-        value_name = "COUNT",
-        default_value_t = 10_000
-    )]
-    max_connections: usize,
-
-    /// How old a connection may become before its client is asked for a new one, give or take a
-    /// tenth, so that load spreads anew behind a TCP balancer; or off
-    #[arg(
-        long,
-        env = "DYNDATA_MAX_CONNECTION_AGE",
-        value_name = "DURATION",
-        default_value = "off"
-    )]
-    max_connection_age: ConnectionAge,
+    #[command(flatten)]
+    limits: LimitArgs,
 
     /// How long running calls may take to finish after SIGTERM or SIGINT
     #[arg(long, env = "DYNDATA_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "20s", value_parser = humantime::parse_duration)]
@@ -174,40 +77,13 @@ pub struct ServeArgs {
 #[derive(Debug, Clone)]
 pub struct Config {
     pub(crate) listen: ListenAddr,
+    pub(crate) security: SecurityConfig,
     pub(crate) admin_listen: AdminListen,
     pub(crate) store: StoreConfig,
     pub(crate) workers: usize,
-    pub(crate) limits: Limits,
-    pub(crate) max_deadline: Duration,
-    pub(crate) max_in_flight: usize,
-    pub(crate) max_connections: usize,
-    pub(crate) max_connection_age: ConnectionAge,
+    pub(crate) limits: LimitsConfig,
     pub(crate) drain_timeout: Duration,
     pub(crate) log_format: LogFormat,
-}
-
-/// Which store, with its own settings.
-#[derive(Debug, Clone)]
-pub(crate) enum StoreConfig {
-    /// The embedded store.
-    Memory {
-        /// The most entries it takes.
-        max_entries: usize,
-    },
-    /// Redis.
-    Redis(Box<RedisConfig>),
-}
-
-/// How to reach Redis and how to lay out keys in it.
-#[derive(Debug, Clone)]
-pub(crate) struct RedisConfig {
-    pub(crate) urls: RedisUrls,
-    pub(crate) mode: RedisMode,
-    pub(crate) sentinel_master: String,
-    pub(crate) password_file: Option<PathBuf>,
-    pub(crate) timeout: Duration,
-    pub(crate) key_prefix: String,
-    pub(crate) key_format: KeyFormat,
 }
 
 /// Why there is no [`Config`].
@@ -251,64 +127,22 @@ impl Config {
     pub fn summary(&self) -> String {
         let Self {
             listen,
+            security,
             admin_listen,
             store,
             workers,
-            limits:
-                Limits {
-                    default_ttl,
-                    max_ttl,
-                    max_batch,
-                    max_value_bytes,
-                },
-            max_deadline,
-            max_in_flight,
-            max_connections,
-            max_connection_age,
+            limits,
             drain_timeout,
             log_format,
         } = self;
         let mut lines = Lines::default();
         lines.add("listen", listen);
+        security.summarize(&mut lines);
         lines.add("admin-listen", admin_listen);
-        match store {
-            StoreConfig::Memory { max_entries } => {
-                lines.add("redis-url", "(unset: embedded store)");
-                lines.add("memory-max-entries", max_entries);
-            }
-            StoreConfig::Redis(redis) => {
-                let RedisConfig {
-                    urls,
-                    mode,
-                    sentinel_master,
-                    password_file,
-                    timeout,
-                    key_prefix,
-                    key_format,
-                } = &**redis;
-                lines.add("redis-url", urls);
-                lines.add("redis-mode", mode);
-                if let RedisMode::Sentinel = mode {
-                    lines.add("redis-sentinel-master", sentinel_master);
-                }
-                if let Some(file) = password_file {
-                    lines.add("redis-password-file", file.display());
-                }
-                lines.add("redis-timeout", humantime::format_duration(*timeout));
-                lines.add("key-prefix", key_prefix);
-                lines.add("key-format", key_format);
-            }
-        }
+        store.summarize(&mut lines);
         lines.add("workers", workers);
-        lines.add("default-ttl", humantime::format_duration(*default_ttl));
-        lines.add("max-ttl", humantime::format_duration(*max_ttl));
-        lines.add("max-batch", max_batch);
-        lines.add("max-value-bytes", max_value_bytes);
-        lines.add("max-deadline", humantime::format_duration(*max_deadline));
-        lines.add("max-in-flight", max_in_flight);
-        lines.add("max-connections", max_connections);
-        lines.add("max-connection-age", max_connection_age);
-        lines.add("drain-timeout", humantime::format_duration(*drain_timeout));
+        limits.summarize(&mut lines);
+        lines.add_duration("drain-timeout", *drain_timeout);
         lines.add("log-format", log_format);
         lines.0
     }
@@ -320,72 +154,16 @@ impl TryFrom<ServeArgs> for Config {
     fn try_from(args: ServeArgs) -> Result<Self, ConfigError> {
         let ServeArgs {
             listen,
+            security,
             admin_listen,
-            redis_url,
-            redis_mode,
-            redis_sentinel_master,
-            redis_password_file,
-            redis_timeout,
-            memory_max_entries,
+            store,
             workers,
-            key_prefix,
-            key_format,
-            default_ttl,
-            max_ttl,
-            max_batch,
-            max_value_bytes,
-            max_deadline,
-            max_in_flight,
-            max_connections,
-            max_connection_age,
+            limits,
             drain_timeout,
             log_format,
         } = args;
-
-        const MILLISECOND: Duration = Duration::from_millis(1);
-        const SECOND: Duration = Duration::from_secs(1);
-        const MINUTE: Duration = Duration::from_secs(60);
-        const HOUR: Duration = Duration::from_secs(3600);
-        const YEAR: Duration = Duration::from_secs(365 * 86_400);
-
-        within("redis-timeout", redis_timeout, MILLISECOND, MINUTE)?;
-        within("max-ttl", max_ttl, MILLISECOND, YEAR)?;
-        within("default-ttl", default_ttl, MILLISECOND, max_ttl)?;
-        within("max-deadline", max_deadline, MILLISECOND, HOUR)?;
-        check(
-            "max-in-flight",
-            (1..=1_000_000).contains(&max_in_flight),
-            "must be from 1 to 1000000",
-        )?;
-        check(
-            "max-connections",
-            (1..=1_000_000).contains(&max_connections),
-            "must be from 1 to 1000000",
-        )?;
-        if let ConnectionAge::Max(age) = max_connection_age {
-            within("max-connection-age", age, SECOND, YEAR)?;
-        }
-        within("drain-timeout", drain_timeout, Duration::ZERO, HOUR)?;
-        check(
-            "max-batch",
-            (1..=100_000).contains(&max_batch),
-            "must be from 1 to 100000",
-        )?;
-        check(
-            "max-value-bytes",
-            (1..=16 << 20).contains(&max_value_bytes),
-            "must be from 1 to 16777216",
-        )?;
-        check(
-            "memory-max-entries",
-            memory_max_entries > 0,
-            "must be at least 1",
-        )?;
-        check(
-            "key-prefix",
-            (1..=128).contains(&key_prefix.len()) && !key_prefix.chars().any(char::is_control),
-            "must be 1 to 128 bytes without control characters",
-        )?;
+        let drain_timeouts = Duration::ZERO..=Duration::from_secs(3600);
+        within("drain-timeout", drain_timeout, drain_timeouts)?;
         let workers = workers.unwrap_or_else(|| {
             std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
         });
@@ -394,100 +172,23 @@ impl TryFrom<ServeArgs> for Config {
             (1..=1024).contains(&workers),
             "must be from 1 to 1024",
         )?;
-
-        let store = match redis_url {
-            None => {
-                check(
-                    "redis-password-file",
-                    redis_password_file.is_none(),
-                    "there is no --redis-url that it could belong to",
-                )?;
-                check(
-                    "redis-mode",
-                    redis_mode == RedisMode::Standalone,
-                    "there is no --redis-url that it could belong to",
-                )?;
-                StoreConfig::Memory {
-                    max_entries: memory_max_entries,
-                }
-            }
-            Some(Secret(url)) => {
-                let urls = match redis_mode {
-                    RedisMode::Standalone => RedisUrls::parse_one(&url),
-                    RedisMode::Sentinel | RedisMode::Cluster => RedisUrls::parse(&url),
-                };
-                let urls = urls.map_err(|reason| ConfigError::Invalid {
-                    setting: "redis-url",
-                    reason,
-                })?;
-                check(
-                    "redis-url",
-                    redis_mode == RedisMode::Standalone || urls.are_tcp(),
-                    "sentinels and nodes of a cluster have TCP addresses",
-                )?;
-                check(
-                    "redis-url",
-                    redis_mode != RedisMode::Cluster || urls.first().db() == 0,
-                    "a cluster has no database but 0",
-                )?;
-                if let Some(file) = &redis_password_file {
-                    check(
-                        "redis-password-file",
-                        !urls.first().has_password(),
-                        "the Redis URL has a password too; give only one of them",
-                    )?;
-                    std::fs::read_to_string(file).map_err(|error| ConfigError::Invalid {
-                        setting: "redis-password-file",
-                        reason: format!("cannot read {}: {error}", file.display()),
-                    })?;
-                }
-                StoreConfig::Redis(Box::new(RedisConfig {
-                    urls,
-                    mode: redis_mode,
-                    sentinel_master: redis_sentinel_master,
-                    password_file: redis_password_file,
-                    timeout: redis_timeout,
-                    key_prefix,
-                    key_format,
-                }))
-            }
-        };
-
         Ok(Self {
+            security: SecurityConfig::check(security, &listen)?,
             listen,
             admin_listen,
-            store,
+            store: store.try_into()?,
             workers,
-            limits: Limits {
-                default_ttl,
-                max_ttl,
-                max_batch,
-                max_value_bytes,
-            },
-            max_deadline,
-            max_in_flight,
-            max_connections,
-            max_connection_age,
+            limits: limits.try_into()?,
             drain_timeout,
             log_format,
         })
     }
 }
 
-/// A setting that may hold a password: it has no way to be printed. It is parsed after clap is
-/// done, because clap's messages repeat the values that they complain about.
-#[derive(Clone)]
-struct Secret(String);
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
-impl From<&str> for Secret {
-    fn from(text: &str) -> Self {
-        Self(text.to_owned())
+fn invalid(setting: &'static str, reason: impl fmt::Display) -> ConfigError {
+    ConfigError::Invalid {
+        setting,
+        reason: reason.to_string(),
     }
 }
 
@@ -495,31 +196,24 @@ fn check(setting: &'static str, holds: bool, reason: &str) -> Result<(), ConfigE
     if holds {
         return Ok(());
     }
-    Err(ConfigError::Invalid {
-        setting,
-        reason: reason.to_owned(),
-    })
+    Err(invalid(setting, reason))
 }
 
 fn within(
     setting: &'static str,
     value: Duration,
-    min: Duration,
-    max: Duration,
+    range: RangeInclusive<Duration>,
 ) -> Result<(), ConfigError> {
-    if (min..=max).contains(&value) {
-        return Ok(());
-    }
-    Err(ConfigError::Invalid {
-        setting,
-        reason: format!(
-            "must be from {} to {}",
-            humantime::format_duration(min),
-            humantime::format_duration(max)
-        ),
-    })
+    let (min, max) = (range.start(), range.end());
+    let reason = format!(
+        "must be from {} to {}",
+        humantime::format_duration(*min),
+        humantime::format_duration(*max)
+    );
+    check(setting, range.contains(&value), &reason)
 }
 
+/// One `name = value` a line.
 #[derive(Default)]
 struct Lines(String);
 
@@ -527,6 +221,16 @@ impl Lines {
     fn add(&mut self, name: &str, value: impl fmt::Display) {
         // Writing to a String cannot fail.
         _ = writeln!(self.0, "{name} = {value}");
+    }
+
+    fn add_duration(&mut self, name: &str, value: Duration) {
+        self.add(name, humantime::format_duration(value));
+    }
+
+    fn add_file(&mut self, name: &str, value: Option<&PathBuf>) {
+        if let Some(file) = value {
+            self.add(name, file.display());
+        }
     }
 }
 

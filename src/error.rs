@@ -43,6 +43,12 @@ pub enum Error {
     /// There is more work in flight than the server takes on.
     #[error("too many calls are in flight; try again later")]
     Overloaded,
+    /// The caller did not say who it is, or nobody knows it.
+    #[error("missing or unknown credentials")]
+    Unauthenticated,
+    /// The caller is known, and may not do this.
+    #[error("the caller is not allowed to do this in this namespace")]
+    PermissionDenied,
     /// The store could not do it.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -72,6 +78,8 @@ impl Error {
             Self::TimeoutInvalid => (Code::InvalidArgument, "TIMEOUT_INVALID", None),
             Self::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED", None),
             Self::Overloaded => (Code::ResourceExhausted, "OVERLOADED", SOON),
+            Self::Unauthenticated => (Code::Unauthenticated, "UNAUTHENTICATED", None),
+            Self::PermissionDenied => (Code::PermissionDenied, "PERMISSION_DENIED", None),
             Self::Store(store) => match store {
                 StoreError::Unavailable => (Code::Unavailable, "BACKEND_UNAVAILABLE", SOON),
                 StoreError::Timeout => (Code::Unavailable, "BACKEND_TIMEOUT", SOON),

@@ -10,6 +10,8 @@
 //! | [`config`] | flags and environment, turned into a checked [`Config`] |
 //! | [`model`] | ids, namespaces, values, times to live: what is valid, and to and from proto |
 //! | [`error`] | every way a call can fail, and the one mapping to a gRPC status |
+//! | `auth` | the access file: who may do what |
+//! | `reload` | files that are read again while the server runs |
 //! | `service` | the three RPCs: parse, ask the store, reply |
 //! | `store` | where values live: an embedded store, or Redis |
 //! | [`server`] | sockets, event loops, HTTP/2, shutdown |
@@ -72,8 +74,10 @@ pub mod server;
 pub mod telemetry;
 
 mod admin;
+mod auth;
 mod health;
 mod metrics;
+mod reload;
 mod service;
 mod store;
 

@@ -12,8 +12,12 @@ pub(crate) mod accept;
 mod call;
 mod deadline;
 mod guard;
+mod security;
 mod socket;
+mod stream;
+pub(crate) mod tls;
 mod unary;
+mod unsent;
 mod worker;
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
@@ -22,14 +26,17 @@ use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 use self::{
-    accept::Listener,
-    worker::{Worker, WorkerConfig},
+    accept::{Listener, Peers},
+    call::CallConfig,
+    security::Security,
+    worker::{ConnectionConfig, Worker, WorkerConfig},
 };
 use crate::{
     admin::Admin,
-    config::{AdminListen, Config, ListenAddr, RedisConfig, StoreConfig},
+    config::{AdminListen, Config, LimitsConfig, ListenAddr, RedisConfig, StoreConfig},
     health::Health,
     metrics::{GaugeFn, Metrics, Recorder},
+    reload::Reload,
     store::{
         LinkState, Store, StoreStatus,
         memory::{MemoryStore, SWEEP_INTERVAL},
@@ -52,6 +59,9 @@ pub enum ServerError {
         /// What the system said.
         source: io::Error,
     },
+    /// Certificates or the access file, which were good when they were checked, are not any more.
+    #[error("{0}")]
+    Security(String),
     /// A thread, or what it needs, could not be started.
     #[error("cannot start a worker: {0}")]
     Worker(#[source] io::Error),
@@ -80,10 +90,13 @@ impl Server {
                 })?)
             }
         };
+        let security = Security::load(&config.security)?;
         Ok(Bound {
             config,
             listener,
             admin,
+            security,
+            reload: Reload::default(),
         })
     }
 }
@@ -94,9 +107,16 @@ pub struct Bound {
     config: Config,
     listener: Listener,
     admin: Option<TcpListener>,
+    security: Security,
+    reload: Reload,
 }
 
 impl Bound {
+    /// Asks for certificates and the access file to be read again; works while the server runs.
+    pub fn reload(&self) -> Reload {
+        self.reload.clone()
+    }
+
     /// Where gRPC is served, with the port that the system chose if the setting says 0.
     pub fn local_addr(&self) -> ListenAddr {
         self.listener.local_addr()
@@ -117,6 +137,8 @@ impl Bound {
             config,
             listener,
             admin,
+            security,
+            reload,
         } = self;
 
         let health = Arc::new(Health::new().await);
@@ -126,7 +148,10 @@ impl Bound {
         let recorders: Vec<_> = (0..config.workers)
             .map(|_| Arc::<Recorder>::default())
             .collect();
-        let metrics = Metrics::new(recorders.clone(), stores.gauges());
+        security.watch(&config.security, &reload, &mut background);
+        let mut gauges = stores.gauges();
+        gauges.extend(security.gauges());
+        let metrics = Metrics::new(recorders.clone(), gauges);
 
         let status = stores.status().subscribe();
         let following = background.spawn({
@@ -146,22 +171,29 @@ impl Bound {
         for (number, recorder) in recorders.into_iter().enumerate() {
             let worker = WorkerConfig {
                 number,
-                store: stores.for_worker(number),
-                limits: config.limits,
-                max_deadline: config.max_deadline,
-                max_in_flight: config.max_in_flight,
-                recorder,
-                health: health.reporter(),
+                calls: CallConfig {
+                    store: stores.for_worker(number),
+                    limits: config.limits.requests,
+                    access: security.access.as_ref().map(watch::Sender::subscribe),
+                    reflection: config.security.reflection,
+                    max_deadline: config.limits.max_deadline,
+                    max_in_flight: config.limits.max_in_flight,
+                    recorder,
+                    health: health.reporter(),
+                },
+                connections: ConnectionConfig {
+                    tls: security.tls.as_ref().map(watch::Sender::subscribe),
+                    limits: config.limits.connection,
+                },
                 draining: draining.clone(),
                 drain_timeout: config.drain_timeout,
-                max_connection_age: config.max_connection_age,
             };
             workers.push(Worker::start(worker).map_err(ServerError::Worker)?);
         }
 
         tokio::select! {
             () = shutdown => {}
-            never = accept_into(&listener, &workers, config.max_connections) => match never {},
+            never = accept_into(&listener, &workers, &config.limits) => match never {},
         }
 
         tracing::info!(timeout = %humantime::format_duration(config.drain_timeout), "draining");
@@ -197,6 +229,9 @@ impl Bound {
                 tracing::info!(store = "redis", mode = %redis.mode, url = %redis.urls, "store");
             }
         }
+        if self.config.security.insecure {
+            tracing::warn!("--insecure: callers may be unknown and unencrypted");
+        }
         if let Some(admin) = self.admin_addr() {
             tracing::info!("serving /metrics, /livez and /readyz on http://{admin}");
         }
@@ -218,19 +253,27 @@ impl Bound {
 async fn accept_into(
     listener: &Listener,
     workers: &[Worker],
-    max_connections: usize,
+    limits: &LimitsConfig,
 ) -> std::convert::Infallible {
     static LOG: OncePerSecond = OncePerSecond::new();
+    let peers = Peers::new(limits.max_connections_per_peer);
     loop {
-        let socket = accept::retry(|| listener.accept()).await;
+        let socket = accept::retry(|| listener.accept(&peers)).await;
         let open: usize = workers.iter().map(Worker::connections).sum();
-        if open >= max_connections {
+        let socket = match socket {
+            Some(socket) if open < limits.max_connections => socket,
             // Closed at once, so that a client can try elsewhere, instead of left in the queue.
-            if LOG.take() {
-                tracing::warn!(open, "max-connections reached; refusing connections");
+            refused => {
+                if LOG.take() {
+                    let limit = match refused {
+                        Some(_) => "max-connections",
+                        None => "max-connections-per-peer",
+                    };
+                    tracing::warn!(open, limit, "connections refused");
+                }
+                continue;
             }
-            continue;
-        }
+        };
         // The one with the fewest connections, so that no two clients share an event loop while
         // another is idle.
         if let Some(worker) = workers.iter().min_by_key(|worker| worker.connections()) {

@@ -1,8 +1,10 @@
-//! The three RPCs: parse the request into domain types, ask the store, reply.
+//! The three RPCs: parse the request into domain types, see that the caller may, ask the store,
+//! reply.
 //!
 //! Knows nothing of Redis, sockets or HTTP/2.
 
 use crate::{
+    auth::{Grant, Right},
     error::Error,
     model::{self, Batch, Id, Limits, Namespace, Ttl, Value},
     proto::{
@@ -28,7 +30,11 @@ impl DynDataService {
     }
 
     /// Writes a value.
-    pub(crate) async fn mark(&self, request: MarkRequest) -> Result<MarkResponse, Error> {
+    pub(crate) async fn mark(
+        &self,
+        request: MarkRequest,
+        grant: &Grant,
+    ) -> Result<MarkResponse, Error> {
         let MarkRequest {
             namespace,
             id,
@@ -36,6 +42,7 @@ impl DynDataService {
             value,
         } = request;
         let namespace = Namespace::try_from(namespace)?;
+        grant.check(Right::Write, &namespace)?;
         let id = Id::try_from(id)?;
         let value = Value::parse(value, &self.limits)?;
         let ttl = Ttl::parse(ttl, &self.limits)?;
@@ -46,13 +53,18 @@ impl DynDataService {
     }
 
     /// Reads a value.
-    pub(crate) async fn get(&self, request: GetRequest) -> Result<GetResponse, Error> {
+    pub(crate) async fn get(
+        &self,
+        request: GetRequest,
+        grant: &Grant,
+    ) -> Result<GetResponse, Error> {
         let GetRequest {
             namespace,
             id,
             include_expire_time,
         } = request;
         let namespace = Namespace::try_from(namespace)?;
+        grant.check(Right::Read, &namespace)?;
         let id = Id::try_from(id)?;
         let found = self
             .store
@@ -67,6 +79,7 @@ impl DynDataService {
     pub(crate) async fn batch_get(
         &self,
         request: BatchGetRequest,
+        grant: &Grant,
     ) -> Result<BatchGetResponse, Error> {
         let BatchGetRequest {
             namespace,
@@ -74,6 +87,7 @@ impl DynDataService {
             include_expire_time,
         } = request;
         let namespace = Namespace::try_from(namespace)?;
+        grant.check(Right::Read, &namespace)?;
         let batch = Batch::parse(ids, &self.limits)?;
         let found = self
             .store

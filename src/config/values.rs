@@ -87,6 +87,27 @@ impl fmt::Display for RedisMode {
     }
 }
 
+/// Who may use the reflection service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Reflection {
+    /// Everybody
+    Open,
+    /// Callers that the access file knows
+    Authenticated,
+    /// Nobody: there is none
+    Off,
+}
+
+impl fmt::Display for Reflection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Open => "open",
+            Self::Authenticated => "authenticated",
+            Self::Off => "off",
+        })
+    }
+}
+
 /// How old a connection may become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectionAge {
@@ -149,5 +170,22 @@ impl fmt::Display for LogFormat {
             Self::Text => "text",
             Self::Json => "json",
         })
+    }
+}
+
+/// A setting that may hold a password: it has no way to be printed. It is parsed after clap is
+/// done, because clap's messages repeat the values that they complain about.
+#[derive(Clone)]
+pub(super) struct Secret(pub(super) String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
     }
 }

@@ -1,10 +1,12 @@
 //! Listeners, and how to keep accepting when the system is short of something.
 
 use std::{
+    collections::{HashMap, hash_map::Entry},
     fs, io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     os::unix::{fs::FileTypeExt as _, net::UnixStream as StdUnixStream},
     path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -21,8 +23,71 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// An accepted socket that belongs to no event loop yet.
 #[derive(Debug)]
 pub(super) enum Socket {
-    Tcp(std::net::TcpStream),
+    Tcp(std::net::TcpStream, PeerSlot),
     Unix(StdUnixStream),
+}
+
+/// How many connections each peer address has. Clones share the counts.
+#[derive(Debug, Clone)]
+pub(super) struct Peers {
+    counts: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    max: usize,
+}
+
+/// One connection of a peer, for as long as it lasts.
+#[derive(Debug)]
+pub(super) struct PeerSlot {
+    peers: Peers,
+    pub(super) addr: IpAddr,
+}
+
+impl Peers {
+    /// At most `max` connections for each.
+    pub(super) fn new(max: usize) -> Self {
+        Self {
+            counts: Arc::default(),
+            max,
+        }
+    }
+
+    pub(super) fn enter(&self, addr: IpAddr) -> Option<PeerSlot> {
+        let mut counts = self.counts();
+        let count = counts.entry(network(addr)).or_default();
+        if *count >= self.max {
+            return None;
+        }
+        *count += 1;
+        Some(PeerSlot {
+            peers: self.clone(),
+            addr,
+        })
+    }
+
+    fn counts(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for PeerSlot {
+    fn drop(&mut self) {
+        let mut counts = self.peers.counts();
+        if let Entry::Occupied(mut count) = counts.entry(network(self.addr)) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+}
+
+/// What counts as one peer: an IPv4 address, or the /64 that one IPv6 host usually has to itself.
+fn network(addr: IpAddr) -> IpAddr {
+    match addr {
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_none() => {
+            IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64))
+        }
+        addr => addr,
+    }
 }
 
 /// The gRPC listener.
@@ -78,18 +143,21 @@ impl Listener {
         }
     }
 
-    /// Cancel-safe.
-    pub(super) async fn accept(&self) -> io::Result<Socket> {
+    /// None if the peer has too many connections already; this one is closed then. Cancel-safe.
+    pub(super) async fn accept(&self, peers: &Peers) -> io::Result<Option<Socket>> {
         match self {
             Self::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
+                let (stream, peer) = listener.accept().await?;
+                let Some(slot) = peers.enter(peer.ip()) else {
+                    return Ok(None);
+                };
                 // Replies are small, and each is waited for.
                 stream.set_nodelay(true)?;
-                stream.into_std().map(Socket::Tcp)
+                Ok(Some(Socket::Tcp(stream.into_std()?, slot)))
             }
             Self::Unix { listener, .. } => {
                 let (stream, _) = listener.accept().await?;
-                stream.into_std().map(Socket::Unix)
+                Ok(Some(Socket::Unix(stream.into_std()?)))
             }
         }
     }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::{body::Incoming, service::Service};
 use tokio::sync::watch;
 use tonic::{Code, Status, body::Body, codegen::BoxFuture, service::Routes};
@@ -27,12 +27,15 @@ use tonic_health::{
 use tower_service::Service as _;
 
 use super::{
+    OpenStore,
     deadline::{Deadline, Deadlines, grpc_timeout},
     guard::{CallBody, Guard, UntilDrain, code},
     unary::{self, ReplyBody, Rpc, is_grpc},
-    worker::WorkerConfig,
+    unsent::Unsent,
 };
 use crate::{
+    auth::{Access, Grant, San},
+    config::Reflection,
     error::Error,
     metrics::{Method, Recorder},
     model::{Limits, MAX_ID_BYTES},
@@ -40,11 +43,33 @@ use crate::{
     service::DynDataService,
 };
 
-/// Everything that the calls of one worker need. Clones share it.
+/// What a worker's calls are made of.
+pub(super) struct CallConfig {
+    pub(super) store: OpenStore,
+    pub(super) limits: Limits,
+    pub(super) access: Option<watch::Receiver<Access>>,
+    pub(super) reflection: Reflection,
+    pub(super) max_deadline: Duration,
+    pub(super) max_in_flight: usize,
+    pub(super) recorder: Arc<Recorder>,
+    pub(super) health: HealthReporter,
+}
+
+/// Everything that the calls of one connection need.
 #[derive(Clone)]
 pub(super) struct Dispatch {
+    worker: Arc<WorkerCalls>,
+    /// In the client's certificate, which has been verified.
+    names: Arc<[San]>,
+    unsent: Unsent,
+}
+
+/// Everything that the calls of one worker need.
+struct WorkerCalls {
     service: Arc<DynDataService>,
     routes: Routes,
+    access: Option<watch::Receiver<Access>>,
+    reflection: Reflection,
     recorder: Arc<Recorder>,
     draining: watch::Receiver<()>,
     deadlines: Deadlines,
@@ -56,30 +81,55 @@ pub(super) struct Dispatch {
 
 impl Dispatch {
     /// Opens the worker's store; to be called on the worker's own thread.
-    pub(super) fn new(config: WorkerConfig, deadlines: Deadlines) -> Self {
-        let WorkerConfig {
-            number: _,
+    pub(super) fn new(
+        calls: CallConfig,
+        draining: watch::Receiver<()>,
+        deadlines: Deadlines,
+    ) -> Self {
+        let CallConfig {
             store,
             limits,
+            access,
+            reflection,
             max_deadline,
             max_in_flight,
             recorder,
             health,
-            draining,
-            drain_timeout: _,
-            max_connection_age: _,
-        } = config;
+        } = calls;
         let max_message_bytes = max_message_bytes(&limits);
         Self {
-            service: Arc::new(DynDataService::new(store(), limits)),
-            routes: routes(health),
-            recorder,
-            draining,
-            deadlines,
-            in_flight: Arc::default(),
-            max_in_flight,
-            max_deadline,
-            max_message_bytes,
+            worker: Arc::new(WorkerCalls {
+                service: Arc::new(DynDataService::new(store(), limits)),
+                routes: routes(health, reflection),
+                access,
+                reflection,
+                recorder,
+                draining,
+                deadlines,
+                in_flight: Arc::default(),
+                max_in_flight,
+                max_deadline,
+                max_message_bytes,
+            }),
+            names: Arc::default(),
+            unsent: Unsent::default(),
+        }
+    }
+
+    /// For the calls of a new connection.
+    pub(super) fn of_connection(&self, names: Arc<[San]>) -> Self {
+        Self {
+            worker: Arc::clone(&self.worker),
+            names,
+            unsent: self.unsent.of_new_connection(),
+        }
+    }
+
+    /// Who makes a call, and what it may do.
+    fn identify(&self, headers: &HeaderMap) -> Result<Grant, Error> {
+        match &self.worker.access {
+            Some(access) => access.borrow().identify(headers, &self.names),
+            None => Ok(Grant::Everything),
         }
     }
 
@@ -90,30 +140,44 @@ impl Dispatch {
         request: Request<Incoming>,
         started: Instant,
     ) -> Result<Running, Error> {
+        let grant = self.identify(request.headers())?;
+        let worker = &self.worker;
         let timeout = grpc_timeout(request.headers())?
-            .unwrap_or(self.max_deadline)
-            .min(self.max_deadline);
-        let in_flight = InFlight::enter(&self.in_flight, self.max_in_flight)?;
+            .unwrap_or(worker.max_deadline)
+            .min(worker.max_deadline);
+        if !self.unsent.has_room() {
+            return Err(Error::Overloaded);
+        }
+        let in_flight = InFlight::enter(&worker.in_flight, worker.max_in_flight)?;
         Ok(Running::DynData {
             call: Box::pin(unary::call(
-                Arc::clone(&self.service),
+                Arc::clone(&worker.service),
                 rpc,
                 request.into_body(),
-                self.max_message_bytes,
+                worker.max_message_bytes,
+                grant,
+                self.unsent.clone(),
             )),
-            deadline: self.deadlines.enter(started + timeout),
+            deadline: worker.deadlines.enter(started + timeout),
             _in_flight: in_flight,
         })
     }
 
     /// A call of health or reflection; or of nothing that exists.
-    fn other(&self, request: Request<Incoming>) -> Running {
-        let mut routes = self.routes.clone();
-        let draining = self.draining.clone();
-        Running::Other(Box::pin(async move {
+    fn other(&self, request: Request<Incoming>) -> Result<Running, Error> {
+        let path = request.uri().path();
+        let open = path.starts_with("/grpc.health.v1.Health/")
+            || (self.worker.reflection == Reflection::Open
+                && path.starts_with("/grpc.reflection."));
+        if !open {
+            self.identify(request.headers())?;
+        }
+        let mut routes = self.worker.routes.clone();
+        let draining = self.worker.draining.clone();
+        Ok(Running::Other(Box::pin(async move {
             let response = routes.call(request).await?;
             Ok(response.map(|body| Body::new(UntilDrain::new(body, draining))))
-        }))
+        })))
     }
 }
 
@@ -126,8 +190,8 @@ fn max_message_bytes(limits: &Limits) -> usize {
     batch.max(limits.max_value_bytes) + OVERHEAD
 }
 
-fn routes(health: HealthReporter) -> Routes {
-    let reflection = || {
+fn routes(health: HealthReporter, reflection: Reflection) -> Routes {
+    let descriptors = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -136,8 +200,11 @@ fn routes(health: HealthReporter) -> Routes {
     };
     let health = HealthServer::new(HealthService::from_health_reporter(health));
     let mut routes = Routes::new(health);
+    if reflection == Reflection::Off {
+        return routes.prepare();
+    }
     // Older grpcurl, Postman and Kreya ask for v1alpha.
-    match (reflection().build_v1(), reflection().build_v1alpha()) {
+    match (descriptors().build_v1(), descriptors().build_v1alpha()) {
         (Ok(v1), Ok(v1alpha)) => routes = routes.add_service(v1).add_service(v1alpha),
         // The descriptor sets are built in, so a test would have failed first.
         (Err(error), _) | (_, Err(error)) => tracing::error!(%error, "no reflection"),
@@ -154,15 +221,15 @@ impl Service<Request<Incoming>> for Dispatch {
         let path = request.uri().path();
         let rpc = Rpc::from_path(path);
         let label = rpc.map_or_else(|| Method::from_path(path), Rpc::label);
-        let guard = Guard::start(&self.recorder, label);
+        let guard = Guard::start(&self.worker.recorder, label);
         let running = if !is_grpc(request.headers()) {
-            Running::NotGrpc
+            Ok(Running::NotGrpc)
         } else if let Some(rpc) = rpc {
             self.dyn_data(rpc, request, guard.started())
-                .unwrap_or_else(|error| Running::Refused(Some(error)))
         } else {
             self.other(request)
         };
+        let running = running.unwrap_or_else(|error| Running::Refused(Some(error)));
         Call {
             running,
             guard: Some(guard),

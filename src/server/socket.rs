@@ -12,10 +12,14 @@
 use std::{
     io,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    time::Sleep,
+};
 
 /// What every HTTP/2 client sends first (RFC 9113, 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -27,17 +31,22 @@ const NOT_HTTP2: &[u8] = b"HTTP/1.1 505 HTTP Version Not Supported\r\n\
 /// More than the head of a request that somebody sends by mistake.
 const MAX_UNREAD_BYTES: u64 = 16 * 1024;
 
-/// Passes everything on, but takes one buffer at a time.
+/// Passes everything on, but takes one buffer at a time, and fails when the peer takes none for
+/// too long.
 #[derive(Debug)]
 pub(super) struct Http2Socket<S> {
     inner: S,
     /// How much of the preface has been handed on.
     replayed: usize,
+    send_timeout: Duration,
+    /// Set while the peer takes nothing.
+    stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Http2Socket<S> {
     /// Waits for the client preface. An HTTP/1 client gets an answer that says what is wrong.
-    pub(super) async fn greet(mut socket: S) -> io::Result<Self> {
+    /// The peer may then take nothing for at most `send_timeout` at a time.
+    pub(super) async fn greet(mut socket: S, send_timeout: Duration) -> io::Result<Self> {
         let mut buffer = [0; PREFACE.len()];
         let mut seen = 0;
         while seen < PREFACE.len() {
@@ -60,7 +69,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http2Socket<S> {
         Ok(Self {
             inner: socket,
             replayed: 0,
+            send_timeout,
+            stalled: None,
         })
+    }
+}
+
+impl<S> Http2Socket<S> {
+    /// What writing gave; an error if it has been waiting for too long.
+    fn unless_stalled<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.stalled = None;
+            return polled;
+        }
+        let send_timeout = self.send_timeout;
+        let stalled = self
+            .stalled
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(send_timeout)));
+        ready!(stalled.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -88,11 +119,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Http2Socket<S> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.inner).poll_write(cx, bytes);
+        self.unless_stalled(cx, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        let flushed = Pin::new(&mut self.inner).poll_flush(cx);
+        self.unless_stalled(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -15,10 +15,15 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use prost::Message;
 
-use crate::{error::Error, metrics::Method, service::DynDataService};
+use super::{stream, unsent::Unsent};
+use crate::{auth::Grant, error::Error, metrics::Method, service::DynDataService};
 
 /// Before each message: whether it is compressed (1 byte), and its length (4 bytes).
 const PREFIX_BYTES: usize = 5;
+
+/// How much of a reply is handed to HTTP/2 at a time: it takes all that it is given, whether or
+/// not the client has room for it.
+const MAX_FRAME_BYTES: usize = 64 * 1024;
 
 /// A method of `dyndata.v1.DynData`.
 #[derive(Debug, Clone, Copy)]
@@ -65,13 +70,16 @@ pub(super) async fn call(
     rpc: Rpc,
     body: Incoming,
     max_message_bytes: usize,
+    grant: Grant,
+    unsent: Unsent,
 ) -> Result<Bytes, Error> {
     let message = read(body, max_message_bytes).await?;
-    match rpc {
-        Rpc::Mark => write(&service.mark(decode(message)?).await?),
-        Rpc::Get => write(&service.get(decode(message)?).await?),
-        Rpc::BatchGet => write(&service.batch_get(decode(message)?).await?),
-    }
+    let reply = match rpc {
+        Rpc::Mark => write(&service.mark(decode(message)?, &grant).await?),
+        Rpc::Get => write(&service.get(decode(message)?, &grant).await?),
+        Rpc::BatchGet => write(&service.batch_get(decode(message)?, &grant).await?),
+    };
+    Ok(unsent.count(reply?))
 }
 
 /// The one message of a request.
@@ -135,14 +143,14 @@ fn decode<M: Message + Default>(message: Bytes) -> Result<M, Error> {
     M::decode(message).map_err(|_| Error::MessageMalformed)
 }
 
-fn write(reply: &impl Message) -> Result<Bytes, Error> {
+fn write(reply: &impl Message) -> Result<Vec<u8>, Error> {
     let length = reply.encoded_len();
     let prefix = u32::try_from(length).map_err(|_| Error::Internal)?;
     let mut output = Vec::with_capacity(PREFIX_BYTES + length);
     output.push(0);
     output.extend_from_slice(&prefix.to_be_bytes());
     reply.encode(&mut output).map_err(|_| Error::Internal)?;
-    Ok(output.into())
+    Ok(output)
 }
 
 /// The headers of a reply.
@@ -161,6 +169,7 @@ pub(super) struct ReplyBody {
 
 impl ReplyBody {
     pub(super) fn new(message: Bytes) -> Self {
+        stream::progress();
         Self {
             message: Some(message),
             ended: false,
@@ -169,7 +178,11 @@ impl ReplyBody {
 
     /// The next frame, which is always there.
     pub(super) fn next_frame(&mut self) -> Option<Frame<Bytes>> {
-        if let Some(message) = self.message.take() {
+        stream::progress();
+        if let Some(mut message) = self.message.take() {
+            if message.len() > MAX_FRAME_BYTES {
+                self.message = Some(message.split_off(MAX_FRAME_BYTES));
+            }
             return Some(Frame::data(message));
         }
         if self.ended {

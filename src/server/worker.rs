@@ -2,6 +2,7 @@
 //! it, and its own way to the store. A call never leaves its thread.
 
 use std::{
+    error::Error,
     io,
     pin::pin,
     sync::{
@@ -13,49 +14,58 @@ use std::{
 };
 
 use hyper::server::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
     runtime,
-    sync::{mpsc, oneshot, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     task::JoinSet,
     time::timeout,
 };
-use tonic_health::server::HealthReporter;
+use tokio_rustls::TlsAcceptor;
 
-use super::{OpenStore, accept::Socket, call::Dispatch, deadline::Deadlines, socket::Http2Socket};
-use crate::{config::ConnectionAge, metrics::Recorder, model::Limits};
+use super::{
+    accept::Socket,
+    call::{CallConfig, Dispatch},
+    deadline::Deadlines,
+    socket::Http2Socket,
+    stream::StreamExecutor,
+    tls::{self, Tls},
+};
+use crate::{
+    auth::San,
+    config::{ConnectionAge, ConnectionLimits},
+    metrics::Recorder,
+};
 
 /// Sockets that wait for a worker; beyond it the acceptor waits, and the kernel queues.
 const QUEUE: usize = 64;
-/// Calls that one connection may have in flight.
-const MAX_CONCURRENT_STREAMS: u32 = 256;
 /// Streams that were reset because of the peer's own errors before the connection is closed.
 /// Left unset, hyper would pass on "no limit".
 const MAX_LOCAL_ERROR_RESET_STREAMS: usize = 1024;
-/// The headers of one request, decoded.
-const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
-/// How long a new connection may take to say that it is HTTP/2.
-const PREFACE_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection without traffic is asked for a sign of life after this long...
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
-/// ... and closed if there is none within this.
+/// How long a new connection may take for the TLS handshake, and then to say that it is HTTP/2.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+/// TLS handshakes in progress; more wait for their turn.
+const MAX_HANDSHAKES: usize = 256;
+/// How long a connection may take to answer a keepalive ping.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What a worker is made of.
 pub(super) struct WorkerConfig {
     pub(super) number: usize,
-    pub(super) store: OpenStore,
-    pub(super) limits: Limits,
-    pub(super) max_deadline: Duration,
-    pub(super) max_in_flight: usize,
-    pub(super) recorder: Arc<Recorder>,
-    pub(super) health: HealthReporter,
+    pub(super) calls: CallConfig,
+    pub(super) connections: ConnectionConfig,
     /// Closes when the drain begins.
     pub(super) draining: watch::Receiver<()>,
     pub(super) drain_timeout: Duration,
-    pub(super) max_connection_age: ConnectionAge,
+}
+
+/// What a worker's connections are made of.
+pub(super) struct ConnectionConfig {
+    /// On TCP sockets; unix sockets have none.
+    pub(super) tls: Option<watch::Receiver<Tls>>,
+    pub(super) limits: ConnectionLimits,
 }
 
 /// The acceptor's side of a worker.
@@ -112,23 +122,19 @@ impl Worker {
 }
 
 async fn serve(config: WorkerConfig, mut incoming: mpsc::Receiver<Socket>, open: Arc<AtomicUsize>) {
-    let mut draining = config.draining.clone();
-    let drain_timeout = config.drain_timeout;
-    let max_connection_age = config.max_connection_age;
-    let recorder = Arc::clone(&config.recorder);
+    let WorkerConfig {
+        number: _,
+        calls,
+        connections: ConnectionConfig { tls, limits },
+        mut draining,
+        drain_timeout,
+    } = config;
+    let recorder = Arc::clone(&calls.recorder);
     let deadlines = Deadlines::default();
     // Ends with the runtime, and so with the last call.
     tokio::spawn(deadlines.clone().run());
-    let dispatch = Dispatch::new(config, deadlines);
-    let mut http = http2::Builder::new(TokioExecutor::new());
-    http.timer(TokioTimer::new())
-        // gRPC has no use for a date in every reply.
-        .auto_date_header(false)
-        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
-        .max_local_error_reset_streams(MAX_LOCAL_ERROR_RESET_STREAMS)
-        .max_header_list_size(MAX_HEADER_LIST_BYTES)
-        .keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+    let dispatch = Dispatch::new(calls, draining.clone(), deadlines);
+    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
 
     let mut connections = JoinSet::new();
     loop {
@@ -139,23 +145,17 @@ async fn serve(config: WorkerConfig, mut incoming: mpsc::Receiver<Socket>, open:
         };
         let Some(socket) = socket else { break };
         let connection = Connection {
-            http: http.clone(),
+            http: http(&limits),
             dispatch: dispatch.clone(),
+            limits,
             draining: draining.clone(),
             drain_timeout,
-            max_age: max_connection_age,
             _count: Count::new(&recorder, &open),
         };
+        let (tls, handshakes) = (tls.clone(), Arc::clone(&handshakes));
         connections.spawn(async move {
-            match socket {
-                Socket::Tcp(socket) => match TcpStream::from_std(socket) {
-                    Ok(socket) => connection.serve(socket).await,
-                    Err(error) => tracing::warn!(%error, "a socket was lost"),
-                },
-                Socket::Unix(socket) => match UnixStream::from_std(socket) {
-                    Ok(socket) => connection.serve(socket).await,
-                    Err(error) => tracing::warn!(%error, "a socket was lost"),
-                },
+            if let Err(error) = connection.serve(socket, tls, &handshakes).await {
+                tracing::debug!(%error, "connection ended with an error");
             }
         });
     }
@@ -169,47 +169,108 @@ async fn serve(config: WorkerConfig, mut incoming: mpsc::Receiver<Socket>, open:
     }
 }
 
+fn http(limits: &ConnectionLimits) -> http2::Builder<StreamExecutor> {
+    let ConnectionLimits {
+        max_concurrent_streams,
+        max_header_bytes,
+        keepalive_interval,
+        send_timeout,
+        max_age: _,
+    } = *limits;
+    let mut http = http2::Builder::new(StreamExecutor { send_timeout });
+    http.timer(TokioTimer::new())
+        // gRPC has no use for a date in every reply.
+        .auto_date_header(false)
+        .max_concurrent_streams(max_concurrent_streams)
+        .max_local_error_reset_streams(MAX_LOCAL_ERROR_RESET_STREAMS)
+        .max_header_list_size(max_header_bytes)
+        .keep_alive_interval(keepalive_interval)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+    http
+}
+
 struct Connection {
-    http: http2::Builder<TokioExecutor>,
+    http: http2::Builder<StreamExecutor>,
     dispatch: Dispatch,
+    limits: ConnectionLimits,
     draining: watch::Receiver<()>,
     drain_timeout: Duration,
-    max_age: ConnectionAge,
     _count: Count,
 }
 
+type ConnectionResult = Result<(), Box<dyn Error + Send + Sync>>;
+
 impl Connection {
-    async fn serve(mut self, socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
-        let socket = tokio::select! {
-            greeted = timeout(PREFACE_TIMEOUT, Http2Socket::greet(socket)) => match greeted {
-                Ok(Ok(socket)) => socket,
-                Ok(Err(error)) => return tracing::debug!(%error, "not a gRPC client"),
-                Err(_) => return tracing::debug!("no HTTP/2 preface in time"),
-            },
-            // Nothing has begun that could be finished.
-            _ = self.draining.changed() => return,
-        };
-        let mut connection = pin!(
-            self.http
-                .serve_connection(TokioIo::new(socket), self.dispatch)
-        );
-        let result = tokio::select! {
-            result = connection.as_mut() => Ok(result),
+    async fn serve(
+        mut self,
+        socket: Socket,
+        tls: Option<watch::Receiver<Tls>>,
+        handshakes: &Semaphore,
+    ) -> ConnectionResult {
+        match (socket, tls) {
+            (Socket::Unix(socket), _) => {
+                let socket = self.greet(UnixStream::from_std(socket)?).await?;
+                self.serve_http2(socket, Arc::default()).await
+            }
+            (Socket::Tcp(socket, _slot), None) => {
+                let socket = self.greet(TcpStream::from_std(socket)?).await?;
+                self.serve_http2(socket, Arc::default()).await
+            }
+            (Socket::Tcp(socket, _slot), Some(tls)) => {
+                let acceptor = TlsAcceptor::from(Arc::clone(&tls.borrow().config));
+                let socket = TcpStream::from_std(socket)?;
+                let handshake = async {
+                    // Room for a handshake counts into its time.
+                    let _room = handshakes.acquire().await.map_err(io::Error::other)?;
+                    acceptor.accept(socket).await
+                };
+                let socket = self.in_time(handshake).await?;
+                let names = tls::names(socket.get_ref().1.peer_certificates());
+                let socket = self.greet(socket).await?;
+                self.serve_http2(socket, names).await
+            }
+        }
+    }
+
+    /// Waits for a client to say that it speaks HTTP/2.
+    async fn greet<S>(&mut self, socket: S) -> io::Result<Http2Socket<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let send_timeout = self.limits.send_timeout;
+        self.in_time(Http2Socket::greet(socket, send_timeout)).await
+    }
+
+    /// What a new client has to do soon; a drain does not wait for it, since nothing has begun
+    /// that could be finished.
+    async fn in_time<T>(&mut self, step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+        tokio::select! {
+            done = timeout(GREETING_TIMEOUT, step) => {
+                done.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            }
+            _ = self.draining.changed() => Err(io::Error::other("shutting down")),
+        }
+    }
+
+    async fn serve_http2<S>(mut self, socket: Http2Socket<S>, names: Arc<[San]>) -> ConnectionResult
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let dispatch = self.dispatch.of_connection(names);
+        let mut connection = pin!(self.http.serve_connection(TokioIo::new(socket), dispatch));
+        tokio::select! {
+            result = connection.as_mut() => result?,
             _ = self.draining.changed() => {
                 // GOAWAY: no new calls, finish those that run. The drain has a timeout of its own.
                 connection.as_mut().graceful_shutdown();
-                Ok(connection.await)
+                connection.await?;
             }
-            () = grown_old(self.max_age) => {
+            () = grown_old(self.limits.max_age) => {
                 connection.as_mut().graceful_shutdown();
-                timeout(self.drain_timeout, connection).await
+                timeout(self.drain_timeout, connection).await??;
             }
-        };
-        match result {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "connection ended with an error"),
-            Err(_) => tracing::debug!("an old connection did not finish in time"),
         }
+        Ok(())
     }
 }
 
@@ -250,13 +311,16 @@ impl Drop for Count {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
+    use std::net::TcpListener;
 
     use tonic::{Code, transport::Endpoint};
+    use tonic_health::server::HealthReporter;
     use tonic_types::StatusExt as _;
 
-    use super::*;
+    use super::{super::accept::Peers, *};
     use crate::{
+        config::Reflection,
+        model::Limits,
         proto::{GetRequest, MarkRequest, dyn_data_client::DynDataClient, mark_request::Value},
         store::Store,
     };
@@ -266,27 +330,40 @@ mod tests {
         let (drain, draining) = watch::channel(());
         let worker = Worker::start(WorkerConfig {
             number: 0,
-            store: Box::new(|| Store::Panicking),
-            limits: Limits {
-                default_ttl: Duration::from_secs(60),
-                max_ttl: Duration::from_secs(60),
-                max_batch: 1,
-                max_value_bytes: 1,
+            calls: CallConfig {
+                store: Box::new(|| Store::Panicking),
+                limits: Limits {
+                    default_ttl: Duration::from_secs(60),
+                    max_ttl: Duration::from_secs(60),
+                    max_batch: 1,
+                    max_value_bytes: 1,
+                },
+                access: None,
+                reflection: Reflection::Open,
+                max_deadline: Duration::from_secs(60),
+                max_in_flight: 1,
+                recorder: Arc::default(),
+                health: HealthReporter::new(),
             },
-            max_deadline: Duration::from_secs(60),
-            max_in_flight: 1,
-            recorder: Arc::default(),
-            health: HealthReporter::new(),
+            connections: ConnectionConfig {
+                tls: None,
+                limits: ConnectionLimits {
+                    max_concurrent_streams: 10,
+                    max_header_bytes: 16 * 1024,
+                    keepalive_interval: Duration::from_secs(60),
+                    send_timeout: Duration::from_secs(10),
+                    max_age: ConnectionAge::Off,
+                },
+            },
             draining,
             drain_timeout: Duration::from_secs(1),
-            max_connection_age: ConnectionAge::Off,
         })
         .expect("a thread");
         let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
         let addr = listener.local_addr().expect("an address");
         let endpoint = Endpoint::from_shared(format!("http://{addr}")).expect("a URL");
         let mut client = DynDataClient::new(endpoint.connect_lazy());
-        let accepting = thread::spawn(move || listener.accept().expect("accepts").0);
+        let accepting = thread::spawn(move || listener.accept().expect("accepts"));
 
         let request = || MarkRequest {
             id: "42".to_owned(),
@@ -298,12 +375,13 @@ mod tests {
             let mut client = client.clone();
             async move { client.mark(request()).await }
         });
-        let socket: TcpStream = tokio::task::spawn_blocking(|| accepting.join())
+        let (socket, peer) = tokio::task::spawn_blocking(|| accepting.join())
             .await
             .expect("ends")
             .expect("accepts");
         socket.set_nonblocking(true).expect("a socket");
-        worker.hand_over(Socket::Tcp(socket)).await;
+        let slot = Peers::new(1).enter(peer.ip()).expect("the first");
+        worker.hand_over(Socket::Tcp(socket, slot)).await;
         first.await.expect("ends").expect("marks");
 
         let get = GetRequest {

@@ -15,13 +15,13 @@ mod link;
 mod pipe;
 mod resp;
 mod sentinel;
+mod tls;
 mod url;
 
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-pub(crate) use self::url::{RedisUrl, RedisUrls};
 use self::{
     cluster::Cluster,
     connect::Connector,
@@ -29,6 +29,10 @@ use self::{
     link::Link,
     resp::{Commands, Replies, Reply, argument},
     sentinel::Sentinels,
+};
+pub(crate) use self::{
+    tls::RedisTlsFiles,
+    url::{RedisUrl, RedisUrls},
 };
 use crate::{
     config::{RedisConfig, RedisMode},
@@ -60,11 +64,12 @@ impl RedisStore {
             mode,
             sentinel_master,
             password_file,
+            tls,
             timeout,
             key_prefix,
             key_format,
         } = config;
-        let connector = Connector::to(urls.first(), password_file.clone());
+        let connector = Connector::to(urls.first(), password_file.clone(), tls.clone());
         let report = Box::new(move |state| status.set(worker, state));
         let servers = match mode {
             RedisMode::Standalone => Servers::One(Link::start(connector, *timeout, report)),

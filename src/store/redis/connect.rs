@@ -30,6 +30,7 @@ use super::{
     RedisUrl,
     failure::{self, PingFailure},
     sentinel::Sentinels,
+    tls::{self, RedisTlsError, RedisTlsFiles},
 };
 
 /// Probes start after this long without traffic, and repeat as often.
@@ -48,7 +49,16 @@ pub(super) struct Connector {
     /// Of the data nodes: user, password and database.
     settings: RedisConnectionInfo,
     password_file: Option<PathBuf>,
-    tls: Option<TlsConnector>,
+    tls: Option<Tls>,
+}
+
+/// How TLS is spoken, if it is.
+#[derive(Clone)]
+enum Tls {
+    /// Trusting the system's authorities, which are read once.
+    System(TlsConnector),
+    /// With these files, which are read at every connect, so that new ones are picked up.
+    Files(RedisTlsFiles),
 }
 
 /// Where Redis is.
@@ -78,6 +88,8 @@ pub(super) enum ConnectError {
     Redis(#[from] RedisError),
     #[error("cannot read the password file: {0}")]
     PasswordFile(#[source] io::Error),
+    #[error("{0}")]
+    Tls(#[from] RedisTlsError),
     #[error("the server name is not valid for TLS")]
     ServerName,
     #[error("connection closed")]
@@ -93,15 +105,17 @@ pub(super) enum ConnectError {
 }
 
 impl Connector {
-    /// To the Redis behind a URL. Trusts the system's certificate authorities for `rediss://`.
-    pub(super) fn to(url: &RedisUrl, password_file: Option<PathBuf>) -> Self {
+    /// To the Redis behind a URL.
+    pub(super) fn to(url: &RedisUrl, password_file: Option<PathBuf>, tls: RedisTlsFiles) -> Self {
         let info = url.connection_info();
-        let addr = info.addr().clone();
         Self {
             settings: info.redis_settings().clone(),
             password_file,
-            tls: matches!(addr, ConnectionAddr::TcpTls { .. }).then(tls_connector),
-            place: Place::Address(addr),
+            tls: url.is_tls().then(|| match tls.are_given() {
+                true => Tls::Files(tls),
+                false => Tls::System(tls::system()),
+            }),
+            place: Place::Address(info.addr().clone()),
         }
     }
 
@@ -221,8 +235,10 @@ impl Connector {
         Ok(match addr {
             ConnectionAddr::Tcp(host, port) => Box::new(tcp(host, *port).await?),
             ConnectionAddr::TcpTls { host, port, .. } => {
-                let Some(tls) = &self.tls else {
-                    return Err(io::Error::other("TLS is not set up").into());
+                let tls = match &self.tls {
+                    Some(Tls::System(connector)) => connector.clone(),
+                    Some(Tls::Files(files)) => files.load()?,
+                    None => return Err(io::Error::other("TLS is not set up").into()),
                 };
                 let name =
                     ServerName::try_from(host.clone()).map_err(|_| ConnectError::ServerName)?;
@@ -328,17 +344,4 @@ async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
     socket.set_tcp_keepalive(&keepalive)?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     Ok(stream)
-}
-
-fn tls_connector() -> TlsConnector {
-    let mut roots = rustls::RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
-    for error in &found.errors {
-        tracing::warn!(%error, "cannot read a system certificate");
-    }
-    roots.add_parsable_certificates(found.certs);
-    let config = rustls::ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    TlsConnector::from(Arc::new(config))
 }

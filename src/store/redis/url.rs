@@ -31,7 +31,8 @@ impl RedisUrl {
         self.0.clone()
     }
 
-    fn is_tls(&self) -> bool {
+    /// Whether TLS is spoken.
+    pub(crate) fn is_tls(&self) -> bool {
         matches!(self.0.addr(), ConnectionAddr::TcpTls { .. })
     }
 

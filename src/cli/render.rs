@@ -1,0 +1,135 @@
+//! How values come in from the command line and go out to people and programs.
+
+use std::{
+    ffi::OsString,
+    fmt::Write as _,
+    io::{self, Write as _},
+    os::unix::ffi::OsStringExt as _,
+    time::Duration,
+};
+
+use clap::ValueEnum;
+use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
+
+use super::CliError;
+use crate::proto::{self, Entry};
+
+/// How to print a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Output {
+    /// For people
+    Text,
+    /// The protobuf JSON mapping, as grpcurl prints it
+    Json,
+}
+
+/// The types of a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ValueType {
+    /// A signed 64-bit number
+    Int,
+    /// UTF-8 text
+    String,
+    /// Opaque bytes, as they are on the command line
+    Bytes,
+}
+
+/// The value on a command line; an integer is an int unless `value_type` says otherwise.
+pub(super) fn typed(
+    value: OsString,
+    value_type: Option<ValueType>,
+) -> Result<proto::mark_request::Value, CliError> {
+    use proto::mark_request::Value;
+    let not_utf8 = |_| CliError::Usage("the value is not UTF-8; use --type bytes".to_owned());
+    match value_type {
+        Some(ValueType::Bytes) => Ok(Value::BytesValue(value.into_vec())),
+        Some(ValueType::String) => Ok(Value::StringValue(value.into_string().map_err(not_utf8)?)),
+        Some(ValueType::Int) => {
+            let text = value.into_string().map_err(not_utf8)?;
+            let int = text.parse().map_err(|_| {
+                CliError::Usage("the value is not a signed 64-bit integer".to_owned())
+            })?;
+            Ok(Value::IntValue(int))
+        }
+        None => {
+            let text = value.into_string().map_err(not_utf8)?;
+            // Only what is written exactly as the number would be: 007 is a string.
+            Ok(match text.parse::<i64>() {
+                Ok(int) if int.to_string() == text => Value::IntValue(int),
+                _ => Value::StringValue(text),
+            })
+        }
+    }
+}
+
+/// A time to live for the wire.
+pub(super) fn wire_duration(duration: Duration) -> Result<prost_types::Duration, CliError> {
+    prost_types::Duration::try_from(duration)
+        .map_err(|_| CliError::Usage("--ttl is too long".to_owned()))
+}
+
+/// The value for people: bytes are escaped.
+pub(super) fn value_text(entry: &Entry) -> String {
+    use proto::entry::Value;
+    let mut text = match &entry.value {
+        None => return "(not marked)".to_owned(),
+        Some(Value::IntValue(int)) => int.to_string(),
+        Some(Value::StringValue(text)) => text.clone(),
+        Some(Value::BytesValue(bytes)) => bytes.escape_ascii().to_string(),
+    };
+    if entry.expire_time.is_some() {
+        // Writing to a String cannot fail.
+        _ = write!(text, "\t(expires {})", time(entry.expire_time.as_ref()));
+    }
+    text
+}
+
+/// An expire time for people.
+pub(super) fn time(time: Option<&prost_types::Timestamp>) -> String {
+    time.map_or_else(|| "never".to_owned(), ToString::to_string)
+}
+
+/// The protobuf JSON mapping with an indent of two, which is what grpcurl prints.
+pub(super) fn json(message: &str, reply: &impl prost::Message) -> Result<String, CliError> {
+    let failed = |error: &dyn std::error::Error| CliError::Json(chain(error));
+    let pool = DescriptorPool::decode(proto::FILE_DESCRIPTOR_SET).map_err(|e| failed(&e))?;
+    let descriptor = pool
+        .get_message_by_name(&format!("dyndata.v1.{message}"))
+        .ok_or_else(|| CliError::Json("unknown message".to_owned()))?;
+    let mut dynamic = DynamicMessage::new(descriptor);
+    dynamic.transcode_from(reply).map_err(|e| failed(&e))?;
+    let mut text = Vec::new();
+    let mut serializer = serde_json::Serializer::pretty(&mut text);
+    dynamic
+        .serialize_with_options(&mut serializer, &SerializeOptions::new())
+        .map_err(|e| failed(&e))?;
+    let text = String::from_utf8(text).map_err(|e| failed(&e))?;
+    // As Go's encoder does, so that the output can stand in HTML and JavaScript. These characters
+    // occur in JSON strings only.
+    Ok(text
+        .replace('<', "\\u003c")
+        .replace('>', "\\u003e")
+        .replace('&', "\\u0026")
+        .replace('\u{2028}', "\\u2028")
+        .replace('\u{2029}', "\\u2029"))
+}
+
+/// An error with its causes, in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !line.ends_with(&cause_text) {
+            // Writing to a String cannot fail.
+            _ = write!(line, ": {cause_text}");
+        }
+        source = cause.source();
+    }
+    line
+}
+
+/// Prints a line to standard output.
+pub(super) fn print_line(text: &str) -> Result<(), CliError> {
+    Ok(writeln!(io::stdout(), "{text}")?)
+}

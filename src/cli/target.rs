@@ -1,0 +1,164 @@
+//! Where and how the client commands call.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tonic::{
+    metadata::MetadataValue,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+};
+
+use super::{
+    CliError,
+    render::{Output, chain, json, print_line},
+};
+use crate::proto::{
+    BatchGetRequest, BatchGetResponse, GetRequest, GetResponse, MarkRequest, MarkResponse,
+    dyn_data_client::DynDataClient,
+};
+
+/// Where and how a client command calls.
+#[derive(Debug, clap::Args)]
+pub struct Target {
+    /// The server
+    #[arg(
+        long,
+        env = "DYNDATA_ADDR",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:50051"
+    )]
+    addr: String,
+    /// The namespace of the ids
+    #[arg(long, env = "DYNDATA_NAMESPACE", default_value = "")]
+    pub(super) namespace: String,
+    /// How to print the result
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(super) output: Output,
+    /// Authorities for the certificate of a server behind https://, as PEM [default: the system's]
+    #[arg(long, env = "DYNDATA_CLIENT_TLS_CA", value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// Client certificate, as PEM; with --tls-key
+    #[arg(
+        long,
+        env = "DYNDATA_CLIENT_TLS_CERT",
+        value_name = "FILE",
+        requires = "tls_key"
+    )]
+    tls_cert: Option<PathBuf>,
+    /// Private key of the client certificate, as PEM
+    #[arg(
+        long,
+        env = "DYNDATA_CLIENT_TLS_KEY",
+        value_name = "FILE",
+        requires = "tls_cert"
+    )]
+    tls_key: Option<PathBuf>,
+    /// File with the bearer token to call with
+    #[arg(long, env = "DYNDATA_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// How long the call may take
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+}
+
+impl Target {
+    /// Connects.
+    pub(super) async fn channel(&self) -> Result<Channel, CliError> {
+        let failed = |error: tonic::transport::Error| CliError::Connect {
+            addr: self.addr.clone(),
+            reason: chain(&error),
+        };
+        let mut endpoint = Endpoint::from_shared(self.addr.clone())
+            .map_err(failed)?
+            .connect_timeout(self.timeout);
+        if endpoint.uri().scheme_str() == Some("https") {
+            endpoint = endpoint.tls_config(self.tls()?).map_err(failed)?;
+        }
+        endpoint.connect().await.map_err(failed)
+    }
+
+    fn tls(&self) -> Result<ClientTlsConfig, CliError> {
+        let mut tls = ClientTlsConfig::new();
+        tls = match &self.tls_ca {
+            Some(file) => tls.ca_certificate(Certificate::from_pem(read(file)?)),
+            None => tls.with_native_roots(),
+        };
+        if let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) {
+            tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
+        }
+        Ok(tls)
+    }
+
+    /// Connects, for calls of the service itself.
+    pub(super) async fn client(&self) -> Result<Client<'_>, CliError> {
+        Ok(Client {
+            // A batch of large values is larger than the usual 4 MiB.
+            inner: DynDataClient::new(self.channel().await?).max_decoding_message_size(usize::MAX),
+            target: self,
+        })
+    }
+
+    /// A request with the deadline and the token.
+    pub(super) fn request<T>(&self, message: T) -> Result<tonic::Request<T>, CliError> {
+        let mut request = tonic::Request::new(message);
+        request.set_timeout(self.timeout);
+        if let Some(file) = &self.token_file {
+            let token = read(file)?;
+            let token = format!("Bearer {}", token.trim());
+            let mut token = MetadataValue::try_from(token).map_err(|_| {
+                CliError::Usage(format!("{} does not hold a token", file.display()))
+            })?;
+            token.set_sensitive(true);
+            request.metadata_mut().insert("authorization", token);
+        }
+        Ok(request)
+    }
+
+    /// Prints a reply as asked for: as `text`, or the message as JSON.
+    pub(super) fn print(
+        &self,
+        message: &str,
+        reply: &impl prost::Message,
+        text: &str,
+    ) -> Result<(), CliError> {
+        match self.output {
+            Output::Text => print_line(text),
+            Output::Json => print_line(&json(message, reply)?),
+        }
+    }
+}
+
+/// The generated client, with deadline and token on every call.
+pub(super) struct Client<'a> {
+    inner: DynDataClient<Channel>,
+    target: &'a Target,
+}
+
+impl Client<'_> {
+    pub(super) async fn mark(&mut self, mark: MarkRequest) -> Result<MarkResponse, CliError> {
+        let request = self.target.request(mark)?;
+        Ok(self.inner.mark(request).await?.into_inner())
+    }
+
+    pub(super) async fn get(&mut self, get: GetRequest) -> Result<GetResponse, CliError> {
+        let request = self.target.request(get)?;
+        Ok(self.inner.get(request).await?.into_inner())
+    }
+
+    pub(super) async fn batch_get(
+        &mut self,
+        batch_get: BatchGetRequest,
+    ) -> Result<BatchGetResponse, CliError> {
+        let request = self.target.request(batch_get)?;
+        Ok(self.inner.batch_get(request).await?.into_inner())
+    }
+}
+
+fn read(file: &Path) -> Result<String, CliError> {
+    std::fs::read_to_string(file).map_err(|source| CliError::File {
+        file: file.to_owned(),
+        source,
+    })
+}

@@ -1,0 +1,129 @@
+//! What is in force of certificates and access file, and keeping it so.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::{sync::watch, task::JoinSet};
+
+use super::{
+    ServerError,
+    tls::{ClientCertificate, Tls},
+};
+use crate::{
+    auth::Access,
+    config::SecurityConfig,
+    metrics::GaugeFn,
+    reload::{self, Reload},
+};
+
+/// How long before its expiry a certificate is warned about, and how often.
+const WARN_BEFORE: Duration = Duration::from_secs(14 * 86_400);
+const WARN_INTERVAL: Duration = Duration::from_secs(6 * 3600);
+
+/// What is in force; workers follow it.
+#[derive(Debug)]
+pub(super) struct Security {
+    pub(super) tls: Option<watch::Sender<Tls>>,
+    pub(super) access: Option<watch::Sender<Access>>,
+}
+
+impl Security {
+    pub(super) fn load(config: &SecurityConfig) -> Result<Self, ServerError> {
+        let access = config.access_file.as_deref().map(Access::load);
+        let access = access
+            .transpose()
+            .map_err(|error| ServerError::Security(format!("access file: {error}")))?;
+        let client = client_certificate(access.as_ref());
+        let tls = config.tls.as_ref().map(|files| files.load(client));
+        let tls = tls
+            .transpose()
+            .map_err(|error| ServerError::Security(error.to_string()))?;
+        Ok(Self {
+            tls: tls.map(watch::Sender::new),
+            access: access.map(watch::Sender::new),
+        })
+    }
+
+    /// Follows the files, in `background`.
+    pub(super) fn watch(
+        &self,
+        config: &SecurityConfig,
+        reload: &Reload,
+        background: &mut JoinSet<()>,
+    ) {
+        if let (Some(file), Some(current)) = (&config.access_file, &self.access) {
+            let load = {
+                let file = file.clone();
+                move || Access::load(&file)
+            };
+            let files = vec![file.clone()];
+            background.spawn(reload::watch(
+                "access file",
+                files,
+                load,
+                current.clone(),
+                reload.clone(),
+            ));
+        }
+        if let (Some(tls), Some(current)) = (&config.tls, &self.tls) {
+            let mut files = tls.paths();
+            // Whether tokens will do instead of a certificate is in there.
+            files.extend(config.access_file.clone());
+            let load = {
+                let (tls, access) = (tls.clone(), self.access.clone());
+                move || {
+                    let access = access.as_ref().map(watch::Sender::borrow);
+                    tls.load(client_certificate(access.as_deref()))
+                }
+            };
+            background.spawn(reload::watch(
+                "certificates",
+                files,
+                load,
+                current.clone(),
+                reload.clone(),
+            ));
+            background.spawn(warn_before_expiry(current.subscribe(), tls.cert.clone()));
+        }
+    }
+
+    pub(super) fn gauges(&self) -> Vec<(&'static str, &'static str, GaugeFn)> {
+        let Some(tls) = &self.tls else {
+            return Vec::new();
+        };
+        let tls = tls.subscribe();
+        vec![(
+            "dyndata_tls_certificate_expiry_timestamp_seconds",
+            "When the certificate of the gRPC listener expires, in seconds since 1970",
+            Box::new(move || tls.borrow().expires),
+        )]
+    }
+}
+
+/// Whoever can have a token need not have a certificate.
+fn client_certificate(access: Option<&Access>) -> ClientCertificate {
+    match access {
+        Some(access) if access.has_tokens() => ClientCertificate::Optional,
+        Some(_) | None => ClientCertificate::Required,
+    }
+}
+
+async fn warn_before_expiry(mut tls: watch::Receiver<Tls>, file: PathBuf) {
+    loop {
+        let expires = tls.borrow_and_update().expires;
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        let left = u64::try_from(expires).unwrap_or(0).saturating_sub(now);
+        if left < WARN_BEFORE.as_secs() {
+            let days = left / 86_400;
+            tracing::warn!(file = %file.display(), days, "the certificate expires soon");
+        }
+        // A new certificate is looked at when it comes.
+        if let Ok(Err(_)) = tokio::time::timeout(WARN_INTERVAL, tls.changed()).await {
+            return;
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! TLS on the gRPC listener: what the certificate files make, and what a handshake tells.
+//!
+//! TLS 1.2 and 1.3 with rustls's own choice of suites, ALPN `h2`.
+
+use std::{path::PathBuf, sync::Arc};
+
+use rustls::{
+    RootCertStore, ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    server::WebPkiClientVerifier,
+};
+use thiserror::Error;
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+
+use crate::auth::San;
+
+/// Where certificate and key are.
+#[derive(Debug, Clone)]
+pub(crate) struct TlsFiles {
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) client_ca: Option<PathBuf>,
+}
+
+/// Whether a client may come without a certificate, if there is an authority for them at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ClientCertificate {
+    /// No.
+    Required,
+    /// Yes: it may have a token instead.
+    Optional,
+}
+
+/// What the files make.
+#[derive(Debug, Clone)]
+pub(crate) struct Tls {
+    pub(crate) config: Arc<ServerConfig>,
+    /// When the server's certificate expires, in seconds since 1970.
+    pub(crate) expires: i64,
+}
+
+/// Why the files make nothing. Names files, never what is in them.
+#[derive(Debug, Error)]
+pub(crate) enum TlsError {
+    #[error("cannot read {}: {reason}", file.display())]
+    File { file: PathBuf, reason: String },
+    #[error("{} has no certificate", file.display())]
+    Empty { file: PathBuf },
+    #[error("{} has a certificate that cannot be parsed", file.display())]
+    Certificate { file: PathBuf },
+    #[error("certificate and key: {0}")]
+    Pair(#[source] rustls::Error),
+    #[error("client certificate authority: {0}")]
+    ClientCa(#[source] rustls::server::VerifierBuilderError),
+}
+
+impl TlsFiles {
+    /// All of them, to be watched.
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
+        let Self {
+            cert,
+            key,
+            client_ca,
+        } = self;
+        [Some(cert), Some(key), client_ca.as_ref()]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect()
+    }
+
+    /// Reads and checks them.
+    pub(crate) fn load(&self, client: ClientCertificate) -> Result<Tls, TlsError> {
+        let chain = certificates(&self.cert)?;
+        let expires = X509Certificate::from_der(&chain[0])
+            .map_err(|_| TlsError::Certificate {
+                file: self.cert.clone(),
+            })?
+            .1
+            .validity()
+            .not_after
+            .timestamp();
+        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| TlsError::File {
+            file: self.key.clone(),
+            reason: error.to_string(),
+        })?;
+        let builder = ServerConfig::builder();
+        let builder = match &self.client_ca {
+            None => builder.with_no_client_auth(),
+            Some(file) => {
+                let mut roots = RootCertStore::empty();
+                for root in certificates(file)? {
+                    roots
+                        .add(root)
+                        .map_err(|_| TlsError::Certificate { file: file.clone() })?;
+                }
+                let verifier = WebPkiClientVerifier::builder(roots.into());
+                let verifier = match client {
+                    ClientCertificate::Required => verifier,
+                    ClientCertificate::Optional => verifier.allow_unauthenticated(),
+                };
+                builder.with_client_cert_verifier(verifier.build().map_err(TlsError::ClientCa)?)
+            }
+        };
+        let mut config = builder
+            .with_single_cert(chain, key)
+            .map_err(TlsError::Pair)?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Tls {
+            config: Arc::new(config),
+            expires,
+        })
+    }
+}
+
+fn certificates(file: &PathBuf) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let unreadable = |error: rustls::pki_types::pem::Error| TlsError::File {
+        file: file.clone(),
+        reason: error.to_string(),
+    };
+    let certificates = CertificateDer::pem_file_iter(file)
+        .map_err(unreadable)?
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(unreadable)?;
+    if certificates.is_empty() {
+        return Err(TlsError::Empty { file: file.clone() });
+    }
+    Ok(certificates)
+}
+
+/// The names in a client's certificate, which rustls has verified. None if it has none, or one
+/// that cannot be parsed.
+pub(super) fn names(certificates: Option<&[CertificateDer<'_>]>) -> Arc<[San]> {
+    let parsed = certificates
+        .and_then(<[_]>::first)
+        .and_then(|certificate| X509Certificate::from_der(certificate).ok());
+    let Some((_, certificate)) = parsed else {
+        return Arc::default();
+    };
+    let Ok(Some(extension)) = certificate.subject_alternative_name() else {
+        return Arc::default();
+    };
+    let names = extension
+        .value
+        .general_names
+        .iter()
+        .filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some(San::Dns(name.to_ascii_lowercase())),
+            GeneralName::URI(uri) => Some(San::Uri((*uri).to_owned())),
+            _ => None,
+        });
+    names.collect()
+}
