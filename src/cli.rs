@@ -187,6 +187,10 @@ impl From<Status> for CliError {
 
 /// `CODE: message (REASON)`.
 fn describe(status: &Status) -> String {
+    // A status with a cause is one that no server sent.
+    if let Some(cause) = std::error::Error::source(status) {
+        return format!("no answer: {}", render::chain(cause));
+    }
     let mut line = format!("{:?}: {}", status.code(), status.message());
     if let Some(info) = status.get_details_error_info() {
         // Writing to a String cannot fail.

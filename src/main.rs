@@ -71,9 +71,18 @@ async fn run(config: Config) -> Result<ExitCode, Box<dyn std::error::Error>> {
             }
         }
     };
+    let mut hangup = signal(SignalKind::hangup())?;
     let bound = Server::bind(config).await?;
+    let reload = bound.reload();
+    let reloading = async {
+        while hangup.recv().await.is_some() {
+            reload.now();
+        }
+        std::future::pending().await
+    };
     tokio::select! {
         served = bound.run(shutdown) => Ok(served.map(|()| ExitCode::SUCCESS)?),
+        never = reloading => never,
         () = second_signal => {
             tracing::warn!("second signal: ending at once");
             Ok(ExitCode::FAILURE)

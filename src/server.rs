@@ -243,8 +243,16 @@ impl Bound {
             ListenAddr::Tcp(addr) => addr.to_string(),
             ListenAddr::Unix(path) => format!("-unix {}", path.display()),
         };
+        let plaintext = match self.security.tls {
+            Some(_) => "",
+            None => "-plaintext ",
+        };
+        let token = match self.security.access {
+            Some(_) => "-H 'authorization: Bearer TOKEN' ",
+            None => "",
+        };
         tracing::info!(
-            r#"try: grpcurl -plaintext -d '{{"id":"42","int_value":100}}' {target} dyndata.v1.DynData/Mark"#
+            r#"try: grpcurl {plaintext}{token}-d '{{"id":"42","int_value":100}}' {target} dyndata.v1.DynData/Mark"#
         );
     }
 }

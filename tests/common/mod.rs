@@ -5,6 +5,8 @@
     reason = "each test binary has this module to itself and uses a part of it"
 )]
 
+pub mod certificates;
+
 use std::{
     fs,
     net::TcpListener,

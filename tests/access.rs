@@ -1,0 +1,464 @@
+//! Who may call what: every RPC by every kind of caller, on TLS and on plaintext.
+
+mod common;
+
+use common::{
+    Running,
+    certificates::{Authority, Files, Identity, Validity},
+};
+use dyndata::proto::{
+    BatchGetRequest, FILE_DESCRIPTOR_SET, GetRequest, MarkRequest, dyn_data_client::DynDataClient,
+    mark_request::Value,
+};
+use prost::Message as _;
+use tokio_stream::StreamExt as _;
+use tonic::{
+    Code, Request, Status,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
+};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_reflection::pb::{v1, v1alpha};
+
+const NAMESPACE: &str = "orders";
+
+/// Every RPC that the server has.
+const RPCS: [&str; 7] = [
+    "dyndata.v1.DynData/Mark",
+    "dyndata.v1.DynData/Get",
+    "dyndata.v1.DynData/BatchGet",
+    "grpc.health.v1.Health/Check",
+    "grpc.health.v1.Health/Watch",
+    "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
+
+/// Somebody who calls.
+struct Caller {
+    name: &'static str,
+    token: Option<String>,
+    identity: Option<Identity>,
+    knows: Known,
+}
+
+/// What the server makes of somebody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    /// It does not let it connect.
+    Refused,
+    Nobody,
+    Reader,
+    Writer,
+    ReaderAndWriter,
+    /// A reader and writer of another namespace.
+    Elsewhere,
+}
+
+/// The code that an RPC must end with; none if there must be no connection.
+fn expected(rpc: &str, known: Known) -> Option<Code> {
+    let (service, method) = rpc.split_once('/').expect("a method");
+    Some(match (service, method, known) {
+        (_, _, Known::Refused) => return None,
+        // Probes have no credentials.
+        ("grpc.health.v1.Health", "Check" | "Watch", _) => Code::Ok,
+        (_, _, Known::Nobody) => Code::Unauthenticated,
+        (
+            "grpc.reflection.v1.ServerReflection" | "grpc.reflection.v1alpha.ServerReflection",
+            ..,
+        ) => Code::Ok,
+        ("dyndata.v1.DynData", "Mark", Known::Writer | Known::ReaderAndWriter) => Code::Ok,
+        ("dyndata.v1.DynData", "Get" | "BatchGet", Known::Reader | Known::ReaderAndWriter) => {
+            Code::Ok
+        }
+        ("dyndata.v1.DynData", "Mark" | "Get" | "BatchGet", _) => Code::PermissionDenied,
+        _ => panic!("no cell for {rpc} and {known:?}"),
+    })
+}
+
+#[test]
+fn every_rpc_is_in_the_matrix() {
+    let sets = [
+        FILE_DESCRIPTOR_SET,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        v1::FILE_DESCRIPTOR_SET,
+        v1alpha::FILE_DESCRIPTOR_SET,
+    ];
+    let mut found = Vec::new();
+    for set in sets {
+        let set = prost_types::FileDescriptorSet::decode(set).expect("a descriptor set");
+        for file in set.file {
+            for service in &file.service {
+                for method in &service.method {
+                    found.push(format!(
+                        "{}.{}/{}",
+                        file.package(),
+                        service.name(),
+                        method.name()
+                    ));
+                }
+            }
+        }
+    }
+    found.sort();
+    found.dedup();
+    let mut listed = RPCS.map(str::to_owned).to_vec();
+    listed.sort();
+    assert_eq!(found, listed);
+}
+
+#[tokio::test]
+async fn every_caller_gets_what_the_access_file_says_on_tls() {
+    let setup = Setup::new();
+    let server = setup.start_tls();
+    let callers = setup.callers();
+    let cells = check(&callers, async |caller| {
+        let mut tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(&setup.authority.pem))
+            .domain_name("localhost");
+        if let Some(Identity { cert, key }) = &caller.identity {
+            tls = tls.identity(tonic::transport::Identity::from_pem(cert, key));
+        }
+        let endpoint = Endpoint::from_shared(format!("https://{}", server.addr)).expect("a URL");
+        endpoint.tls_config(tls).expect("TLS").connect_lazy()
+    })
+    .await;
+    println!("authorization on TLS: {cells} cells, all as expected");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn every_caller_gets_what_the_access_file_says_on_plaintext() {
+    let setup = Setup::new();
+    let access = setup.files.path("access.toml");
+    let server = Running::start(&["--access-file", &access]);
+    // There are no certificates here.
+    let mut callers = setup.callers();
+    callers.retain(|caller| caller.identity.is_none());
+    let cells = check(&callers, async |_| server.channel().await).await;
+    println!("authorization on plaintext: {cells} cells, all as expected");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn reflection_is_for_whom_the_setting_says() {
+    let setup = Setup::new();
+    let access = setup.files.path("access.toml");
+    let reflection = RPCS[5];
+    for (arguments, nobody, somebody) in [
+        (vec![], Code::Ok, Code::Ok),
+        (
+            vec!["--access-file", &access],
+            Code::Unauthenticated,
+            Code::Ok,
+        ),
+        (
+            vec!["--access-file", &access, "--reflection=open"],
+            Code::Ok,
+            Code::Ok,
+        ),
+        (
+            vec!["--access-file", &access, "--reflection=off"],
+            Code::Unauthenticated,
+            Code::Unimplemented,
+        ),
+        (
+            vec!["--reflection=off"],
+            Code::Unimplemented,
+            Code::Unimplemented,
+        ),
+    ] {
+        let server = Running::start(&arguments);
+        let channel = server.channel().await;
+        let code = call(reflection, channel.clone(), None).await.err();
+        assert_eq!(
+            code.map_or(Code::Ok, |status| status.code()),
+            nobody,
+            "{arguments:?}"
+        );
+        let code = call(reflection, channel, Some(&setup.reader)).await.err();
+        assert_eq!(
+            code.map_or(Code::Ok, |status| status.code()),
+            somebody,
+            "{arguments:?}"
+        );
+        server.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn without_an_access_file_a_certificate_of_the_authority_is_enough_and_needed() {
+    let setup = Setup::new();
+    let server = setup.start_tls_with(&[]);
+    for (identity, allowed) in [
+        (Some(setup.authority.issue("anybody", Validity::Now)), true),
+        (
+            Some(setup.authority.issue("anybody", Validity::Expired)),
+            false,
+        ),
+        (
+            Some(Authority::new().issue("anybody", Validity::Now)),
+            false,
+        ),
+        (None, false),
+    ] {
+        let mut tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(&setup.authority.pem))
+            .domain_name("localhost");
+        if let Some(Identity { cert, key }) = &identity {
+            tls = tls.identity(tonic::transport::Identity::from_pem(cert, key));
+        }
+        let endpoint = Endpoint::from_shared(format!("https://{}", server.addr)).expect("a URL");
+        let channel = endpoint.tls_config(tls).expect("TLS").connect_lazy();
+        let result = call(RPCS[0], channel, None).await;
+        assert_eq!(result.is_ok(), allowed, "{identity:?}: {result:?}");
+    }
+    server.stop().await;
+}
+
+/// Certificates, tokens and the access file that knows them.
+struct Setup {
+    authority: Authority,
+    files: Files,
+    reader: String,
+}
+
+impl Setup {
+    fn new() -> Self {
+        let files = Files::new();
+        let setup = Self {
+            authority: Authority::new(),
+            reader: token("reader"),
+            files,
+        };
+        let server = setup.authority.issue("localhost", Validity::Now);
+        setup.files.write("cert.pem", &server.cert);
+        setup.files.write("key.pem", &server.key);
+        setup.files.write("ca.pem", &setup.authority.pem);
+        let mut access = String::new();
+        for (name, allow, namespace) in [
+            ("reader", "\"read\"", NAMESPACE),
+            ("writer", "\"write\"", NAMESPACE),
+            ("both", "\"read\", \"write\"", "ord*"),
+            ("elsewhere", "\"read\", \"write\"", "others"),
+        ] {
+            let hash = sha256_hex(&token(name));
+            access += &format!(
+                "[[caller]]\nname = \"{name}\"\ntoken_sha256 = \"{hash}\"\n\
+                 allow = [{allow}]\nnamespaces = [\"{namespace}\"]\n\
+                 [[caller]]\nname = \"{name} by certificate\"\n\
+                 certificate = \"spiffe://example.com/{name}\"\n\
+                 allow = [{allow}]\nnamespaces = [\"{namespace}\"]\n"
+            );
+        }
+        setup.files.write("access.toml", &access);
+        setup
+    }
+
+    fn start_tls(&self) -> Running {
+        let access = self.files.path("access.toml");
+        self.start_tls_with(&["--access-file", &access])
+    }
+
+    fn start_tls_with(&self, more: &[&str]) -> Running {
+        let [cert, key, ca] = ["cert.pem", "key.pem", "ca.pem"].map(|name| self.files.path(name));
+        let mut arguments = vec![
+            "--tls-cert",
+            &cert,
+            "--tls-key",
+            &key,
+            "--tls-client-ca",
+            &ca,
+        ];
+        arguments.extend(more);
+        Running::start(&arguments)
+    }
+
+    fn callers(&self) -> Vec<Caller> {
+        let by_token = |name, token: String, knows| Caller {
+            name,
+            token: Some(token),
+            identity: None,
+            knows,
+        };
+        let by_certificate = |name, identity, knows| Caller {
+            name,
+            token: None,
+            identity: Some(identity),
+            knows,
+        };
+        let issue = |name: &str, validity| {
+            let name = format!("spiffe://example.com/{name}");
+            self.authority.issue(&name, validity)
+        };
+        let now = |name| issue(name, Validity::Now);
+        vec![
+            Caller {
+                name: "nobody",
+                token: None,
+                identity: None,
+                knows: Known::Nobody,
+            },
+            by_token("wrong token", token("guess"), Known::Nobody),
+            by_token("empty token", String::new(), Known::Nobody),
+            by_token("read token", token("reader"), Known::Reader),
+            by_token("write token", token("writer"), Known::Writer),
+            by_token("full token", token("both"), Known::ReaderAndWriter),
+            by_token("token for elsewhere", token("elsewhere"), Known::Elsewhere),
+            by_certificate("read certificate", now("reader"), Known::Reader),
+            by_certificate("write certificate", now("writer"), Known::Writer),
+            by_certificate("full certificate", now("both"), Known::ReaderAndWriter),
+            by_certificate(
+                "certificate for elsewhere",
+                now("elsewhere"),
+                Known::Elsewhere,
+            ),
+            by_certificate("unlisted name", now("stranger"), Known::Nobody),
+            by_certificate(
+                "expired certificate",
+                issue("both", Validity::Expired),
+                Known::Refused,
+            ),
+            by_certificate(
+                "other authority",
+                Authority::new().issue("spiffe://example.com/both", Validity::Now),
+                Known::Refused,
+            ),
+            Caller {
+                name: "full certificate and a wrong token",
+                token: Some(token("guess")),
+                identity: Some(now("both")),
+                knows: Known::Nobody,
+            },
+            Caller {
+                name: "read token and a full certificate",
+                token: Some(token("reader")),
+                identity: Some(now("both")),
+                knows: Known::Reader,
+            },
+        ]
+    }
+}
+
+/// Makes every call as every caller; gives how many those were.
+async fn check(callers: &[Caller], connect: impl AsyncFn(&Caller) -> Channel) -> usize {
+    let mut refusals = Vec::new();
+    let mut cells = 0;
+    for caller in callers {
+        let channel = connect(caller).await;
+        for rpc in RPCS {
+            let result = call(rpc, channel.clone(), caller.token.as_deref()).await;
+            match expected(rpc, caller.knows) {
+                Some(code) => {
+                    let actual = result.as_ref().err().map_or(Code::Ok, Status::code);
+                    assert_eq!(actual, code, "{rpc} by {}: {result:?}", caller.name);
+                    if code == Code::Unauthenticated {
+                        let status = result.expect_err("refused");
+                        refusals.push((status.message().to_owned(), status.details().to_vec()));
+                    }
+                }
+                None => {
+                    let status = result.expect_err("no connection");
+                    assert!(
+                        std::error::Error::source(&status).is_some(),
+                        "{rpc} by {} got an answer: {status:?}",
+                        caller.name
+                    );
+                }
+            }
+            cells += 1;
+        }
+    }
+    // What is wrong with the credentials is nobody's business.
+    refusals.dedup();
+    assert_eq!(refusals.len(), 1, "{refusals:?}");
+    cells
+}
+
+/// Makes one call, to the first answer.
+async fn call(rpc: &str, channel: Channel, token: Option<&str>) -> Result<(), Status> {
+    fn with<T>(message: T, token: Option<&str>) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(token) = token {
+            let value = format!("Bearer {token}").parse().expect("ASCII");
+            request.metadata_mut().insert("authorization", value);
+        }
+        request
+    }
+    let namespace = || NAMESPACE.to_owned();
+    let mut dyn_data = DynDataClient::new(channel.clone());
+    let mut health = HealthClient::new(channel.clone());
+    match rpc {
+        "dyndata.v1.DynData/Mark" => {
+            let mark = MarkRequest {
+                namespace: namespace(),
+                id: "42".to_owned(),
+                value: Some(Value::IntValue(1)),
+                ttl: None,
+            };
+            dyn_data.mark(with(mark, token)).await.map(drop)
+        }
+        "dyndata.v1.DynData/Get" => {
+            let get = GetRequest {
+                namespace: namespace(),
+                id: "42".to_owned(),
+                include_expire_time: true,
+            };
+            dyn_data.get(with(get, token)).await.map(drop)
+        }
+        "dyndata.v1.DynData/BatchGet" => {
+            let batch_get = BatchGetRequest {
+                namespace: namespace(),
+                ids: vec!["42".to_owned()],
+                include_expire_time: false,
+            };
+            dyn_data.batch_get(with(batch_get, token)).await.map(drop)
+        }
+        "grpc.health.v1.Health/Check" => {
+            let request = with(HealthCheckRequest::default(), token);
+            health.check(request).await.map(drop)
+        }
+        "grpc.health.v1.Health/Watch" => {
+            let request = with(HealthCheckRequest::default(), token);
+            let mut watch = health.watch(request).await?.into_inner();
+            watch.next().await.expect("a status").map(drop)
+        }
+        "grpc.reflection.v1.ServerReflection/ServerReflectionInfo" => {
+            let request = v1::ServerReflectionRequest {
+                host: String::new(),
+                message_request: Some(v1::server_reflection_request::MessageRequest::ListServices(
+                    String::new(),
+                )),
+            };
+            let mut client = v1::server_reflection_client::ServerReflectionClient::new(channel);
+            let request = with(tokio_stream::iter([request]), token);
+            let mut replies = client.server_reflection_info(request).await?.into_inner();
+            replies.next().await.expect("a reply").map(drop)
+        }
+        "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo" => {
+            let request = v1alpha::ServerReflectionRequest {
+                host: String::new(),
+                message_request: Some(
+                    v1alpha::server_reflection_request::MessageRequest::ListServices(String::new()),
+                ),
+            };
+            let mut client =
+                v1alpha::server_reflection_client::ServerReflectionClient::new(channel);
+            let request = with(tokio_stream::iter([request]), token);
+            let mut replies = client.server_reflection_info(request).await?.into_inner();
+            replies.next().await.expect("a reply").map(drop)
+        }
+        _ => panic!("no call for {rpc}"),
+    }
+}
+
+fn token(name: &str) -> String {
+    format!("dyn_token-of-{name}")
+}
+
+fn sha256_hex(text: &str) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+    digest
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}

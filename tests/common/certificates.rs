@@ -1,0 +1,111 @@
+//! A certificate authority of the tests' own, and files with what it issues.
+
+use std::{
+    fs,
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    SanType, date_time_ymd,
+};
+
+/// An authority whose certificate is in [`Authority::pem`].
+pub struct Authority {
+    pub pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// A certificate and its key, as PEM.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    pub cert: String,
+    pub key: String,
+}
+
+/// Until when a certificate holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Validity {
+    Now,
+    Expired,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "an authority of the tests");
+        let pem = params.self_signed(&key).expect("signs").pem();
+        Self {
+            pem,
+            issuer: Issuer::new(params, key),
+        }
+    }
+
+    /// Issues a certificate for a name, which is a URI if it has a colon, and else a host's.
+    pub fn issue(&self, name: &str, validity: Validity) -> Identity {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::default();
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "somebody");
+        let text = name.try_into().expect("ASCII");
+        params.subject_alt_names = vec![if name.contains(':') {
+            SanType::URI(text)
+        } else {
+            SanType::DnsName(text)
+        }];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        if validity == Validity::Expired {
+            params.not_before = date_time_ymd(2020, 1, 1);
+            params.not_after = date_time_ymd(2021, 1, 1);
+        }
+        let cert = params.signed_by(&key, &self.issuer).expect("signs").pem();
+        Identity {
+            cert,
+            key: key.serialize_pem(),
+        }
+    }
+}
+
+/// Files in a directory of their own, removed with it.
+#[derive(Debug)]
+pub struct Files(PathBuf);
+
+impl Files {
+    pub fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("dyndata-files-{}-{number}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        fs::create_dir_all(&dir).expect("a directory");
+        Self(dir)
+    }
+
+    /// Where a file of this name is.
+    pub fn path(&self, name: &str) -> String {
+        self.0.join(name).to_str().expect("UTF-8").to_owned()
+    }
+
+    /// Writes a file at once, as tools that rotate secrets do; gives where it is.
+    pub fn write(&self, name: &str, content: &str) -> String {
+        let new = self.path(&format!("{name}.new"));
+        fs::write(&new, content).expect("writes");
+        let path = self.path(name);
+        fs::rename(new, &path).expect("renames");
+        path
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        _ = fs::remove_dir_all(&self.0);
+    }
+}

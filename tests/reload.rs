@@ -1,0 +1,167 @@
+//! Certificates and the access file change while the server runs.
+
+mod common;
+
+use std::{
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use common::{
+    PATIENCE, Running,
+    certificates::{Authority, Files, Validity},
+};
+use dyndata::proto::{GetRequest, dyn_data_client::DynDataClient};
+use tonic::{
+    Code, Request, Status,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
+};
+
+/// How long a change may take to be in force.
+const IN_FORCE: Duration = Duration::from_secs(5);
+
+/// The SHA-256 of "one" and of "two".
+const ONE: &str = "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed";
+const TWO: &str = "3fc4ccfe745870e2c0d99f71f30ff0656c8dedd41cc1d7d3d376b0dbe685e2f3";
+
+fn entry(name: &str, hash: &str) -> String {
+    format!(
+        "[[caller]]\nname = \"{name}\"\ntoken_sha256 = \"{hash}\"\nallow = [\"read\"]\nnamespaces = [\"*\"]\n"
+    )
+}
+
+async fn get(channel: &Channel, token: &str) -> Result<(), Status> {
+    let mut request = Request::new(GetRequest {
+        id: "42".to_owned(),
+        ..GetRequest::default()
+    });
+    request.set_timeout(Duration::from_secs(5));
+    let value = format!("Bearer {token}").parse().expect("ASCII");
+    request.metadata_mut().insert("authorization", value);
+    let mut client = DynDataClient::new(channel.clone());
+    client.get(request).await.map(drop)
+}
+
+fn connect(server: &Running, authority: &Authority) -> Channel {
+    let tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(&authority.pem))
+        .domain_name("localhost");
+    let endpoint = Endpoint::from_shared(format!("https://{}", server.addr)).expect("a URL");
+    endpoint.tls_config(tls).expect("TLS").connect_lazy()
+}
+
+/// Tries until it works, on a new connection each time.
+async fn eventually(what: &str, works: impl AsyncFn() -> bool) {
+    let start = Instant::now();
+    while !works().await {
+        assert!(start.elapsed() < IN_FORCE, "not in force in time: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    println!("{what}: in force after {:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn new_files_are_in_force_soon_and_no_call_fails_meanwhile() {
+    let files = Files::new();
+    let (old, new) = (Authority::new(), Authority::new());
+    let first = old.issue("localhost", Validity::Now);
+    let cert = files.write("cert.pem", &first.cert);
+    let key = files.write("key.pem", &first.key);
+    let access = files.write("access.toml", &entry("one", ONE));
+    let mut arguments = vec!["--tls-cert", &cert, "--tls-key", &key];
+    arguments.extend(["--access-file", &access]);
+    let server = Running::start(&arguments);
+
+    // Two callers that call all the time, over one connection each.
+    let stop = Arc::<AtomicBool>::default();
+    let calls = Arc::<AtomicU32>::default();
+    let mut load = tokio::task::JoinSet::new();
+    for _ in 0..2 {
+        let channel = connect(&server, &old);
+        let (stop, calls) = (Arc::clone(&stop), Arc::clone(&calls));
+        load.spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                get(&channel, "one").await.expect("no call fails");
+                calls.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+
+    // A certificate of another authority: only who trusts that one gets a connection then.
+    let second = new.issue("localhost", Validity::Now);
+    assert!(get(&connect(&server, &new), "one").await.is_err());
+    files.write("cert.pem", &second.cert);
+    files.write("key.pem", &second.key);
+    eventually("certificate", async || {
+        get(&connect(&server, &new), "one").await.is_ok()
+    })
+    .await;
+    assert!(get(&connect(&server, &old), "one").await.is_err());
+
+    // Somebody new, and the load's own caller stays.
+    files.write("access.toml", &(entry("one", ONE) + &entry("two", TWO)));
+    eventually("access file", async || {
+        get(&connect(&server, &new), "two").await.is_ok()
+    })
+    .await;
+
+    // What makes no sense changes nothing. The key fits no certificate, the file is no TOML.
+    files.write("key.pem", &first.key);
+    files.write("access.toml", "caller = ");
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(3) {
+        get(&connect(&server, &new), "two")
+            .await
+            .expect("still in force");
+    }
+    stop.store(true, Ordering::Relaxed);
+    load.join_all().await;
+    println!(
+        "calls meanwhile: {}, none failed",
+        calls.load(Ordering::Relaxed)
+    );
+
+    // Whoever is taken out of the file is out, on connections that are there too.
+    files.write("key.pem", &second.key);
+    files.write("access.toml", &entry("two", TWO));
+    let channel = connect(&server, &new);
+    eventually("revocation", async || {
+        get(&channel, "one")
+            .await
+            .is_err_and(|status| status.code() == Code::Unauthenticated)
+    })
+    .await;
+    server.stop().await;
+}
+
+#[test]
+fn a_hangup_reloads_and_does_not_end_the_server() {
+    let files = Files::new();
+    let access = files.write("access.toml", &entry("one", ONE));
+    let mut server = Command::new(env!("CARGO_BIN_EXE_dyndata"))
+        .args(["serve", "--listen=127.0.0.1:0", "--admin-listen=off"])
+        .args(["--access-file", &access])
+        .env_remove("REDIS_URL")
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("runs");
+    let log = std::io::BufReader::new(server.stderr.take().expect("piped"));
+    let mut lines = std::io::BufRead::lines(log).map(|line| line.expect("UTF-8"));
+    assert!(lines.any(|line| line.contains("ready")));
+    let signal = |name: &str| {
+        let kill = Command::new("kill")
+            .args([name, &server.id().to_string()])
+            .status();
+        assert!(kill.expect("kill runs").success());
+    };
+    signal("-HUP");
+    assert!(lines.any(|line| line.contains("reloaded")));
+    signal("-TERM");
+    let start = Instant::now();
+    assert!(server.wait().expect("ends").success());
+    assert!(start.elapsed() < PATIENCE);
+}
