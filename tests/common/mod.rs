@@ -109,6 +109,18 @@ impl Redis {
             .expect("CLIENT PAUSE");
     }
 
+    /// Ends every connection but the one that says so.
+    pub fn kill_connections(&self, password: &str) {
+        let url = format!("redis://:{password}@127.0.0.1:{}", self.port);
+        let mut connection = redis::Client::open(url)
+            .and_then(|client| client.get_connection())
+            .expect("a connection to redis-server");
+        redis::cmd("CLIENT")
+            .arg(&["KILL", "TYPE", "NORMAL", "SKIPME", "YES"])
+            .exec(&mut connection)
+            .expect("CLIENT KILL");
+    }
+
     /// A connection of the test's own, to see what is really there.
     pub fn connect(&self) -> redis::Connection {
         redis::Client::open(self.url())

@@ -1,0 +1,159 @@
+//! No secret is in anything that the program prints, logs or shows, however much it is told to.
+
+mod common;
+
+use std::process::{Command, Stdio};
+
+use common::{
+    Redis,
+    certificates::{Authority, Files, Validity},
+    free_port,
+};
+
+/// Stands for every secret. Nothing that anybody can read may have it.
+const CANARY: &str = "c4n4ry-7f3a9";
+
+/// Runs `dyndata` to its end, with the most talkative log; gives all that it wrote.
+fn run(arguments: &[&str], environment: &[(&str, &str)]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_dyndata"))
+        .args(arguments)
+        .env_remove("REDIS_URL")
+        .env("RUST_LOG", "trace")
+        .envs(environment.iter().copied())
+        .output()
+        .expect("runs");
+    let [stdout, stderr] = [output.stdout, output.stderr].map(String::from_utf8);
+    stdout.expect("UTF-8") + &stderr.expect("UTF-8")
+}
+
+#[track_caller]
+fn assert_clean(what: &str, text: &str) {
+    assert!(!text.is_empty(), "{what}: nothing to look at");
+    if let Some(at) = text.find(CANARY) {
+        let from = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
+        panic!("{what}: {}", &text[from..(at + 40).min(text.len())]);
+    }
+}
+
+#[test]
+fn wrong_settings_are_complained_about_without_the_secrets_in_them() {
+    let files = Files::new();
+    let secret = files.write("secret", CANARY);
+    let access = files.write(
+        "access.toml",
+        &format!("[[caller]]\nname = \"a\"\ntoken = \"{CANARY}\""),
+    );
+    let token = files.write("token.toml", &format!("token = {CANARY}"));
+    let url = format!("redis://user:{CANARY}@localhost");
+    let wrong_url = format!("http://:{CANARY}@localhost");
+    let list = format!("redis://:{CANARY}@a,rediss://:{CANARY}@b");
+    for arguments in [
+        vec!["--redis-url", &url, "--redis-password-file", &secret],
+        vec!["--redis-url", &wrong_url],
+        vec!["--redis-url", &list, "--redis-mode=cluster"],
+        vec!["--redis-url", &url, "--workers=0"],
+        vec!["--redis-url", &url, "--no-such-flag"],
+        vec!["--access-file", &access],
+        vec!["--access-file", &token],
+        vec!["--tls-cert", &secret, "--tls-key", &secret],
+        vec!["--redis-url", &url],
+        vec!["--redis-url", &url, "--redis-mode=sentinel"],
+    ] {
+        for command in [&["config", "check"][..], &["serve", "--help"]] {
+            let text = run(&[command, &arguments].concat(), &[]);
+            assert_clean(&arguments.join(" "), &text);
+        }
+        let environment = [("REDIS_URL", &*url), ("DYNDATA_ACCESS_FILE", &access)];
+        assert_clean("environment", &run(&["config", "check"], &environment));
+        assert_clean("help", &run(&["serve", "--help"], &environment));
+    }
+}
+
+#[test]
+fn a_server_at_work_says_nothing_of_its_secrets_or_its_callers() {
+    let files = Files::new();
+    let authority = Authority::new();
+    let identity = authority.issue("localhost", Validity::Now);
+    let ca = files.write("ca.pem", &authority.pem);
+    let cert = files.write("cert.pem", &identity.cert);
+    let key = files.write("key.pem", &identity.key);
+    let token = files.write("token", &format!("dyn_{CANARY}\n"));
+    let wrong_token = files.write("wrong-token", &format!("wrong-{CANARY}\n"));
+    let digest = ring::digest::digest(&ring::digest::SHA256, format!("dyn_{CANARY}").as_bytes());
+    let hash: String = digest
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let access = files.write(
+        "access.toml",
+        &format!(
+            "[[caller]]\nname = \"a\"\ntoken_sha256 = \"{hash}\"\nallow = [\"write\"]\nnamespaces = [\"\"]"
+        ),
+    );
+    let password = files.write("password", CANARY);
+    let redis = Redis::start_with(&["--requirepass", CANARY]);
+    let (port, admin_port) = (free_port(), free_port());
+    let listen = format!("127.0.0.1:{port}");
+    let admin = format!("127.0.0.1:{admin_port}");
+    let url = redis.url();
+    let log = std::fs::File::create(files.path("log")).expect("a file");
+    let mut server = Command::new(env!("CARGO_BIN_EXE_dyndata"))
+        .args(["serve", "--listen", &listen, "--admin-listen", &admin])
+        .args([
+            "--tls-cert",
+            &cert,
+            "--tls-key",
+            &key,
+            "--access-file",
+            &access,
+        ])
+        .args(["--redis-url", &url, "--redis-password-file", &password])
+        .env("RUST_LOG", "trace")
+        .stderr(Stdio::from(log))
+        .spawn()
+        .expect("runs");
+    let get = |path: &str| {
+        use std::io::{Read as _, Write as _};
+        let mut socket = std::net::TcpStream::connect(&admin).ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).ok()?;
+        let mut reply = String::new();
+        socket.read_to_string(&mut reply).ok()?;
+        Some(reply)
+    };
+    common::eventually("the server is ready", || {
+        get("/readyz").is_some_and(|reply| reply.contains(" 200 "))
+    });
+
+    let addr = format!("https://localhost:{port}");
+    let mut written = String::new();
+    for arguments in [
+        // The value and the id of a call are its caller's business too.
+        vec!["mark", "42", CANARY, "--token-file", &token],
+        vec!["mark", CANARY, "7", "--token-file", &token],
+        vec!["get", "42", "--token-file", &token],
+        vec!["get", "42", "--token-file", &wrong_token],
+        vec!["get", "42"],
+    ] {
+        let how = ["--addr", &addr, "--tls-ca", &ca];
+        written += &run(&[&arguments[..], &how].concat(), &[]);
+    }
+    // Another password, and the wrong one: what Redis says about it is logged.
+    files.write("password", &format!("not-{CANARY}"));
+    redis.kill_connections(CANARY);
+    common::eventually("the server is not ready", || {
+        get("/readyz").is_some_and(|reply| reply.contains(" 503 "))
+    });
+    for path in ["/metrics", "/readyz", "/livez", "/"] {
+        written += &get(path).expect("answers");
+    }
+    let kill = Command::new("kill").arg(server.id().to_string()).status();
+    assert!(kill.expect("kill runs").success());
+    assert!(server.wait().expect("ends").success());
+    assert!(written.contains("expires"), "a Mark was made: {written}");
+    assert_clean("clients and admin endpoints", &written);
+    let log = std::fs::read_to_string(files.path("log")).expect("a log");
+    assert!(log.contains("TRACE"), "the log is a talkative one");
+    assert_clean("the log", &log);
+}
