@@ -11,6 +11,8 @@
 //!
 //! Source: <https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>
 
+mod view;
+
 use std::{
     convert::Infallible,
     fmt,
@@ -27,6 +29,7 @@ use tokio::{
     time::{Instant, sleep, timeout, timeout_at},
 };
 
+use self::view::View;
 use super::{
     connect::{ConnectError, Connector},
     link::{AbortOnDrop, Link, Report},
@@ -332,14 +335,6 @@ impl Map {
     }
 }
 
-/// What a node says about the cluster.
-struct View {
-    /// Masters, and the first and last of each range of slots that they have.
-    ranges: Vec<(Addr, u16, u16)>,
-    /// Whether it serves.
-    ok: bool,
-}
-
 /// Keeps the map right, for ever.
 struct Supervisor {
     shared: Arc<Shared>,
@@ -470,51 +465,6 @@ async fn ask_seed(connector: &Connector, seed: &ConnectionAddr) -> Result<View, 
     View::read(info?, slots?, host).ok_or(ConnectError::NoNode)
 }
 
-impl View {
-    /// Reads the answers to CLUSTER INFO and CLUSTER SLOTS. `host` is whom we asked, which is
-    /// what a node without a host of its own means.
-    fn read(info: Value, slots: Value, host: &str) -> Option<Self> {
-        /// First and last slot, the master's host and port, and the rest of it; the replicas.
-        type Master = (Option<String>, u16);
-        let info: String = redis::from_redis_value(info).ok()?;
-        let Value::Array(slots) = slots else {
-            return None;
-        };
-        let mut ranges = Vec::with_capacity(slots.len());
-        for range in slots {
-            let Value::Array(range) = range else {
-                return None;
-            };
-            let [
-                Value::Int(first),
-                Value::Int(last),
-                Value::Array(master),
-                ..,
-            ] = &range[..]
-            else {
-                return None;
-            };
-            let master = Value::Array(master.get(..2)?.to_vec());
-            let (name, port): Master = redis::from_redis_value(master).ok()?;
-            let (first, last) = (u16::try_from(*first).ok()?, u16::try_from(*last).ok()?);
-            if first > last || last >= SLOTS {
-                return None;
-            }
-            let addr = Addr {
-                host: name
-                    .filter(|name| !name.is_empty() && name != "?")
-                    .unwrap_or_else(|| host.to_owned()),
-                port,
-            };
-            ranges.push((addr, first, last));
-        }
-        Some(Self {
-            ranges,
-            ok: info.lines().any(|line| line.trim() == "cluster_state:ok"),
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -566,34 +516,5 @@ mod tests {
     fn the_replies_to_asking_are_left_out() {
         let replies = Bytes::from_static(b"+OK\r\n$2\r\n42\r\n+OK\r\n:-1\r\n");
         assert_eq!(every_second(&replies), &b"$2\r\n42\r\n:-1\r\n"[..]);
-    }
-
-    #[test]
-    fn a_map_that_makes_no_sense_is_refused() {
-        let read = |slots: &str| {
-            let slots = redis::parse_redis_value(slots.as_bytes()).expect("RESP");
-            let info = Value::BulkString(b"cluster_state:ok\r\n".to_vec());
-            View::read(info, slots, "asked").map(|view| view.ranges)
-        };
-        let addr = |host: &str| Addr {
-            host: host.to_owned(),
-            port: 7000,
-        };
-        assert_eq!(
-            read("*1\r\n*3\r\n:0\r\n:5\r\n*2\r\n$1\r\nh\r\n:7000\r\n"),
-            Some(vec![(addr("h"), 0, 5)])
-        );
-        assert_eq!(
-            read("*1\r\n*3\r\n:0\r\n:5\r\n*2\r\n$-1\r\n:7000\r\n"),
-            Some(vec![(addr("asked"), 0, 5)])
-        );
-        for slots in [
-            "*1\r\n*3\r\n:5\r\n:0\r\n*2\r\n$1\r\nh\r\n:7000\r\n",
-            "*1\r\n*3\r\n:0\r\n:16384\r\n*2\r\n$1\r\nh\r\n:7000\r\n",
-            "*1\r\n*2\r\n:0\r\n:5\r\n",
-            ":1\r\n",
-        ] {
-            assert_eq!(read(slots), None, "{slots:?}");
-        }
     }
 }
