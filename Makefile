@@ -50,6 +50,12 @@ check:
 	tests/clients/setup-buf.sh
 	.tools/npm/node_modules/.bin/buf lint proto
 
+## fuzz: a million random inputs for everything that parses what others send
+.PHONY: fuzz
+fuzz:
+	PROPTEST_CASES=$(or $(CASES),1000000) $(CARGO) test --release --locked --lib fuzz_ -- --nocapture
+	@echo "$(or $(CASES),1000000) cases each, none failed"
+
 doc:
 	$(CARGO) doc --locked --no-deps --open
 

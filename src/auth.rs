@@ -509,12 +509,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_file_makes_it_panic(text in "(\\[\\[caller\\]\\]\n)?([a-z_0-9]{0,12} = [\\[\"a-f0-9\\]*]{0,20}\n){0,5}") {
+        fn fuzz_access_file(text in "(\\[\\[caller\\]\\]\n)?([a-z_0-9]{0,12} = [\\[\"a-f0-9\\]*]{0,20}\n){0,5}") {
             _ = Access::parse(&text);
         }
 
         #[test]
-        fn no_header_makes_it_panic(header in any::<Vec<u8>>()) {
+        fn fuzz_authorization(header in any::<Vec<u8>>()) {
             _ = bearer(&header);
         }
     }

@@ -1,5 +1,7 @@
 //! Who may call what: every RPC by every kind of caller, on TLS and on plaintext.
 
+#![allow(clippy::print_stdout, reason = "figures, for --nocapture")]
+
 mod common;
 
 use common::{

@@ -1,5 +1,7 @@
 //! Certificates and the access file change while the server runs.
 
+#![allow(clippy::print_stdout, reason = "figures, for --nocapture")]
+
 mod common;
 
 use std::{

@@ -211,7 +211,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_value_makes_it_panic(value in any::<Vec<u8>>()) {
+        fn fuzz_grpc_timeout(value in any::<Vec<u8>>()) {
             _ = parse(&value);
         }
     }

@@ -480,7 +480,7 @@ mod tests {
         }
 
         #[test]
-        fn no_error_line_makes_it_panic(line in "(MOVED|ASK)? ?[0-9]{0,6} ?.{0,20}") {
+        fn fuzz_redirect(line in "(MOVED|ASK)? ?[0-9]{0,6} ?.{0,20}") {
             _ = redirect(format!("-{line}\r\n").as_bytes());
         }
     }

@@ -144,7 +144,7 @@ mod tests {
     proptest! {
         /// Whatever Redis says, a caller gets a code and a reason of the contract.
         #[test]
-        fn every_error_has_a_code_and_a_reason(line in "[A-Z]{0,12} ?.{0,40}") {
+        fn fuzz_redis_error(line in "[A-Z]{0,12} ?.{0,40}") {
             let status = Status::from(Error::from(classify(line.as_bytes())));
             prop_assert_ne!(status.code(), Code::Unknown);
             let info = status.get_details_error_info().expect("an ErrorInfo");

@@ -158,8 +158,10 @@ mod tests {
     };
 
     use proptest::prelude::*;
+    use prost::Message as _;
 
     use super::*;
+    use crate::proto::{BatchGetRequest, MarkRequest};
 
     /// The bytes of the one part of a command that `write` writes.
     fn argument(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
@@ -210,7 +212,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_read_as_something_and_untagged_text_as_itself(stored in any::<Vec<u8>>()) {
+        fn fuzz_stored_value(stored in any::<Vec<u8>>()) {
             match decode(&stored) {
                 Value::Int(int) => prop_assert_eq!(int.to_string().into_bytes(), stored),
                 Value::String(text) => prop_assert!(
@@ -219,6 +221,32 @@ mod tests {
                 Value::Bytes(bytes) => prop_assert!(
                     stored == bytes || stored == [BYTES_TAG, &bytes].concat()
                 ),
+            }
+        }
+
+        /// From the wire to Redis: whatever decodes and is valid has a key and a value.
+        #[test]
+        fn fuzz_request(bytes in any::<Vec<u8>>(), python in any::<bool>()) {
+            let limits = crate::model::Limits {
+                default_ttl: std::time::Duration::from_secs(60),
+                max_ttl: std::time::Duration::from_secs(3600),
+                max_batch: 10,
+                max_value_bytes: 100,
+            };
+            let layout = layout(if python { KeyFormat::PythonBytes } else { KeyFormat::Plain });
+            if let Ok(MarkRequest { namespace, id, ttl, value }) = MarkRequest::decode(&*bytes)
+                && let Ok(namespace) = Namespace::try_from(namespace)
+                && let Ok(id) = Id::try_from(id)
+                && let Ok(value) = Value::parse(value, &limits)
+                && crate::model::Ttl::parse(ttl, &limits).is_ok()
+            {
+                prop_assert!(layout.key(&namespace, &id).starts_with("dyn_data"));
+                prop_assert_eq!(decode(&encode(&value)), value);
+            }
+            if let Ok(BatchGetRequest { ids, .. }) = BatchGetRequest::decode(&*bytes)
+                && let Ok(batch) = crate::model::Batch::parse(ids, &limits)
+            {
+                prop_assert!((1..=10).contains(&batch.ids().len()));
             }
         }
 

@@ -353,7 +353,7 @@ mod tests {
         }
 
         #[test]
-        fn no_input_makes_it_panic(bytes in any::<Vec<u8>>(), kind in "[-+:$*]", line in "-?[0-9]{0,20}\r?\n?") {
+        fn fuzz_replies(bytes in any::<Vec<u8>>(), kind in "[-+:$*]", line in "-?[0-9]{0,20}\r?\n?") {
             _ = Scanner::new(1).scan(&bytes);
             let typed = [kind.as_bytes(), line.as_bytes(), &bytes].concat();
             _ = Scanner::new(2).scan(&typed);
