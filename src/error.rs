@@ -34,6 +34,14 @@ pub enum Error {
         /// The limit, in bytes.
         max: usize,
     },
+    /// The values together are more than one reply may have.
+    #[error(
+        "the values are too large for one reply; at most {max} bytes are allowed (max-reply-bytes); ask for fewer ids"
+    )]
+    ReplyTooLarge {
+        /// The limit, in bytes.
+        max: usize,
+    },
     /// The `grpc-timeout` header is not of the form that gRPC gives it.
     #[error("the grpc-timeout header is not 1 to 8 digits and a unit (H, M, S, m, u, n)")]
     TimeoutInvalid,
@@ -75,6 +83,7 @@ impl Error {
             Self::MessageMalformed => (Code::InvalidArgument, "MESSAGE_MALFORMED", None),
             Self::CompressionUnsupported => (Code::Unimplemented, "COMPRESSION_UNSUPPORTED", None),
             Self::MessageTooLarge { .. } => (Code::ResourceExhausted, "MESSAGE_TOO_LARGE", None),
+            Self::ReplyTooLarge { .. } => (Code::ResourceExhausted, "REPLY_TOO_LARGE", None),
             Self::TimeoutInvalid => (Code::InvalidArgument, "TIMEOUT_INVALID", None),
             Self::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED", None),
             Self::Overloaded => (Code::ResourceExhausted, "OVERLOADED", SOON),

@@ -12,12 +12,12 @@ pub(crate) mod accept;
 mod call;
 mod deadline;
 mod guard;
+mod held;
 mod security;
 mod socket;
 mod stream;
 pub(crate) mod tls;
 mod unary;
-mod unsent;
 mod worker;
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
@@ -178,6 +178,7 @@ impl Bound {
                     reflection: config.security.reflection,
                     max_deadline: config.limits.max_deadline,
                     max_in_flight: config.limits.max_in_flight,
+                    max_reply_bytes: config.limits.max_reply_bytes,
                     recorder,
                     health: health.reporter(),
                 },

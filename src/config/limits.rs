@@ -39,6 +39,15 @@ pub(super) struct LimitArgs {
     )]
     max_value_bytes: usize,
 
+    /// The most bytes in one reply; what clients take unless told otherwise
+    #[arg(
+        long,
+        env = "DYNDATA_MAX_REPLY_BYTES",
+        value_name = "BYTES",
+        default_value_t = 4 << 20
+    )]
+    max_reply_bytes: usize,
+
     /// The longest that a call may take, whatever deadline its caller sets
     #[arg(long, env = "DYNDATA_MAX_DEADLINE", value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
     max_deadline: Duration,
@@ -111,6 +120,7 @@ pub(super) struct LimitArgs {
 #[derive(Debug, Clone)]
 pub(crate) struct LimitsConfig {
     pub(crate) requests: Limits,
+    pub(crate) max_reply_bytes: usize,
     pub(crate) max_deadline: Duration,
     pub(crate) max_in_flight: usize,
     pub(crate) max_connections: usize,
@@ -137,6 +147,7 @@ impl TryFrom<LimitArgs> for LimitsConfig {
             max_ttl,
             max_batch,
             max_value_bytes,
+            max_reply_bytes,
             max_deadline,
             max_in_flight,
             max_connections,
@@ -176,6 +187,12 @@ impl TryFrom<LimitArgs> for LimitsConfig {
             (1..=16 << 20).contains(&max_value_bytes),
             "must be from 1 to 16777216",
         )?;
+        // A Get of any value that may be marked must fit.
+        check(
+            "max-reply-bytes",
+            (max_value_bytes + 1024..=1 << 30).contains(&max_reply_bytes),
+            "must be from 1024 more than max-value-bytes to 1073741824",
+        )?;
         check(
             "max-concurrent-streams",
             (1..=100_000).contains(&max_concurrent_streams),
@@ -193,6 +210,7 @@ impl TryFrom<LimitArgs> for LimitsConfig {
                 max_batch,
                 max_value_bytes,
             },
+            max_reply_bytes,
             max_deadline,
             max_in_flight,
             max_connections,
@@ -218,6 +236,7 @@ impl LimitsConfig {
                     max_batch,
                     max_value_bytes,
                 },
+            max_reply_bytes,
             max_deadline,
             max_in_flight,
             max_connections,
@@ -235,6 +254,7 @@ impl LimitsConfig {
         lines.add_duration("max-ttl", *max_ttl);
         lines.add("max-batch", max_batch);
         lines.add("max-value-bytes", max_value_bytes);
+        lines.add("max-reply-bytes", max_reply_bytes);
         lines.add_duration("max-deadline", *max_deadline);
         lines.add("max-in-flight", max_in_flight);
         lines.add("max-connections", max_connections);

@@ -17,6 +17,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
+use http_body_util::Full;
 use hyper::{body::Incoming, service::Service};
 use tokio::sync::watch;
 use tonic::{Code, Status, body::Body, codegen::BoxFuture, service::Routes};
@@ -30,8 +31,8 @@ use super::{
     OpenStore,
     deadline::{Deadline, Deadlines, grpc_timeout},
     guard::{CallBody, Guard, UntilDrain, code},
-    unary::{self, ReplyBody, Rpc, is_grpc},
-    unsent::Unsent,
+    held::Held,
+    unary::{self, CallLimits, ReplyBody, Rpc, is_grpc},
 };
 use crate::{
     auth::{Access, Grant, San},
@@ -51,6 +52,7 @@ pub(super) struct CallConfig {
     pub(super) reflection: Reflection,
     pub(super) max_deadline: Duration,
     pub(super) max_in_flight: usize,
+    pub(super) max_reply_bytes: usize,
     pub(super) recorder: Arc<Recorder>,
     pub(super) health: HealthReporter,
 }
@@ -61,7 +63,7 @@ pub(super) struct Dispatch {
     worker: Arc<WorkerCalls>,
     /// In the client's certificate, which has been verified.
     names: Arc<[San]>,
-    unsent: Unsent,
+    held: Held,
 }
 
 /// Everything that the calls of one worker need.
@@ -77,6 +79,7 @@ struct WorkerCalls {
     max_in_flight: usize,
     max_deadline: Duration,
     max_message_bytes: usize,
+    max_reply_bytes: usize,
 }
 
 impl Dispatch {
@@ -93,6 +96,7 @@ impl Dispatch {
             reflection,
             max_deadline,
             max_in_flight,
+            max_reply_bytes,
             recorder,
             health,
         } = calls;
@@ -110,9 +114,10 @@ impl Dispatch {
                 max_in_flight,
                 max_deadline,
                 max_message_bytes,
+                max_reply_bytes,
             }),
             names: Arc::default(),
-            unsent: Unsent::default(),
+            held: Held::default(),
         }
     }
 
@@ -121,7 +126,7 @@ impl Dispatch {
         Self {
             worker: Arc::clone(&self.worker),
             names,
-            unsent: self.unsent.of_new_connection(),
+            held: self.held.of_new_connection(),
         }
     }
 
@@ -145,18 +150,18 @@ impl Dispatch {
         let timeout = grpc_timeout(request.headers())?
             .unwrap_or(worker.max_deadline)
             .min(worker.max_deadline);
-        if !self.unsent.has_room() {
-            return Err(Error::Overloaded);
-        }
         let in_flight = InFlight::enter(&worker.in_flight, worker.max_in_flight)?;
         Ok(Running::DynData {
             call: Box::pin(unary::call(
                 Arc::clone(&worker.service),
                 rpc,
                 request.into_body(),
-                worker.max_message_bytes,
+                CallLimits {
+                    max_message_bytes: worker.max_message_bytes,
+                    max_reply_bytes: worker.max_reply_bytes,
+                    held: self.held.clone(),
+                },
                 grant,
-                self.unsent.clone(),
             )),
             deadline: worker.deadlines.enter(started + timeout),
             _in_flight: in_flight,
@@ -164,7 +169,7 @@ impl Dispatch {
     }
 
     /// A call of health or reflection; or of nothing that exists.
-    fn other(&self, request: Request<Incoming>) -> Result<Running, Error> {
+    fn other(&self, request: Request<Incoming>, started: Instant) -> Result<Running, Error> {
         let path = request.uri().path();
         let open = path.starts_with("/grpc.health.v1.Health/")
             || (self.worker.reflection == Reflection::Open
@@ -174,10 +179,15 @@ impl Dispatch {
         }
         let mut routes = self.worker.routes.clone();
         let draining = self.worker.draining.clone();
-        Ok(Running::Other(Box::pin(async move {
-            let response = routes.call(request).await?;
-            Ok(response.map(|body| Body::new(UntilDrain::new(body, draining))))
-        })))
+        // A stream may go on for as long as it likes, once it has begun.
+        let deadline = started + self.worker.max_deadline;
+        Ok(Running::Other {
+            call: Box::pin(async move {
+                let response = routes.call(request).await?;
+                Ok(response.map(|body| Body::new(UntilDrain::new(body, draining))))
+            }),
+            deadline: self.worker.deadlines.enter(deadline),
+        })
     }
 }
 
@@ -227,7 +237,7 @@ impl Service<Request<Incoming>> for Dispatch {
         } else if let Some(rpc) = rpc {
             self.dyn_data(rpc, request, guard.started())
         } else {
-            self.other(request)
+            self.other(request, guard.started())
         };
         let running = running.unwrap_or_else(|error| Running::Refused(Some(error)));
         Call {
@@ -251,7 +261,10 @@ enum Running {
         _in_flight: InFlight,
     },
     /// Health, reflection, or nothing that exists.
-    Other(BoxFuture<Response<Body>, Infallible>),
+    Other {
+        call: BoxFuture<Response<Body>, Infallible>,
+        deadline: Deadline,
+    },
     /// Failed before it began.
     Refused(Option<Error>),
     /// HTTP/2, but no gRPC.
@@ -272,17 +285,25 @@ impl Future for Call {
                     Err(Error::DeadlineExceeded)
                 }
             },
-            Running::Other(call) => match ready!(poll_caught(call.as_mut(), cx)) {
-                Some(Ok(response)) => return Poll::Ready(Ok(this.finish_other(response))),
-                Some(Err(never)) => match never {},
-                None => Err(Error::Internal),
+            Running::Other { call, deadline } => match poll_caught(call.as_mut(), cx) {
+                Poll::Ready(Some(Ok(response))) => {
+                    return Poll::Ready(Ok(this.finish_other(response)));
+                }
+                Poll::Ready(Some(Err(never))) => match never {},
+                Poll::Ready(None) => Err(Error::Internal),
+                Poll::Pending => {
+                    ready!(deadline.poll_passed(cx));
+                    Err(Error::DeadlineExceeded)
+                }
             },
             Running::Refused(error) => Err(error.take().unwrap_or(Error::Internal)),
             Running::NotGrpc => {
                 if let Some(guard) = this.guard.take() {
                     guard.finish(Code::InvalidArgument);
                 }
-                let mut response = Response::new(CallBody::other(Body::empty(), None));
+                let text =
+                    Full::from("this is a gRPC server; the content-type is application/grpc\n");
+                let mut response = Response::new(CallBody::other(Body::new(text), None));
                 *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
                 return Poll::Ready(Ok(response));
             }

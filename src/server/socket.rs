@@ -28,6 +28,9 @@ const NOT_HTTP2: &[u8] = b"HTTP/1.1 505 HTTP Version Not Supported\r\n\
     content-type: text/plain\r\ncontent-length: 46\r\nconnection: close\r\n\r\n\
     This is a gRPC server; it speaks only HTTP/2.\n";
 
+/// HTTP/2 goes on for as long as there is something to read, and one connection must not hold up
+/// the others for long; so much is some ten thousand of the smallest frames.
+const MAX_UNYIELDED_BYTES: usize = 64 * 1024;
 /// More than the head of a request that somebody sends by mistake.
 const MAX_UNREAD_BYTES: u64 = 16 * 1024;
 
@@ -38,6 +41,8 @@ pub(super) struct Http2Socket<S> {
     inner: S,
     /// How much of the preface has been handed on.
     replayed: usize,
+    /// What was read since the connection last gave way to the others.
+    unyielded: usize,
     send_timeout: Duration,
     /// Set while the peer takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -69,6 +74,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http2Socket<S> {
         Ok(Self {
             inner: socket,
             replayed: 0,
+            unyielded: 0,
             send_timeout,
             stalled: None,
         })
@@ -108,7 +114,18 @@ impl<S: AsyncRead + Unpin> AsyncRead for Http2Socket<S> {
             self.replayed += length;
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut self.inner).poll_read(cx, buffer)
+        if self.unyielded > MAX_UNYIELDED_BYTES {
+            self.unyielded = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.inner).poll_read(cx, buffer);
+        self.unyielded = match polled {
+            Poll::Ready(_) => self.unyielded + buffer.filled().len() - before,
+            Poll::Pending => 0,
+        };
+        polled
     }
 }
 

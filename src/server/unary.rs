@@ -15,7 +15,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use prost::Message;
 
-use super::{stream, unsent::Unsent};
+use super::{held::Held, stream};
 use crate::{auth::Grant, error::Error, metrics::Method, service::DynDataService};
 
 /// Before each message: whether it is compressed (1 byte), and its length (4 bytes).
@@ -69,27 +69,37 @@ pub(super) async fn call(
     service: Arc<DynDataService>,
     rpc: Rpc,
     body: Incoming,
-    max_message_bytes: usize,
+    limits: CallLimits,
     grant: Grant,
-    unsent: Unsent,
 ) -> Result<Bytes, Error> {
-    let message = read(body, max_message_bytes).await?;
+    let message = read(body, &limits).await?;
+    let max = limits.max_reply_bytes;
     let reply = match rpc {
-        Rpc::Mark => write(&service.mark(decode(message)?, &grant).await?),
-        Rpc::Get => write(&service.get(decode(message)?, &grant).await?),
-        Rpc::BatchGet => write(&service.batch_get(decode(message)?, &grant).await?),
+        Rpc::Mark => write(&service.mark(decode(message)?, &grant).await?, max),
+        Rpc::Get => write(&service.get(decode(message)?, &grant).await?, max),
+        Rpc::BatchGet => write(&service.batch_get(decode(message)?, &grant).await?, max),
     };
-    Ok(unsent.count(reply?))
+    limits.held.hold(reply?)
+}
+
+/// How large the messages of a call may be.
+pub(super) struct CallLimits {
+    pub(super) max_message_bytes: usize,
+    pub(super) max_reply_bytes: usize,
+    pub(super) held: Held,
 }
 
 /// The one message of a request.
-async fn read(mut body: Incoming, max_message_bytes: usize) -> Result<Bytes, Error> {
+async fn read(mut body: Incoming, limits: &CallLimits) -> Result<Bytes, Error> {
+    let max_message_bytes = limits.max_message_bytes;
     let mut input = next(&mut body).await?.unwrap_or_default();
     check_prefix(&input, max_message_bytes)?;
     // Most messages come in one frame, and are never copied.
     if !body.is_end_stream() {
+        let mut share = limits.held.begin();
         let mut gathered = BytesMut::from(input);
         while let Some(more) = next(&mut body).await? {
+            share.grow(more.len())?;
             gathered.extend_from_slice(&more);
             let length = check_prefix(&gathered, max_message_bytes)?;
             if length.is_some_and(|length| gathered.len() > PREFIX_BYTES + length) {
@@ -143,8 +153,11 @@ fn decode<M: Message + Default>(message: Bytes) -> Result<M, Error> {
     M::decode(message).map_err(|_| Error::MessageMalformed)
 }
 
-fn write(reply: &impl Message) -> Result<Vec<u8>, Error> {
+fn write(reply: &impl Message, max: usize) -> Result<Vec<u8>, Error> {
     let length = reply.encoded_len();
+    if length > max {
+        return Err(Error::ReplyTooLarge { max });
+    }
     let prefix = u32::try_from(length).map_err(|_| Error::Internal)?;
     let mut output = Vec::with_capacity(PREFIX_BYTES + length);
     output.push(0);

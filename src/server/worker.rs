@@ -342,6 +342,7 @@ mod tests {
                 reflection: Reflection::Open,
                 max_deadline: Duration::from_secs(60),
                 max_in_flight: 1,
+                max_reply_bytes: 1024,
                 recorder: Arc::default(),
                 health: HealthReporter::new(),
             },
