@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: run test test-clients test-security attacks check doc clean
+.PHONY: run test test-clients test-security attacks check deny doc clean
 
 ## run: build the release binary and serve; on the embedded store unless REDIS_URL is set
 run:
@@ -49,6 +49,14 @@ check:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
 	tests/clients/setup-buf.sh
 	.tools/npm/node_modules/.bin/buf lint proto
+	$(MAKE) deny
+
+## deny: licences, sources and duplicates among the dependencies
+# The debug build of the tool is a fraction of the time to install, and takes a second to run.
+deny:
+	@test -x .tools/cargo-deny/bin/cargo-deny || \
+	  $(CARGO) install cargo-deny --version 0.20.2 --locked --debug --root .tools/cargo-deny
+	.tools/cargo-deny/bin/cargo-deny --locked check bans licenses sources
 
 ## fuzz: a million random inputs for everything that parses what others send
 .PHONY: fuzz
