@@ -73,6 +73,12 @@ struct Contract {
 }
 
 impl Error {
+    /// The gRPC code, and the reason that programs can switch on.
+    pub(crate) fn code_and_reason(&self) -> (Code, &'static str) {
+        let Contract { code, reason, .. } = self.contract();
+        (code, reason)
+    }
+
     fn contract(&self) -> Contract {
         // The delays suggest when the cause may have passed: a reconnect takes tens of
         // milliseconds, what needs a person takes longer.
@@ -89,19 +95,21 @@ impl Error {
             Self::Overloaded => (Code::ResourceExhausted, "OVERLOADED", SOON),
             Self::Unauthenticated => (Code::Unauthenticated, "UNAUTHENTICATED", None),
             Self::PermissionDenied => (Code::PermissionDenied, "PERMISSION_DENIED", None),
-            Self::Store(store) => match store {
-                StoreError::Unavailable => (Code::Unavailable, "BACKEND_UNAVAILABLE", SOON),
-                StoreError::Timeout => (Code::Unavailable, "BACKEND_TIMEOUT", SOON),
-                StoreError::Busy => (Code::Unavailable, "BACKEND_BUSY", SOON),
-                StoreError::ReadOnly => (Code::Unavailable, "BACKEND_READONLY", SOON),
-                StoreError::Misconfigured => (Code::Unavailable, "BACKEND_MISCONFIGURED", LATER),
-                StoreError::Auth => (Code::Unavailable, "BACKEND_AUTH", LATER),
-                StoreError::OutOfMemory | StoreError::Full { .. } => {
-                    (Code::ResourceExhausted, "BACKEND_OUT_OF_MEMORY", None)
-                }
-                StoreError::WrongType => (Code::FailedPrecondition, "WRONG_TYPE", None),
-                StoreError::Unexpected => (Code::Internal, "INTERNAL", None),
-            },
+            Self::Store(store) => {
+                let (code, retry_after) = match store {
+                    StoreError::Unavailable
+                    | StoreError::Timeout
+                    | StoreError::Busy
+                    | StoreError::ReadOnly => (Code::Unavailable, SOON),
+                    StoreError::Misconfigured | StoreError::Auth => (Code::Unavailable, LATER),
+                    StoreError::OutOfMemory | StoreError::Full { .. } => {
+                        (Code::ResourceExhausted, None)
+                    }
+                    StoreError::WrongType => (Code::FailedPrecondition, None),
+                    StoreError::Unexpected => (Code::Internal, None),
+                };
+                (code, store.reason(), retry_after)
+            }
             Self::Internal => (Code::Internal, "INTERNAL", None),
         };
         Contract {

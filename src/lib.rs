@@ -16,6 +16,7 @@
 //! | `store` | where values live: an embedded store, or Redis |
 //! | [`server`] | sockets, event loops, HTTP/2, shutdown |
 //! | `health` | what `grpc.health.v1` and `/readyz` say about the store |
+//! | `trace` | spans, and sending them by OTLP |
 //! | `metrics` | what is counted and timed, and `/metrics` |
 //! | `admin` | the HTTP listener for probes and metrics |
 //! | [`telemetry`] | the log |
@@ -80,6 +81,7 @@ mod metrics;
 mod reload;
 mod service;
 mod store;
+mod trace;
 
 pub use config::Config;
 pub use server::Server;

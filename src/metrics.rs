@@ -8,18 +8,20 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet},
+    encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
     registry::{Registry, Unit},
 };
 use tonic::Code;
+
+use crate::store::StoreError;
 
 /// The methods that are told apart: type, service and method, as go-grpc-prometheus names them.
 const METHODS: [Labels; 8] = [
@@ -70,6 +72,27 @@ const BUCKETS_MICROS: [u64; 15] = [
     1_000_000, 2_500_000, 5_000_000,
 ];
 
+/// What the store is asked to do, as a metric label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Operation {
+    Mark,
+    Get,
+    BatchGet,
+}
+
+impl Operation {
+    const ALL: [Self; 3] = [Self::Mark, Self::Get, Self::BatchGet];
+
+    /// Its name in labels and spans.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Mark => "mark",
+            Self::Get => "get",
+            Self::BatchGet => "batch_get",
+        }
+    }
+}
+
 /// A method, as a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Method(usize);
@@ -78,6 +101,12 @@ impl Method {
     pub(crate) const MARK: Self = Self(0);
     pub(crate) const GET: Self = Self(1);
     pub(crate) const BATCH_GET: Self = Self(2);
+
+    /// Its service and its own name; `other` for what does not exist.
+    pub(crate) fn service_and_name(self) -> (&'static str, &'static str) {
+        let (_, service, name) = METHODS[self.0];
+        (service, name)
+    }
 
     /// The method behind a request path.
     pub(crate) fn from_path(path: &str) -> Self {
@@ -97,6 +126,10 @@ impl Method {
 #[derive(Debug, Default)]
 pub(crate) struct Recorder {
     methods: [MethodCounts; METHODS.len()],
+    operations: [Durations; Operation::ALL.len()],
+    store_errors: [AtomicU64; StoreError::REASONS.len()],
+    shed: AtomicU64,
+    in_flight: AtomicUsize,
     connections_opened: AtomicU64,
     connections_closed: AtomicU64,
 }
@@ -105,9 +138,28 @@ pub(crate) struct Recorder {
 struct MethodCounts {
     started: AtomicU64,
     handled: [AtomicU64; CODES.len()],
+    durations: Durations,
+}
+
+/// How long things took.
+#[derive(Debug, Default)]
+struct Durations {
     /// Not cumulative; what is longer than the last bound is in the last place.
     buckets: [AtomicU64; BUCKETS_MICROS.len() + 1],
     nanos: AtomicU64,
+}
+
+impl Durations {
+    fn record(&self, elapsed: Duration) {
+        let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+        let bucket = BUCKETS_MICROS
+            .iter()
+            .position(|bound| micros <= *bound)
+            .unwrap_or(BUCKETS_MICROS.len());
+        increment(&self.buckets[bucket]);
+        let nanos = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+        self.nanos.fetch_add(nanos, Ordering::Relaxed);
+    }
 }
 
 impl Recorder {
@@ -120,14 +172,32 @@ impl Recorder {
     pub(crate) fn handled(&self, method: Method, code: Code, elapsed: Duration) {
         let counts = &self.methods[method.0];
         increment(&counts.handled[code as usize]);
-        let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
-        let bucket = BUCKETS_MICROS
+        counts.durations.record(elapsed);
+    }
+
+    /// The store has done what it was asked, or failed, or its caller went away first.
+    pub(crate) fn stored(&self, operation: Operation, elapsed: Duration) {
+        self.operations[operation as usize].record(elapsed);
+    }
+
+    /// The store could not do what it was asked.
+    pub(crate) fn store_failed(&self, error: StoreError) {
+        let reason = StoreError::REASONS
             .iter()
-            .position(|bound| micros <= *bound)
-            .unwrap_or(BUCKETS_MICROS.len());
-        increment(&counts.buckets[bucket]);
-        let nanos = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
-        counts.nanos.fetch_add(nanos, Ordering::Relaxed);
+            .position(|reason| *reason == error.reason());
+        if let Some(reason) = reason {
+            increment(&self.store_errors[reason]);
+        }
+    }
+
+    /// A call was refused because there are too many, or hold too much.
+    pub(crate) fn shed(&self) {
+        increment(&self.shed);
+    }
+
+    /// The calls in flight; the worker counts them up and down.
+    pub(crate) fn in_flight(&self) -> &AtomicUsize {
+        &self.in_flight
     }
 
     /// A connection was accepted.
@@ -145,8 +215,40 @@ fn increment(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// A number that is read when a scrape asks for it.
-pub(crate) type GaugeFn = Box<dyn Fn() -> i64 + Send + Sync>;
+/// A number that is read when a scrape asks for it: its name, what it says, what it is.
+pub(crate) struct Reading {
+    pub(crate) name: &'static str,
+    pub(crate) help: &'static str,
+    pub(crate) kind: ReadingKind,
+}
+
+/// Whether a number may fall.
+pub(crate) enum ReadingKind {
+    Gauge(Box<dyn Fn() -> i64 + Send + Sync>),
+    Counter(Box<dyn Fn() -> u64 + Send + Sync>),
+}
+
+impl Reading {
+    /// A number that may fall.
+    pub(crate) fn gauge(
+        name: &'static str,
+        help: &'static str,
+        read: impl Fn() -> i64 + Send + Sync + 'static,
+    ) -> Self {
+        let kind = ReadingKind::Gauge(Box::new(read));
+        Self { name, help, kind }
+    }
+
+    /// A number that only grows; the exporter adds `_total` to its name.
+    pub(crate) fn counter(
+        name: &'static str,
+        help: &'static str,
+        read: impl Fn() -> u64 + Send + Sync + 'static,
+    ) -> Self {
+        let kind = ReadingKind::Counter(Box::new(read));
+        Self { name, help, kind }
+    }
+}
 
 /// Everything that `/metrics` shows.
 #[derive(Debug)]
@@ -155,15 +257,12 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Shows the sum of `recorders`, and each gauge by its name and help text.
-    pub(crate) fn new(
-        recorders: Vec<Arc<Recorder>>,
-        gauges: Vec<(&'static str, &'static str, GaugeFn)>,
-    ) -> Self {
+    /// Shows the sum of `recorders`, and each of the readings.
+    pub(crate) fn new(recorders: Vec<Arc<Recorder>>, readings: Vec<Reading>) -> Self {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Calls { recorders }));
-        for (name, help, read) in gauges {
-            registry.register_collector(Box::new(Gauge { name, help, read }));
+        for reading in readings {
+            registry.register_collector(Box::new(reading));
         }
         let build =
             prometheus_client::metrics::info::Info::new([("version", env!("CARGO_PKG_VERSION"))]);
@@ -183,24 +282,27 @@ impl Metrics {
     }
 }
 
-struct Gauge {
-    name: &'static str,
-    help: &'static str,
-    read: GaugeFn,
-}
-
-impl fmt::Debug for Gauge {
+impl fmt::Debug for Reading {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gauge")
+        f.debug_struct("Reading")
             .field("name", &self.name)
             .finish_non_exhaustive()
     }
 }
 
-impl Collector for Gauge {
+impl Collector for Reading {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let metric = encoder.encode_descriptor(self.name, self.help, None, MetricType::Gauge)?;
-        ConstGauge::new((self.read)()).encode(metric)
+        let Self { name, help, kind } = self;
+        match kind {
+            ReadingKind::Gauge(read) => ConstGauge::new(read()).encode(encoder.encode_descriptor(
+                name,
+                help,
+                None,
+                MetricType::Gauge,
+            )?),
+            ReadingKind::Counter(read) => ConstCounter::new(read())
+                .encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?),
+        }
     }
 }
 
@@ -215,6 +317,25 @@ impl Calls {
             .iter()
             .map(|recorder| read(recorder).load(Ordering::Relaxed))
             .sum()
+    }
+
+    fn histogram(
+        &self,
+        mut metric: MetricEncoder<'_>,
+        read: impl Fn(&Recorder) -> &Durations,
+    ) -> fmt::Result {
+        let bounds = BUCKETS_MICROS
+            .iter()
+            .map(|micros| Duration::from_micros(*micros).as_secs_f64())
+            .chain([f64::MAX]);
+        let buckets: Vec<(f64, u64)> = bounds
+            .enumerate()
+            .map(|(at, bound)| (bound, self.sum(|recorder| &read(recorder).buckets[at])))
+            .collect();
+        let count = buckets.iter().map(|(_, count)| count).sum();
+        let nanos = self.sum(|recorder| &read(recorder).nanos);
+        let seconds = Duration::from_nanos(nanos).as_secs_f64();
+        metric.encode_histogram::<NoLabelSet>(seconds, count, &buckets, None)
     }
 }
 
@@ -261,46 +382,73 @@ impl Collector for Calls {
             MetricType::Histogram,
         )?;
         for (at, labels) in METHODS.iter().enumerate() {
-            let bounds = BUCKETS_MICROS
-                .iter()
-                .map(|micros| Duration::from_micros(*micros).as_secs_f64())
-                .chain([f64::MAX]);
-            let buckets: Vec<(f64, u64)> = bounds
-                .enumerate()
-                .map(|(bucket, bound)| {
-                    let count = self.sum(|recorder| &recorder.methods[at].buckets[bucket]);
-                    (bound, count)
-                })
-                .collect();
-            let count = buckets.iter().map(|(_, count)| count).sum();
-            let nanos = self.sum(|recorder| &recorder.methods[at].nanos);
-            family
-                .encode_family(&method_labels(labels))?
-                .encode_histogram::<NoLabelSet>(
-                    Duration::from_nanos(nanos).as_secs_f64(),
-                    count,
-                    &buckets,
-                    None,
-                )?;
+            let labels = method_labels(labels);
+            let metric = family.encode_family(&labels)?;
+            self.histogram(metric, |recorder| &recorder.methods[at].durations)?;
+        }
+
+        let mut family = encoder.encode_descriptor(
+            "dyndata_store_operation",
+            "How long the store took, as seen by calls, retries included",
+            Some(&Unit::Seconds),
+            MetricType::Histogram,
+        )?;
+        for operation in Operation::ALL {
+            let labels = [("operation", operation.name())];
+            let metric = family.encode_family(&labels)?;
+            self.histogram(metric, |recorder| &recorder.operations[operation as usize])?;
+        }
+
+        let mut family = encoder.encode_descriptor(
+            "dyndata_store_errors",
+            "Operations that the store failed, by the reason that the caller was given",
+            None,
+            MetricType::Counter,
+        )?;
+        for (at, reason) in StoreError::REASONS.iter().enumerate() {
+            let value = self.sum(|recorder| &recorder.store_errors[at]);
+            let labels = [("reason", *reason)];
+            let metric = family.encode_family(&labels)?;
+            ConstCounter::new(value).encode(metric)?;
         }
 
         let opened = self.sum(|recorder| &recorder.connections_opened);
         let closed = self.sum(|recorder| &recorder.connections_closed);
-        let metric = encoder.encode_descriptor(
-            "dyndata_connections_accepted",
-            "Connections accepted on the gRPC listener",
-            None,
-            MetricType::Counter,
-        )?;
-        ConstCounter::new(opened).encode(metric)?;
-        let metric = encoder.encode_descriptor(
-            "dyndata_connections",
-            "Connections open on the gRPC listener",
-            None,
-            MetricType::Gauge,
-        )?;
-        let open = i64::try_from(opened.saturating_sub(closed)).unwrap_or(i64::MAX);
-        ConstGauge::new(open).encode(metric)
+        let in_flight = self.recorders.iter();
+        let in_flight: usize = in_flight
+            .map(|recorder| recorder.in_flight.load(Ordering::Relaxed))
+            .sum();
+        for (name, help, value) in [
+            (
+                "dyndata_calls_shed",
+                "Calls refused as OVERLOADED",
+                self.sum(|recorder| &recorder.shed),
+            ),
+            (
+                "dyndata_connections_accepted",
+                "Connections accepted on the gRPC listener",
+                opened,
+            ),
+        ] {
+            let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            ConstCounter::new(value).encode(metric)?;
+        }
+        for (name, help, value) in [
+            (
+                "dyndata_calls_in_flight",
+                "Calls of the service that are being worked on",
+                i64::try_from(in_flight),
+            ),
+            (
+                "dyndata_connections",
+                "Connections open on the gRPC listener",
+                i64::try_from(opened.saturating_sub(closed)),
+            ),
+        ] {
+            let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            ConstGauge::new(value.unwrap_or(i64::MAX)).encode(metric)?;
+        }
+        Ok(())
     }
 }
 

@@ -20,7 +20,16 @@ pub(crate) mod tls;
 mod unary;
 mod worker;
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
@@ -35,7 +44,7 @@ use crate::{
     admin::Admin,
     config::{AdminListen, Config, LimitsConfig, ListenAddr, RedisConfig, StoreConfig},
     health::Health,
-    metrics::{GaugeFn, Metrics, Recorder},
+    metrics::{Metrics, Reading, Recorder},
     reload::Reload,
     store::{
         LinkState, Store, StoreStatus,
@@ -43,6 +52,7 @@ use crate::{
         redis::RedisStore,
     },
     telemetry::OncePerSecond,
+    trace::Tracing,
 };
 
 /// How much longer than the drain timeout a worker may take to end.
@@ -149,9 +159,18 @@ impl Bound {
             .map(|_| Arc::<Recorder>::default())
             .collect();
         security.watch(&config.security, &reload, &mut background);
-        let mut gauges = stores.gauges();
-        gauges.extend(security.gauges());
-        let metrics = Metrics::new(recorders.clone(), gauges);
+        let refused = Arc::<AtomicU64>::default();
+        let mut readings = stores.readings();
+        readings.extend(security.reading());
+        readings.push(Reading::counter(
+            "dyndata_connections_refused",
+            "Connections closed at once because of max-connections or max-connections-per-peer",
+            {
+                let refused = Arc::clone(&refused);
+                move || refused.load(Ordering::Relaxed)
+            },
+        ));
+        let metrics = Metrics::new(recorders.clone(), readings);
 
         let status = stores.status().subscribe();
         let following = background.spawn({
@@ -166,6 +185,7 @@ impl Bound {
             background.spawn(endpoints.serve(admin));
         }
 
+        let tracing = Tracing::from_environment();
         let (drain, draining) = watch::channel(());
         let mut workers = Vec::with_capacity(config.workers);
         for (number, recorder) in recorders.into_iter().enumerate() {
@@ -180,6 +200,7 @@ impl Bound {
                     max_in_flight: config.limits.max_in_flight,
                     max_reply_bytes: config.limits.max_reply_bytes,
                     recorder,
+                    tracing: tracing.clone(),
                     health: health.reporter(),
                 },
                 connections: ConnectionConfig {
@@ -194,7 +215,7 @@ impl Bound {
 
         tokio::select! {
             () = shutdown => {}
-            never = accept_into(&listener, &workers, &config.limits) => match never {},
+            never = accept_into(&listener, &workers, &config.limits, &refused) => match never {},
         }
 
         tracing::info!(timeout = %humantime::format_duration(config.drain_timeout), "draining");
@@ -211,6 +232,9 @@ impl Bound {
             {
                 tracing::error!("a worker did not end in time; leaving it behind");
             }
+        }
+        if let Some(tracing) = tracing {
+            tracing.shut_down().await;
         }
         tracing::info!("stopped");
         Ok(())
@@ -263,6 +287,7 @@ async fn accept_into(
     listener: &Listener,
     workers: &[Worker],
     limits: &LimitsConfig,
+    refused: &AtomicU64,
 ) -> std::convert::Infallible {
     static LOG: OncePerSecond = OncePerSecond::new();
     let peers = Peers::new(limits.max_connections_per_peer);
@@ -272,9 +297,10 @@ async fn accept_into(
         let socket = match socket {
             Some(socket) if open < limits.max_connections => socket,
             // Closed at once, so that a client can try elsewhere, instead of left in the queue.
-            refused => {
+            socket => {
+                refused.fetch_add(1, Ordering::Relaxed);
                 if LOG.take() {
-                    let limit = match refused {
+                    let limit = match socket {
                         Some(_) => "max-connections",
                         None => "max-connections-per-peer",
                     };
@@ -352,21 +378,46 @@ impl Stores {
         }
     }
 
-    fn gauges(&self) -> Vec<(&'static str, &'static str, GaugeFn)> {
+    fn readings(&self) -> Vec<Reading> {
         let status = self.status().subscribe();
-        let mut gauges: Vec<(_, _, GaugeFn)> = vec![(
-            "dyndata_store_up",
-            "1 while the store can be used by every worker, 0 otherwise",
-            Box::new(move || i64::from(*status.borrow() == LinkState::Up)),
-        )];
+        let counts = |read: fn((usize, usize, u64)) -> u64| {
+            let status = self.status().clone();
+            move || read(status.counts())
+        };
+        let number = |read: fn((usize, usize, u64)) -> u64| {
+            let read = counts(read);
+            move || i64::try_from(read()).unwrap_or(i64::MAX)
+        };
+        let mut readings = vec![
+            Reading::gauge(
+                "dyndata_store_up",
+                "1 while the store can be used by every worker, 0 otherwise",
+                move || i64::from(*status.borrow() == LinkState::Up),
+            ),
+            Reading::gauge(
+                "dyndata_store_links",
+                "Links to the store that there are to be: one for each worker",
+                number(|(links, _, _)| links as u64),
+            ),
+            Reading::gauge(
+                "dyndata_store_links_up",
+                "Links to the store that are up",
+                number(|(_, up, _)| up as u64),
+            ),
+            Reading::counter(
+                "dyndata_store_connects",
+                "How often a link to the store has come up",
+                counts(|(_, _, connects)| connects),
+            ),
+        ];
         if let Self::Memory { store, .. } = self {
             let store = Arc::clone(store);
-            gauges.push((
+            readings.push(Reading::gauge(
                 "dyndata_memory_entries",
                 "Entries in the embedded store, expired ones not yet swept included",
-                Box::new(move || i64::try_from(store.len()).unwrap_or(i64::MAX)),
+                move || i64::try_from(store.len()).unwrap_or(i64::MAX),
             ));
         }
-        gauges
+        readings
     }
 }

@@ -3,14 +3,18 @@
 //!
 //! Knows nothing of Redis, sockets or HTTP/2.
 
+use std::{sync::Arc, time::Instant};
+
 use crate::{
     auth::{Grant, Right},
     error::Error,
+    metrics::{Operation, Recorder},
     model::{self, Batch, Id, Limits, Namespace, Ttl, Value},
     proto::{
         BatchGetRequest, BatchGetResponse, GetRequest, GetResponse, MarkRequest, MarkResponse,
     },
-    store::Store,
+    store::{Store, StoreError},
+    trace::{CallSpan, StoreSpan},
 };
 
 /// The name of the service on the wire.
@@ -21,19 +25,33 @@ pub(crate) const NAME: &str = "dyndata.v1.DynData";
 pub(crate) struct DynDataService {
     store: Store,
     limits: Limits,
+    recorder: Arc<Recorder>,
+}
+
+/// What a call comes with besides its request.
+#[derive(Debug)]
+pub(crate) struct CallContext {
+    /// What its caller may do.
+    pub(crate) grant: Grant,
+    /// Its span, if there are traces.
+    pub(crate) span: Option<CallSpan>,
 }
 
 impl DynDataService {
     /// Serves what is in `store`.
-    pub(crate) fn new(store: Store, limits: Limits) -> Self {
-        Self { store, limits }
+    pub(crate) fn new(store: Store, limits: Limits, recorder: Arc<Recorder>) -> Self {
+        Self {
+            store,
+            limits,
+            recorder,
+        }
     }
 
     /// Writes a value.
     pub(crate) async fn mark(
         &self,
         request: MarkRequest,
-        grant: &Grant,
+        call: &CallContext,
     ) -> Result<MarkResponse, Error> {
         let MarkRequest {
             namespace,
@@ -42,11 +60,12 @@ impl DynDataService {
             value,
         } = request;
         let namespace = Namespace::try_from(namespace)?;
-        grant.check(Right::Write, &namespace)?;
+        call.grant.check(Right::Write, &namespace)?;
         let id = Id::try_from(id)?;
         let value = Value::parse(value, &self.limits)?;
         let ttl = Ttl::parse(ttl, &self.limits)?;
-        let expire_time = self.store.mark(&namespace, &id, value, ttl).await?;
+        let marking = self.store.mark(&namespace, &id, value, ttl);
+        let expire_time = self.observe(Operation::Mark, call, marking).await?;
         Ok(MarkResponse {
             expire_time: Some(model::timestamp(expire_time)),
         })
@@ -56,7 +75,7 @@ impl DynDataService {
     pub(crate) async fn get(
         &self,
         request: GetRequest,
-        grant: &Grant,
+        call: &CallContext,
     ) -> Result<GetResponse, Error> {
         let GetRequest {
             namespace,
@@ -64,12 +83,10 @@ impl DynDataService {
             include_expire_time,
         } = request;
         let namespace = Namespace::try_from(namespace)?;
-        grant.check(Right::Read, &namespace)?;
+        call.grant.check(Right::Read, &namespace)?;
         let id = Id::try_from(id)?;
-        let found = self
-            .store
-            .get(&namespace, &id, include_expire_time.into())
-            .await?;
+        let getting = self.store.get(&namespace, &id, include_expire_time.into());
+        let found = self.observe(Operation::Get, call, getting).await?;
         Ok(GetResponse {
             entry: Some(model::entry(id, found)),
         })
@@ -79,7 +96,7 @@ impl DynDataService {
     pub(crate) async fn batch_get(
         &self,
         request: BatchGetRequest,
-        grant: &Grant,
+        call: &CallContext,
     ) -> Result<BatchGetResponse, Error> {
         let BatchGetRequest {
             namespace,
@@ -87,12 +104,12 @@ impl DynDataService {
             include_expire_time,
         } = request;
         let namespace = Namespace::try_from(namespace)?;
-        grant.check(Right::Read, &namespace)?;
+        call.grant.check(Right::Read, &namespace)?;
         let batch = Batch::parse(ids, &self.limits)?;
-        let found = self
+        let getting = self
             .store
-            .batch_get(&namespace, batch.ids(), include_expire_time.into())
-            .await?;
+            .batch_get(&namespace, batch.ids(), include_expire_time.into());
+        let found = self.observe(Operation::BatchGet, call, getting).await?;
         let entries = batch
             .into_ids()
             .into_iter()
@@ -100,5 +117,46 @@ impl DynDataService {
             .map(|(id, found)| model::entry(id, found))
             .collect();
         Ok(BatchGetResponse { entries })
+    }
+
+    /// Times what the store is asked, and notes how it failed.
+    async fn observe<T>(
+        &self,
+        operation: Operation,
+        call: &CallContext,
+        asked: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let observed = Observed {
+            recorder: &self.recorder,
+            operation,
+            started: Instant::now(),
+            span: call
+                .span
+                .as_ref()
+                .map(|span| span.store(operation, self.store.name())),
+        };
+        let result = asked.await;
+        if let Err(error) = &result {
+            let error = *error;
+            self.recorder.store_failed(error);
+            if let Some(span) = &observed.span {
+                span.failed(error.reason());
+            }
+        }
+        result
+    }
+}
+
+/// Records how long the store took when it is dropped: also when the call is, whose time was up.
+struct Observed<'a> {
+    recorder: &'a Recorder,
+    operation: Operation,
+    started: Instant,
+    span: Option<StoreSpan>,
+}
+
+impl Drop for Observed<'_> {
+    fn drop(&mut self) {
+        self.recorder.stored(self.operation, self.started.elapsed());
     }
 }

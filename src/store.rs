@@ -10,7 +10,10 @@ pub(crate) mod memory;
 pub(crate) mod redis;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::SystemTime,
 };
 
@@ -71,7 +74,47 @@ pub enum StoreError {
     Unexpected,
 }
 
+impl StoreError {
+    /// All that [`StoreError::reason`] can be.
+    pub(crate) const REASONS: [&str; 9] = [
+        "BACKEND_UNAVAILABLE",
+        "BACKEND_TIMEOUT",
+        "BACKEND_BUSY",
+        "BACKEND_READONLY",
+        "BACKEND_MISCONFIGURED",
+        "BACKEND_AUTH",
+        "BACKEND_OUT_OF_MEMORY",
+        "WRONG_TYPE",
+        "INTERNAL",
+    ];
+
+    /// What programs can switch on.
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            Self::Unavailable => "BACKEND_UNAVAILABLE",
+            Self::Timeout => "BACKEND_TIMEOUT",
+            Self::Busy => "BACKEND_BUSY",
+            Self::ReadOnly => "BACKEND_READONLY",
+            Self::Misconfigured => "BACKEND_MISCONFIGURED",
+            Self::Auth => "BACKEND_AUTH",
+            Self::OutOfMemory | Self::Full { .. } => "BACKEND_OUT_OF_MEMORY",
+            Self::WrongType => "WRONG_TYPE",
+            Self::Unexpected => "INTERNAL",
+        }
+    }
+}
+
 impl Store {
+    /// What it is, as traces name it.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Memory(_) => "memory",
+            Self::Redis(_) => "redis",
+            #[cfg(test)]
+            Self::Panicking => "panicking",
+        }
+    }
+
     /// Writes a value, replacing what was there, and says when it will expire: never later than
     /// it really does.
     pub(crate) async fn mark(
@@ -128,6 +171,8 @@ impl Store {
 #[derive(Debug, Clone)]
 pub(crate) struct StoreStatus {
     links: Arc<Mutex<Vec<LinkState>>>,
+    /// How often a link has come up.
+    connects: Arc<AtomicU64>,
     summary: watch::Sender<LinkState>,
 }
 
@@ -144,6 +189,7 @@ impl StoreStatus {
         Self {
             summary: watch::Sender::new(initial.clone()),
             links: Arc::new(Mutex::new(vec![initial; links])),
+            connects: Arc::default(),
         }
     }
 
@@ -151,6 +197,9 @@ impl StoreStatus {
     pub(crate) fn set(&self, link: usize, state: LinkState) {
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(slot) = links.get_mut(link) {
+            if *slot != LinkState::Up && state == LinkState::Up {
+                self.connects.fetch_add(1, Ordering::Relaxed);
+            }
             *slot = state;
         }
         // A worker whose link is down fails its calls, so the store is up when every link is.
@@ -165,6 +214,16 @@ impl StoreStatus {
             }
             changed
         });
+    }
+
+    /// How many links there are, how many of them are up, and how often one has come up.
+    pub(crate) fn counts(&self) -> (usize, usize, u64) {
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let up = links
+            .iter()
+            .filter(|state| **state == LinkState::Up)
+            .count();
+        (links.len(), up, self.connects.load(Ordering::Relaxed))
     }
 
     /// Follows the state of the store.

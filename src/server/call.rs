@@ -7,10 +7,7 @@ use std::{
     convert::Infallible,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -41,7 +38,8 @@ use crate::{
     metrics::{Method, Recorder},
     model::{Limits, MAX_ID_BYTES},
     proto,
-    service::DynDataService,
+    service::{CallContext, DynDataService},
+    trace::Tracing,
 };
 
 /// What a worker's calls are made of.
@@ -54,6 +52,7 @@ pub(super) struct CallConfig {
     pub(super) max_in_flight: usize,
     pub(super) max_reply_bytes: usize,
     pub(super) recorder: Arc<Recorder>,
+    pub(super) tracing: Option<Tracing>,
     pub(super) health: HealthReporter,
 }
 
@@ -75,7 +74,7 @@ struct WorkerCalls {
     recorder: Arc<Recorder>,
     draining: watch::Receiver<()>,
     deadlines: Deadlines,
-    in_flight: Arc<AtomicUsize>,
+    tracing: Option<Tracing>,
     max_in_flight: usize,
     max_deadline: Duration,
     max_message_bytes: usize,
@@ -98,19 +97,20 @@ impl Dispatch {
             max_in_flight,
             max_reply_bytes,
             recorder,
+            tracing,
             health,
         } = calls;
         let max_message_bytes = max_message_bytes(&limits);
         Self {
             worker: Arc::new(WorkerCalls {
-                service: Arc::new(DynDataService::new(store(), limits)),
+                service: Arc::new(DynDataService::new(store(), limits, Arc::clone(&recorder))),
                 routes: routes(health, reflection),
                 access,
                 reflection,
                 recorder,
                 draining,
                 deadlines,
-                in_flight: Arc::default(),
+                tracing,
                 max_in_flight,
                 max_deadline,
                 max_message_bytes,
@@ -143,14 +143,19 @@ impl Dispatch {
         &self,
         rpc: Rpc,
         request: Request<Incoming>,
-        started: Instant,
+        guard: &mut Guard,
     ) -> Result<Running, Error> {
         let grant = self.identify(request.headers())?;
+        guard.identified(&grant);
         let worker = &self.worker;
         let timeout = grpc_timeout(request.headers())?
             .unwrap_or(worker.max_deadline)
             .min(worker.max_deadline);
-        let in_flight = InFlight::enter(&worker.in_flight, worker.max_in_flight)?;
+        let in_flight = InFlight::enter(&worker.recorder, worker.max_in_flight)?;
+        let context = CallContext {
+            grant,
+            span: guard.span().cloned(),
+        };
         Ok(Running::DynData {
             call: Box::pin(unary::call(
                 Arc::clone(&worker.service),
@@ -161,9 +166,9 @@ impl Dispatch {
                     max_reply_bytes: worker.max_reply_bytes,
                     held: self.held.clone(),
                 },
-                grant,
+                context,
             )),
-            deadline: worker.deadlines.enter(started + timeout),
+            deadline: worker.deadlines.enter(guard.started() + timeout),
             _in_flight: in_flight,
         })
     }
@@ -231,11 +236,13 @@ impl Service<Request<Incoming>> for Dispatch {
         let path = request.uri().path();
         let rpc = Rpc::from_path(path);
         let label = rpc.map_or_else(|| Method::from_path(path), Rpc::label);
-        let guard = Guard::start(&self.worker.recorder, label);
+        let span = self.worker.tracing.as_ref();
+        let span = span.map(|tracing| tracing.call(label, request.headers()));
+        let mut guard = Guard::start(&self.worker.recorder, label, span);
         let running = if !is_grpc(request.headers()) {
             Ok(Running::NotGrpc)
         } else if let Some(rpc) = rpc {
-            self.dyn_data(rpc, request, guard.started())
+            self.dyn_data(rpc, request, &mut guard)
         } else {
             self.other(request, guard.started())
         };
@@ -315,7 +322,12 @@ impl Future for Call {
                 *response.headers_mut() = unary::reply_headers();
                 response
             }
-            Err(error) => this.finish_other(Status::from(error).into_http()),
+            Err(error) => {
+                if let Some(guard) = &this.guard {
+                    guard.log_failure(&error);
+                }
+                this.finish_other(Status::from(error).into_http())
+            }
         }))
     }
 }
@@ -348,21 +360,22 @@ fn poll_caught<F: Future + ?Sized>(
 }
 
 /// One of a worker's calls in flight, for as long as it is one.
-struct InFlight(Arc<AtomicUsize>);
+struct InFlight(Arc<Recorder>);
 
 impl InFlight {
-    fn enter(count: &Arc<AtomicUsize>, max: usize) -> Result<Self, Error> {
+    fn enter(recorder: &Arc<Recorder>, max: usize) -> Result<Self, Error> {
+        let count = recorder.in_flight();
         // Only this thread counts, so that looking first is good enough.
         if count.load(Ordering::Relaxed) >= max {
             return Err(Error::Overloaded);
         }
         count.fetch_add(1, Ordering::Relaxed);
-        Ok(Self(Arc::clone(count)))
+        Ok(Self(Arc::clone(recorder)))
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.in_flight().fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -6,7 +6,10 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Instant,
 };
@@ -18,7 +21,13 @@ use tokio::sync::watch;
 use tonic::{Code, Status, body::Body};
 
 use super::unary::ReplyBody;
-use crate::metrics::{Method, Recorder};
+use crate::{
+    auth::{Caller, Grant},
+    error::Error,
+    metrics::{Method, Recorder},
+    telemetry::OncePerSecond,
+    trace::CallSpan,
+};
 
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
@@ -28,11 +37,13 @@ pub(super) struct Guard {
     method: Method,
     started: Instant,
     code: Code,
+    span: Option<CallSpan>,
+    caller: Option<Arc<Caller>>,
 }
 
 impl Guard {
     /// The call begins.
-    pub(super) fn start(recorder: &Arc<Recorder>, method: Method) -> Self {
+    pub(super) fn start(recorder: &Arc<Recorder>, method: Method, span: Option<CallSpan>) -> Self {
         recorder.started(method);
         Self {
             recorder: Arc::clone(recorder),
@@ -40,12 +51,53 @@ impl Guard {
             started: Instant::now(),
             // Until something better is known: dropped before its end means that the caller left.
             code: Code::Cancelled,
+            span,
+            caller: None,
         }
     }
 
     /// When the call began.
     pub(super) fn started(&self) -> Instant {
         self.started
+    }
+
+    /// The call's span, if there are traces.
+    pub(super) fn span(&self) -> Option<&CallSpan> {
+        self.span.as_ref()
+    }
+
+    /// Who makes the call is known.
+    pub(super) fn identified(&mut self, grant: &Grant) {
+        if let Grant::Of(caller) = grant {
+            self.caller = Some(Arc::clone(caller));
+        }
+    }
+
+    /// Logs why the call fails, once a second at most: callers must not be able to fill the log.
+    pub(super) fn log_failure(&self, error: &Error) {
+        static LOG: OncePerSecond = OncePerSecond::new();
+        static UNLOGGED: AtomicU64 = AtomicU64::new(0);
+        if let Error::Overloaded = error {
+            self.recorder.shed();
+        }
+        if !LOG.take() {
+            UNLOGGED.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let (code, reason) = error.code_and_reason();
+        let (service, method) = self.method.service_and_name();
+        let caller = self.caller.as_deref().map(tracing::field::display);
+        let trace_id = self.span.as_ref().map(CallSpan::trace_id);
+        tracing::info!(
+            service,
+            method,
+            ?code,
+            reason,
+            caller,
+            trace_id = trace_id.map(tracing::field::display),
+            unlogged = UNLOGGED.swap(0, Ordering::Relaxed),
+            "call failed"
+        );
     }
 
     /// The call ends now, with `code`.
@@ -58,6 +110,9 @@ impl Drop for Guard {
     fn drop(&mut self) {
         self.recorder
             .handled(self.method, self.code, self.started.elapsed());
+        if let Some(span) = &self.span {
+            span.end(self.code);
+        }
     }
 }
 

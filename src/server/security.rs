@@ -14,7 +14,7 @@ use super::{
 use crate::{
     auth::Access,
     config::SecurityConfig,
-    metrics::GaugeFn,
+    metrics::Reading,
     reload::{self, Reload},
 };
 
@@ -89,16 +89,13 @@ impl Security {
         }
     }
 
-    pub(super) fn gauges(&self) -> Vec<(&'static str, &'static str, GaugeFn)> {
-        let Some(tls) = &self.tls else {
-            return Vec::new();
-        };
-        let tls = tls.subscribe();
-        vec![(
+    pub(super) fn reading(&self) -> Option<Reading> {
+        let tls = self.tls.as_ref()?.subscribe();
+        Some(Reading::gauge(
             "dyndata_tls_certificate_expiry_timestamp_seconds",
             "When the certificate of the gRPC listener expires, in seconds since 1970",
-            Box::new(move || tls.borrow().expires),
-        )]
+            move || tls.borrow().expires,
+        ))
     }
 }
 

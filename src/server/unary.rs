@@ -16,7 +16,11 @@ use hyper::body::Incoming;
 use prost::Message;
 
 use super::{held::Held, stream};
-use crate::{auth::Grant, error::Error, metrics::Method, service::DynDataService};
+use crate::{
+    error::Error,
+    metrics::Method,
+    service::{CallContext, DynDataService},
+};
 
 /// Before each message: whether it is compressed (1 byte), and its length (4 bytes).
 const PREFIX_BYTES: usize = 5;
@@ -70,14 +74,14 @@ pub(super) async fn call(
     rpc: Rpc,
     body: Incoming,
     limits: CallLimits,
-    grant: Grant,
+    context: CallContext,
 ) -> Result<Bytes, Error> {
     let message = read(body, &limits).await?;
     let max = limits.max_reply_bytes;
     let reply = match rpc {
-        Rpc::Mark => write(&service.mark(decode(message)?, &grant).await?, max),
-        Rpc::Get => write(&service.get(decode(message)?, &grant).await?, max),
-        Rpc::BatchGet => write(&service.batch_get(decode(message)?, &grant).await?, max),
+        Rpc::Mark => write(&service.mark(decode(message)?, &context).await?, max),
+        Rpc::Get => write(&service.get(decode(message)?, &context).await?, max),
+        Rpc::BatchGet => write(&service.batch_get(decode(message)?, &context).await?, max),
     };
     limits.held.hold(reply?)
 }

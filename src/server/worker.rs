@@ -344,6 +344,7 @@ mod tests {
                 max_in_flight: 1,
                 max_reply_bytes: 1024,
                 recorder: Arc::default(),
+                tracing: None,
                 health: HealthReporter::new(),
             },
             connections: ConnectionConfig {

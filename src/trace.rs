@@ -1,0 +1,189 @@
+//! Traces: one server span for each call and a client span for what it asks of the store, sent by
+//! OTLP when `OTEL_EXPORTER_OTLP_ENDPOINT` says where to.
+//!
+//! A caller's `traceparent` is continued. The SDK's own variables apply (`OTEL_TRACES_SAMPLER`,
+//! `OTEL_SERVICE_NAME`, `OTEL_BSP_...`). Without an endpoint nothing of this is there, and a call
+//! pays one comparison.
+//!
+//! Source of the names: <https://opentelemetry.io/docs/specs/semconv/rpc/grpc/> and
+//! <https://opentelemetry.io/docs/specs/semconv/database/redis/>
+
+use std::{env, time::Duration};
+
+use http::HeaderMap;
+use opentelemetry::{
+    Context, KeyValue,
+    propagation::{Extractor, TextMapPropagator as _},
+    trace::{SpanKind, Status, TraceContextExt as _, TraceId, Tracer as _, TracerProvider as _},
+};
+use opentelemetry_sdk::{
+    Resource,
+    propagation::TraceContextPropagator,
+    trace::{SdkTracer, SdkTracerProvider},
+};
+use tonic::Code;
+
+use crate::metrics::{Method, Operation};
+
+/// Where the SDK looks for an endpoint.
+const ENDPOINTS: [&str; 2] = [
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+];
+/// How long the last spans may take to be sent at the end.
+const LAST_SPANS: Duration = Duration::from_secs(5);
+
+/// Makes spans. Clones send to the same place.
+#[derive(Debug, Clone)]
+pub(crate) struct Tracing {
+    tracer: SdkTracer,
+    provider: SdkTracerProvider,
+}
+
+impl Tracing {
+    /// As the environment says; none if it names no endpoint. To be called on a runtime that lives
+    /// as long as this: it sends the spans.
+    pub(crate) fn from_environment() -> Option<Self> {
+        let endpoint = ENDPOINTS
+            .into_iter()
+            .find(|name| env::var(name).is_ok_and(|value| !value.is_empty()))?;
+        let exporter = match opentelemetry_otlp::SpanExporter::builder()
+            .with_tonic()
+            .build()
+        {
+            Ok(exporter) => exporter,
+            Err(error) => {
+                tracing::error!(%error, variable = endpoint, "no traces");
+                return None;
+            }
+        };
+        // OTEL_SERVICE_NAME goes before the name given here.
+        let mut resource = Resource::builder();
+        if env::var_os("OTEL_SERVICE_NAME").is_none() {
+            resource = resource.with_service_name("dyndata");
+        }
+        let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
+        let provider = SdkTracerProvider::builder()
+            .with_batch_exporter(exporter)
+            .with_resource(resource.with_attribute(version).build())
+            .build();
+        tracing::info!(variable = endpoint, "sending traces");
+        Some(Self {
+            tracer: provider.tracer("dyndata"),
+            provider,
+        })
+    }
+
+    /// A call begins.
+    pub(crate) fn call(&self, method: Method, headers: &HeaderMap) -> CallSpan {
+        let parent =
+            TraceContextPropagator::new().extract_with_context(&Context::new(), &Headers(headers));
+        let (service, name) = method.service_and_name();
+        let span = self
+            .tracer
+            .span_builder(format!("{service}/{name}"))
+            .with_kind(SpanKind::Server)
+            .with_attributes([
+                KeyValue::new("rpc.system", "grpc"),
+                KeyValue::new("rpc.service", service),
+                KeyValue::new("rpc.method", name),
+            ])
+            .start_with_context(&self.tracer, &parent);
+        CallSpan {
+            context: parent.with_span(span),
+            tracer: self.tracer.clone(),
+        }
+    }
+
+    /// Sends what has not been sent yet.
+    pub(crate) async fn shut_down(self) {
+        // The SDK waits on a thread; this one sends meanwhile.
+        let provider = self.provider;
+        let sent = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(LAST_SPANS));
+        if let Ok(Err(error)) = sent.await {
+            tracing::warn!(%error, "the last spans were not sent");
+        }
+    }
+}
+
+/// The span of one call. Clones are of the same span.
+#[derive(Debug, Clone)]
+pub(crate) struct CallSpan {
+    context: Context,
+    tracer: SdkTracer,
+}
+
+impl CallSpan {
+    /// The trace that the call belongs to.
+    pub(crate) fn trace_id(&self) -> TraceId {
+        self.context.span().span_context().trace_id()
+    }
+
+    /// The call ends.
+    pub(crate) fn end(&self, code: Code) {
+        let span = self.context.span();
+        span.set_attribute(KeyValue::new("rpc.grpc.status_code", code as i64));
+        if is_servers_fault(code) {
+            span.set_status(Status::error(""));
+        }
+        span.end();
+    }
+
+    /// The store is asked something for the call.
+    pub(crate) fn store(&self, operation: Operation, system: &'static str) -> StoreSpan {
+        let span = self
+            .tracer
+            .span_builder(operation.name())
+            .with_kind(SpanKind::Client)
+            .with_attributes([
+                KeyValue::new("db.system.name", system),
+                KeyValue::new("db.operation.name", operation.name()),
+            ])
+            .start_with_context(&self.tracer, &self.context);
+        StoreSpan(self.context.with_span(span))
+    }
+}
+
+/// The span of one store operation. It ends when it is dropped.
+#[derive(Debug)]
+pub(crate) struct StoreSpan(Context);
+
+impl StoreSpan {
+    /// The store could not do it.
+    pub(crate) fn failed(&self, reason: &'static str) {
+        let span = self.0.span();
+        span.set_attribute(KeyValue::new("error.type", reason));
+        span.set_status(Status::error(""));
+    }
+}
+
+impl Drop for StoreSpan {
+    fn drop(&mut self) {
+        self.0.span().end();
+    }
+}
+
+/// Of which codes the conventions say that a server span has failed.
+fn is_servers_fault(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::Unimplemented
+            | Code::Internal
+            | Code::Unavailable
+            | Code::DataLoss
+    )
+}
+
+struct Headers<'a>(&'a HeaderMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.to_str().ok()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(http::HeaderName::as_str).collect()
+    }
+}
