@@ -2,6 +2,7 @@
 //!
 //! | path | answers |
 //! |---|---|
+//! | `/` | a page for people, that shows the rest and updates by itself |
 //! | `/livez` | 200 for as long as the process answers |
 //! | `/readyz` | 200 while calls can be served, 503 with the reason while they cannot |
 //! | `/metrics` | the metrics, in the OpenMetrics text format |
@@ -21,6 +22,9 @@ use crate::{health::Readiness, metrics::Metrics, server::accept};
 
 /// More at once than any probe and scraper need.
 const MAX_CONNECTIONS: usize = 64;
+/// The page has all it needs in it, and asks nobody but this listener.
+const PAGE_POLICY: &str =
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'";
 /// How long a request's head may take, and how long a connection may be idle.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -29,6 +33,25 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct Admin {
     pub(crate) readiness: watch::Receiver<Readiness>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) status_page: StatusPage,
+}
+
+/// The page at `/`, with the settings in force.
+#[derive(Debug, Clone)]
+pub(crate) struct StatusPage(Bytes);
+
+impl StatusPage {
+    /// Shows `settings`, secrets redacted.
+    pub(crate) fn new(settings: &str) -> Self {
+        let settings = settings
+            .replace('&', "&amp;")
+            .replace('<', "&lt;")
+            .replace('>', "&gt;");
+        let page = include_str!("admin/status.html")
+            .replace("@VERSION@", env!("CARGO_PKG_VERSION"))
+            .replace("@SETTINGS@", &settings);
+        Self(page.into())
+    }
 }
 
 impl Admin {
@@ -63,6 +86,18 @@ impl Admin {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served\n");
         }
         match request.uri().path() {
+            "/" => {
+                let mut response = typed(
+                    StatusCode::OK,
+                    "text/html; charset=utf-8",
+                    self.status_page.0.clone(),
+                );
+                response.headers_mut().insert(
+                    header::CONTENT_SECURITY_POLICY,
+                    header::HeaderValue::from_static(PAGE_POLICY),
+                );
+                response
+            }
             "/livez" => text(StatusCode::OK, "ok\n"),
             "/readyz" => match &*self.readiness.borrow() {
                 Readiness::Ready => text(StatusCode::OK, "ok\n"),
@@ -76,18 +111,22 @@ impl Admin {
             },
             _ => text(
                 StatusCode::NOT_FOUND,
-                "there are /livez, /readyz and /metrics\n",
+                "there are /, /livez, /readyz and /metrics\n",
             ),
         }
     }
 }
 
-fn text(status: StatusCode, body: impl Into<String>) -> Response<Full<Bytes>> {
-    typed(status, "text/plain; charset=utf-8", body.into())
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    typed(status, "text/plain; charset=utf-8", body)
 }
 
-fn typed(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(body));
+fn typed(
+    status: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     response.headers_mut().insert(
         header::CONTENT_TYPE,

@@ -216,6 +216,12 @@ pub fn bad_config(error: &ConfigError) -> ExitCode {
     ExitCode::from(EX_CONFIG)
 }
 
+/// Prints why the process cannot go on.
+pub fn failed(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("error: {}", render::chain(error));
+    ExitCode::FAILURE
+}
+
 impl ClientCommand {
     /// Runs the command to its end, on a runtime of its own.
     pub fn run(self) -> ExitCode {

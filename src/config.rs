@@ -73,6 +73,13 @@ pub struct ServeArgs {
     log_format: LogFormat,
 }
 
+impl ServeArgs {
+    /// Serves on a socket that listens at `addr` already, whatever `--listen` says.
+    pub fn listen_at(&mut self, addr: ListenAddr) {
+        self.listen = addr;
+    }
+}
+
 /// Checked settings: every combination of them can be served.
 #[derive(Debug, Clone)]
 pub struct Config {

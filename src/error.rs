@@ -34,14 +34,6 @@ pub enum Error {
         /// The limit, in bytes.
         max: usize,
     },
-    /// The values together are more than one reply may have.
-    #[error(
-        "the values are too large for one reply; at most {max} bytes are allowed (max-reply-bytes); ask for fewer ids"
-    )]
-    ReplyTooLarge {
-        /// The limit, in bytes.
-        max: usize,
-    },
     /// The `grpc-timeout` header is not of the form that gRPC gives it.
     #[error("the grpc-timeout header is not 1 to 8 digits and a unit (H, M, S, m, u, n)")]
     TimeoutInvalid,
@@ -89,7 +81,6 @@ impl Error {
             Self::MessageMalformed => (Code::InvalidArgument, "MESSAGE_MALFORMED", None),
             Self::CompressionUnsupported => (Code::Unimplemented, "COMPRESSION_UNSUPPORTED", None),
             Self::MessageTooLarge { .. } => (Code::ResourceExhausted, "MESSAGE_TOO_LARGE", None),
-            Self::ReplyTooLarge { .. } => (Code::ResourceExhausted, "REPLY_TOO_LARGE", None),
             Self::TimeoutInvalid => (Code::InvalidArgument, "TIMEOUT_INVALID", None),
             Self::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED", None),
             Self::Overloaded => (Code::ResourceExhausted, "OVERLOADED", SOON),
@@ -102,9 +93,9 @@ impl Error {
                     | StoreError::Busy
                     | StoreError::ReadOnly => (Code::Unavailable, SOON),
                     StoreError::Misconfigured | StoreError::Auth => (Code::Unavailable, LATER),
-                    StoreError::OutOfMemory | StoreError::Full { .. } => {
-                        (Code::ResourceExhausted, None)
-                    }
+                    StoreError::OutOfMemory
+                    | StoreError::Full { .. }
+                    | StoreError::TooLarge { .. } => (Code::ResourceExhausted, None),
                     StoreError::WrongType => (Code::FailedPrecondition, None),
                     StoreError::Unexpected => (Code::Internal, None),
                 };

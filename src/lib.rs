@@ -19,6 +19,7 @@
 //! | `trace` | spans, and sending them by OTLP |
 //! | `metrics` | what is counted and timed, and `/metrics` |
 //! | `admin` | the HTTP listener for probes and metrics |
+//! | [`systemd`] | socket activation, readiness and watchdog |
 //! | [`telemetry`] | the log |
 //! | [`cli`] | the client commands; the only module that prints |
 //!
@@ -72,6 +73,7 @@ pub mod config;
 pub mod error;
 pub mod model;
 pub mod server;
+pub mod systemd;
 pub mod telemetry;
 
 mod admin;

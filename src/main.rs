@@ -7,9 +7,10 @@ use dyndata::{
     Config, Server,
     cli::{self, Cli, Command},
     config::ServeArgs,
+    systemd::{self, Inherited},
     telemetry,
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -24,7 +25,17 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(args: ServeArgs) -> ExitCode {
+fn serve(mut args: ServeArgs) -> ExitCode {
+    let inherited = match Inherited::take() {
+        Ok(inherited) => inherited,
+        Err(error) => return cli::failed(&error),
+    };
+    match inherited.as_ref().map(Inherited::local_addr).transpose() {
+        // Checked like any other address.
+        Ok(Some(addr)) => args.listen_at(addr),
+        Ok(None) => {}
+        Err(error) => return cli::failed(&error),
+    }
     let config = match Config::try_from(args) {
         Ok(config) => config,
         Err(error) => return cli::bad_config(&error),
@@ -39,7 +50,7 @@ fn serve(args: ServeArgs) -> ExitCode {
         .enable_all()
         .build()
         .map_err(Into::into)
-        .and_then(|runtime| runtime.block_on(run(config)));
+        .and_then(|runtime| runtime.block_on(run(config, inherited)));
     match served {
         Ok(code) => code,
         Err(error) => {
@@ -49,30 +60,18 @@ fn serve(args: ServeArgs) -> ExitCode {
     }
 }
 
-async fn run(config: Config) -> Result<ExitCode, Box<dyn std::error::Error>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut again = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
-    let shutdown = async {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    };
-    let second_signal = async {
-        // These streams see the first signal too.
-        for _ in 0..2 {
-            tokio::select! {
-                _ = again.0.recv() => {}
-                _ = again.1.recv() => {}
-            }
-        }
-    };
+async fn run(
+    config: Config,
+    inherited: Option<Inherited>,
+) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    // Each sees every signal from here on.
+    let (mut first, mut signals) = (Signals::new()?, Signals::new()?);
     let mut hangup = signal(SignalKind::hangup())?;
-    let bound = Server::bind(config).await?;
+    let bound = match inherited {
+        Some(socket) => Server::adopt(config, socket).await?,
+        None => Server::bind(config).await?,
+    };
+    systemd::ready();
     let reload = bound.reload();
     let reloading = async {
         while hangup.recv().await.is_some() {
@@ -80,12 +79,43 @@ async fn run(config: Config) -> Result<ExitCode, Box<dyn std::error::Error>> {
         }
         std::future::pending().await
     };
+    let shutdown = async {
+        first.next().await;
+        systemd::stopping();
+    };
+    let second_signal = async {
+        signals.next().await;
+        signals.next().await;
+    };
     tokio::select! {
         served = bound.run(shutdown) => Ok(served.map(|()| ExitCode::SUCCESS)?),
         never = reloading => never,
+        never = systemd::feed_watchdog() => match never {},
         () = second_signal => {
             tracing::warn!("second signal: ending at once");
             Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// SIGTERM and SIGINT: what asks for an end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
     }
 }

@@ -25,6 +25,8 @@ pub struct Limits {
     pub max_batch: usize,
     /// The most bytes in a string or bytes value.
     pub max_value_bytes: usize,
+    /// The most bytes in one reply.
+    pub max_reply_bytes: usize,
 }
 
 /// What is wrong with a request. Says lengths and limits, never what the caller sent.
@@ -332,6 +334,17 @@ pub struct Found {
     pub expire_time: Option<SystemTime>,
 }
 
+impl Found {
+    /// About how much room it takes in a reply.
+    pub(crate) fn size(&self) -> usize {
+        match &self.value {
+            Value::Int(_) => size_of::<i64>(),
+            Value::String(text) => text.len(),
+            Value::Bytes(bytes) => bytes.len(),
+        }
+    }
+}
+
 /// The entry of a reply: the id, and what was found under it.
 pub fn entry(id: Id, found: Option<Found>) -> proto::Entry {
     let (value, expire_time) = match found {
@@ -368,6 +381,7 @@ mod tests {
         max_ttl: Duration::from_secs(86_400),
         max_batch: 3,
         max_value_bytes: 8,
+        max_reply_bytes: 100,
     };
 
     fn ttl(seconds: i64, nanos: i32) -> Result<u64, Invalid> {

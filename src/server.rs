@@ -41,7 +41,7 @@ use self::{
     worker::{ConnectionConfig, Worker, WorkerConfig},
 };
 use crate::{
-    admin::Admin,
+    admin::{Admin, StatusPage},
     config::{AdminListen, Config, LimitsConfig, ListenAddr, RedisConfig, StoreConfig},
     health::Health,
     metrics::{Metrics, Reading, Recorder},
@@ -51,6 +51,7 @@ use crate::{
         memory::{MemoryStore, SWEEP_INTERVAL},
         redis::RedisStore,
     },
+    systemd::Inherited,
     telemetry::OncePerSecond,
     trace::Tracing,
 };
@@ -84,13 +85,22 @@ pub struct Server;
 impl Server {
     /// Opens the listeners. Connections queue from here on, and are served by [`Bound::run`].
     pub async fn bind(config: Config) -> Result<Bound, ServerError> {
-        let listener =
-            Listener::bind(&config.listen)
-                .await
-                .map_err(|source| ServerError::Bind {
-                    addr: config.listen.to_string(),
-                    source,
-                })?;
+        let listener = Listener::bind(&config.listen).await;
+        Self::with_listener(config, listener)
+    }
+
+    /// As [`Server::bind`], on a gRPC listener that is open already and that the settings name
+    /// ([`ServeArgs::listen_at`](crate::config::ServeArgs::listen_at)).
+    pub async fn adopt(config: Config, socket: Inherited) -> Result<Bound, ServerError> {
+        let listener = Listener::adopt(socket, &config.listen);
+        Self::with_listener(config, listener)
+    }
+
+    fn with_listener(config: Config, listener: io::Result<Listener>) -> Result<Bound, ServerError> {
+        let listener = listener.map_err(|source| ServerError::Bind {
+            addr: config.listen.to_string(),
+            source,
+        })?;
         let admin = match config.admin_listen {
             AdminListen::Off => None,
             AdminListen::Tcp(addr) => {
@@ -181,6 +191,7 @@ impl Bound {
             let endpoints = Admin {
                 readiness: health.readiness(),
                 metrics: Arc::new(metrics),
+                status_page: StatusPage::new(&config.summary()),
             };
             background.spawn(endpoints.serve(admin));
         }
@@ -198,7 +209,6 @@ impl Bound {
                     reflection: config.security.reflection,
                     max_deadline: config.limits.max_deadline,
                     max_in_flight: config.limits.max_in_flight,
-                    max_reply_bytes: config.limits.max_reply_bytes,
                     recorder,
                     tracing: tracing.clone(),
                     health: health.reporter(),

@@ -106,9 +106,12 @@ impl DynDataService {
         let namespace = Namespace::try_from(namespace)?;
         call.grant.check(Right::Read, &namespace)?;
         let batch = Batch::parse(ids, &self.limits)?;
-        let getting = self
-            .store
-            .batch_get(&namespace, batch.ids(), include_expire_time.into());
+        let getting = self.store.batch_get(
+            &namespace,
+            batch.ids(),
+            include_expire_time.into(),
+            self.limits.max_reply_bytes,
+        );
         let found = self.observe(Operation::BatchGet, call, getting).await?;
         let entries = batch
             .into_ids()

@@ -66,6 +66,15 @@ pub enum StoreError {
         /// The limit.
         max: usize,
     },
+    /// The values that were asked for are too large together.
+    #[error(
+        "the values are too large for one reply; at most {max} bytes are allowed \
+         (max-reply-bytes); ask for fewer ids"
+    )]
+    TooLarge {
+        /// The limit, in bytes.
+        max: usize,
+    },
     /// The key holds something else than a plain value.
     #[error("the key holds a data type that is not a value")]
     WrongType,
@@ -76,7 +85,7 @@ pub enum StoreError {
 
 impl StoreError {
     /// All that [`StoreError::reason`] can be.
-    pub(crate) const REASONS: [&str; 9] = [
+    pub(crate) const REASONS: [&str; 10] = [
         "BACKEND_UNAVAILABLE",
         "BACKEND_TIMEOUT",
         "BACKEND_BUSY",
@@ -84,6 +93,7 @@ impl StoreError {
         "BACKEND_MISCONFIGURED",
         "BACKEND_AUTH",
         "BACKEND_OUT_OF_MEMORY",
+        "REPLY_TOO_LARGE",
         "WRONG_TYPE",
         "INTERNAL",
     ];
@@ -98,6 +108,7 @@ impl StoreError {
             Self::Misconfigured => "BACKEND_MISCONFIGURED",
             Self::Auth => "BACKEND_AUTH",
             Self::OutOfMemory | Self::Full { .. } => "BACKEND_OUT_OF_MEMORY",
+            Self::TooLarge { .. } => "REPLY_TOO_LARGE",
             Self::WrongType => "WRONG_TYPE",
             Self::Unexpected => "INTERNAL",
         }
@@ -147,19 +158,32 @@ impl Store {
         }
     }
 
-    /// Reads the values of all `ids`, in their order.
+    /// Reads the values of all `ids`, in their order, if they have at most `max_bytes` together.
     pub(crate) async fn batch_get(
         &self,
         namespace: &Namespace,
         ids: &[Id],
         expire_time: ExpireTime,
+        max_bytes: usize,
     ) -> Result<Vec<Option<Found>>, StoreError> {
         match self {
-            Self::Memory(store) => Ok(ids
-                .iter()
-                .map(|id| store.get(namespace, id, expire_time))
-                .collect()),
-            Self::Redis(store) => store.batch_get(namespace, ids, expire_time).await,
+            Self::Memory(store) => {
+                let mut bytes = 0;
+                let found = ids.iter().map(|id| {
+                    let found = store.get(namespace, id, expire_time);
+                    bytes += found.as_ref().map_or(0, Found::size);
+                    if bytes > max_bytes {
+                        return Err(StoreError::TooLarge { max: max_bytes });
+                    }
+                    Ok(found)
+                });
+                found.collect()
+            }
+            Self::Redis(store) => {
+                store
+                    .batch_get(namespace, ids, expire_time, max_bytes)
+                    .await
+            }
             #[cfg(test)]
             Self::Panicking => panic!("a bug"),
         }

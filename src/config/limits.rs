@@ -120,7 +120,6 @@ pub(super) struct LimitArgs {
 #[derive(Debug, Clone)]
 pub(crate) struct LimitsConfig {
     pub(crate) requests: Limits,
-    pub(crate) max_reply_bytes: usize,
     pub(crate) max_deadline: Duration,
     pub(crate) max_in_flight: usize,
     pub(crate) max_connections: usize,
@@ -209,8 +208,8 @@ impl TryFrom<LimitArgs> for LimitsConfig {
                 max_ttl,
                 max_batch,
                 max_value_bytes,
+                max_reply_bytes,
             },
-            max_reply_bytes,
             max_deadline,
             max_in_flight,
             max_connections,
@@ -235,8 +234,8 @@ impl LimitsConfig {
                     max_ttl,
                     max_batch,
                     max_value_bytes,
+                    max_reply_bytes,
                 },
-            max_reply_bytes,
             max_deadline,
             max_in_flight,
             max_connections,

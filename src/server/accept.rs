@@ -12,7 +12,7 @@ use std::{
 
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
-use crate::config::ListenAddr;
+use crate::{config::ListenAddr, systemd::Inherited};
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: u32 = 1024;
@@ -96,7 +96,9 @@ pub(super) enum Listener {
     Tcp(TcpListener),
     Unix {
         listener: UnixListener,
-        file: SocketFile,
+        path: PathBuf,
+        /// Ours to remove, unless somebody else has opened the socket.
+        _file: Option<SocketFile>,
     },
 }
 
@@ -125,10 +127,32 @@ impl Listener {
                 }
                 Ok(Self::Unix {
                     listener: UnixListener::bind(path)?,
-                    file: SocketFile(path.clone()),
+                    path: path.clone(),
+                    _file: Some(SocketFile(path.clone())),
                 })
             }
         }
+    }
+
+    /// Takes over a socket that somebody else has opened.
+    pub(super) fn adopt(socket: Inherited, addr: &ListenAddr) -> io::Result<Self> {
+        Ok(match socket {
+            Inherited::Tcp(listener) => {
+                listener.set_nonblocking(true)?;
+                Self::Tcp(TcpListener::from_std(listener)?)
+            }
+            Inherited::Unix(listener) => {
+                listener.set_nonblocking(true)?;
+                Self::Unix {
+                    listener: UnixListener::from_std(listener)?,
+                    path: match addr {
+                        ListenAddr::Unix(path) => path.clone(),
+                        ListenAddr::Tcp(_) => PathBuf::new(),
+                    },
+                    _file: None,
+                }
+            }
+        })
     }
 
     pub(super) fn local_addr(&self) -> ListenAddr {
@@ -139,7 +163,7 @@ impl Listener {
                     .local_addr()
                     .unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0))),
             ),
-            Self::Unix { file, .. } => ListenAddr::Unix(file.0.clone()),
+            Self::Unix { path, .. } => ListenAddr::Unix(path.clone()),
         }
     }
 

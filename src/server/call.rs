@@ -50,7 +50,6 @@ pub(super) struct CallConfig {
     pub(super) reflection: Reflection,
     pub(super) max_deadline: Duration,
     pub(super) max_in_flight: usize,
-    pub(super) max_reply_bytes: usize,
     pub(super) recorder: Arc<Recorder>,
     pub(super) tracing: Option<Tracing>,
     pub(super) health: HealthReporter,
@@ -95,12 +94,12 @@ impl Dispatch {
             reflection,
             max_deadline,
             max_in_flight,
-            max_reply_bytes,
             recorder,
             tracing,
             health,
         } = calls;
         let max_message_bytes = max_message_bytes(&limits);
+        let max_reply_bytes = limits.max_reply_bytes;
         Self {
             worker: Arc::new(WorkerCalls {
                 service: Arc::new(DynDataService::new(store(), limits, Arc::clone(&recorder))),

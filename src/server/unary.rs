@@ -20,6 +20,7 @@ use crate::{
     error::Error,
     metrics::Method,
     service::{CallContext, DynDataService},
+    store::StoreError,
 };
 
 /// Before each message: whether it is compressed (1 byte), and its length (4 bytes).
@@ -160,7 +161,7 @@ fn decode<M: Message + Default>(message: Bytes) -> Result<M, Error> {
 fn write(reply: &impl Message, max: usize) -> Result<Vec<u8>, Error> {
     let length = reply.encoded_len();
     if length > max {
-        return Err(Error::ReplyTooLarge { max });
+        return Err(StoreError::TooLarge { max }.into());
     }
     let prefix = u32::try_from(length).map_err(|_| Error::Internal)?;
     let mut output = Vec::with_capacity(PREFIX_BYTES + length);

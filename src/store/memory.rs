@@ -207,6 +207,7 @@ mod tests {
             max_ttl: Duration::from_secs(60),
             max_batch: 1,
             max_value_bytes: 1,
+            max_reply_bytes: 100,
         };
         let duration = prost_types::Duration {
             seconds: 0,

@@ -40,6 +40,9 @@ use crate::{
     store::{StoreError, StoreStatus},
 };
 
+/// What Redis adds to a value in its reply, and the reply to PTTL.
+const OVERHEAD_PER_ID: usize = 64;
+
 /// One worker's way to Redis. Clones share its links.
 #[derive(Debug, Clone)]
 pub(crate) struct RedisStore {
@@ -143,9 +146,27 @@ impl RedisStore {
         namespace: &Namespace,
         ids: &[Id],
         expire_time: ExpireTime,
+        max_bytes: usize,
     ) -> Result<Vec<Option<Found>>, StoreError> {
+        // Looked at before anything is copied out of it. Redis adds some bytes to each value.
+        let check = |bytes: usize| {
+            if bytes > max_bytes + ids.len() * OVERHEAD_PER_ID {
+                return Err(StoreError::TooLarge { max: max_bytes });
+            }
+            Ok(())
+        };
         match (&self.servers, expire_time) {
-            (Servers::One(link), ExpireTime::Omit) => self.multi_get(link, namespace, ids).await,
+            (Servers::One(link), ExpireTime::Omit) => {
+                let reply = self.multi_get(link, namespace, ids).await?;
+                check(reply.len())?;
+                let mut replies = Replies::new(&reply);
+                match replies.next() {
+                    Some(Reply::Array(length)) if length == ids.len() => {
+                        ids.iter().map(|_| value("MGET", replies.next())).collect()
+                    }
+                    reply => Err(failed("MGET", reply)),
+                }
+            }
             (Servers::One(link), ExpireTime::Include) => {
                 let asked = SystemTime::now();
                 let reply = link.request(|commands| {
@@ -155,13 +176,28 @@ impl RedisStore {
                     }
                 });
                 let reply = reply.await?;
+                check(reply.len())?;
                 let mut replies = Replies::new(&reply);
                 ids.iter()
                     .map(|_| value_with_expiry(&mut replies, asked))
                     .collect()
             }
             (Servers::Cluster(cluster), expire_time) => {
-                self.get_each(cluster, namespace, ids, expire_time).await
+                let asked = SystemTime::now();
+                let replies = self.get_each(cluster, namespace, ids, expire_time).await?;
+                check(replies.iter().map(Bytes::len).sum())?;
+                let found = replies.into_iter().map(|reply| {
+                    let mut replies = Replies::new(&reply);
+                    match expire_time {
+                        ExpireTime::Omit => match value("GET", replies.next()) {
+                            // As MGET has it.
+                            Err(StoreError::WrongType) => Ok(None),
+                            found => found,
+                        },
+                        ExpireTime::Include => value_with_expiry(&mut replies, asked),
+                    }
+                });
+                found.collect()
             }
         }
     }
@@ -171,7 +207,7 @@ impl RedisStore {
         link: &Link,
         namespace: &Namespace,
         ids: &[Id],
-    ) -> Result<Vec<Option<Found>>, StoreError> {
+    ) -> Result<Bytes, StoreError> {
         let reply = link.request(|commands| {
             let out = commands.command(1 + ids.len());
             argument(out, b"MGET");
@@ -179,14 +215,7 @@ impl RedisStore {
                 self.layout.write_key(namespace, id, out);
             }
         });
-        let reply = reply.await?;
-        let mut replies = Replies::new(&reply);
-        match replies.next() {
-            Some(Reply::Array(length)) if length == ids.len() => {
-                ids.iter().map(|_| value("MGET", replies.next())).collect()
-            }
-            reply => Err(failed("MGET", reply)),
-        }
+        reply.await
     }
 
     /// A GET for each id: an MGET over slots is not served, and one slot on the move would fail
@@ -197,8 +226,7 @@ impl RedisStore {
         namespace: &Namespace,
         ids: &[Id],
         expire_time: ExpireTime,
-    ) -> Result<Vec<Option<Found>>, StoreError> {
-        let asked = SystemTime::now();
+    ) -> Result<Vec<Bytes>, StoreError> {
         let slots: Vec<_> = ids.iter().map(|id| self.slot(namespace, id)).collect();
         let each = match expire_time {
             ExpireTime::Omit => 1,
@@ -210,18 +238,7 @@ impl RedisStore {
                 self.write_pttl(namespace, &ids[item], commands);
             }
         });
-        let found = replies.await?.into_iter().map(|reply| {
-            let mut replies = Replies::new(&reply);
-            match expire_time {
-                ExpireTime::Omit => match value("GET", replies.next()) {
-                    // As MGET has it.
-                    Err(StoreError::WrongType) => Ok(None),
-                    found => found,
-                },
-                ExpireTime::Include => value_with_expiry(&mut replies, asked),
-            }
-        });
-        found.collect()
+        replies.await
     }
 
     /// Sends commands about one id.

@@ -23,13 +23,7 @@ ALL_SECONDS = 120
 # More of these cases may race with the answer to their HEADERS; what never passes is a failure.
 MORE_RUNS = 2
 
-NOT_GRPC = (
-    "h2spec waits for DATA. Its request is not gRPC (no content-type), so the answer is HTTP 415 in "
-    "a HEADERS frame that ends the stream, after the frame in question: it was accepted"
-)
 EXPECTED = {
-    "generic/2: Sends a WINDOW_UPDATE frame on half-closed (remote) stream": NOT_GRPC,
-    "generic/2: Sends a PRIORITY frame on half-closed (remote) stream": NOT_GRPC,
     "http2/3.5: Sends invalid connection preface": (
         "the connection is closed, after an answer in HTTP/1.1 (505) to what may be an HTTP/1 "
         "client; h2spec reads that as a frame, and takes its end for an error. On TLS, ALPN has "

@@ -232,6 +232,7 @@ mod tests {
                 max_ttl: std::time::Duration::from_secs(3600),
                 max_batch: 10,
                 max_value_bytes: 100,
+                max_reply_bytes: 1000,
             };
             let layout = layout(if python { KeyFormat::PythonBytes } else { KeyFormat::Plain });
             if let Ok(MarkRequest { namespace, id, ttl, value }) = MarkRequest::decode(&*bytes)

@@ -1,0 +1,75 @@
+//! What systemd gives and wants, if it started the process: a socket that is open already, and to
+//! be told how things are. Elsewhere all of this does nothing.
+//!
+//! Source: <https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html> and
+//! <https://www.freedesktop.org/software/systemd/man/latest/sd_listen_fds.html>
+
+use std::{convert::Infallible, io, net::TcpListener, os::unix::net::UnixListener};
+
+use listenfd::ListenFd;
+use sd_notify::NotifyState;
+
+use crate::config::ListenAddr;
+
+/// A listening socket that was opened by somebody else.
+#[derive(Debug)]
+pub enum Inherited {
+    /// On a TCP address.
+    Tcp(TcpListener),
+    /// On a unix socket, whose file is its owner's to remove.
+    Unix(UnixListener),
+}
+
+impl Inherited {
+    /// The first socket that systemd has passed on, if there is one.
+    pub fn take() -> io::Result<Option<Self>> {
+        let mut sockets = ListenFd::from_env();
+        if sockets.len() == 0 {
+            return Ok(None);
+        }
+        if let Ok(Some(listener)) = sockets.take_tcp_listener(0) {
+            return Ok(Some(Self::Tcp(listener)));
+        }
+        Ok(sockets.take_unix_listener(0)?.map(Self::Unix))
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> io::Result<ListenAddr> {
+        Ok(match self {
+            Self::Tcp(listener) => ListenAddr::Tcp(listener.local_addr()?),
+            Self::Unix(listener) => ListenAddr::Unix(
+                listener
+                    .local_addr()?
+                    .as_pathname()
+                    .map_or_else(|| "unnamed".into(), Into::into),
+            ),
+        })
+    }
+}
+
+/// Clients can connect.
+pub fn ready() {
+    notify(NotifyState::Ready);
+}
+
+/// The drain begins.
+pub fn stopping() {
+    notify(NotifyState::Stopping);
+}
+
+/// Feeds the watchdog, if the unit has one, for as long as the event loop that this runs on turns.
+pub async fn feed_watchdog() -> Infallible {
+    let Some(patience) = sd_notify::watchdog_enabled() else {
+        return std::future::pending().await;
+    };
+    loop {
+        notify(NotifyState::Watchdog);
+        tokio::time::sleep(patience / 2).await;
+    }
+}
+
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "cannot notify systemd");
+    }
+}
