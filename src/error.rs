@@ -156,12 +156,18 @@ impl From<Error> for Status {
             details.set_retry_info(retry_after);
         }
         let mut status = Self::with_error_details(code, message, details);
-        if let (Error::Overloaded, Some(delay)) = (&error, retry_after) {
-            // What gRPC clients with a retry policy obey (gRFC A6).
-            let millis = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+        // What gRPC clients with a retry policy obey (gRFC A6): when to come again, or that there
+        // is no point in it, which a code alone does not say.
+        let pushback = match retry_after {
+            // Give or take a half, so that those who were refused together do not come together.
+            Some(delay) => i64::try_from(delay.mul_f64(0.5 + fastrand::f64()).as_millis()),
+            None => Ok(-1),
+        };
+        let pushback = pushback.unwrap_or(i64::MAX);
+        if matches!(code, Code::Unavailable | Code::ResourceExhausted) {
             status
                 .metadata_mut()
-                .insert("grpc-retry-pushback-ms", millis.into());
+                .insert("grpc-retry-pushback-ms", pushback.into());
         }
         if let Error::CompressionUnsupported = error {
             status.metadata_mut().insert(
@@ -234,6 +240,18 @@ mod tests {
                 .map(|info| (info.domain, info.reason));
             assert_eq!(info, Some((DOMAIN.to_owned(), reason.to_owned())));
             assert_eq!(status.get_details_retry_info().is_some(), retry, "{reason}");
+            let pushback = status.metadata().get("grpc-retry-pushback-ms");
+            let pushback = pushback.map(|value| value.to_str().expect("ASCII").parse::<i64>());
+            match (code, retry) {
+                (Code::Unavailable | Code::ResourceExhausted, true) => {
+                    assert!(
+                        pushback.is_some_and(|ms| ms.is_ok_and(|ms| ms > 0)),
+                        "{reason}"
+                    );
+                }
+                (Code::ResourceExhausted, false) => assert_eq!(pushback, Some(Ok(-1)), "{reason}"),
+                _ => assert_eq!(pushback, None, "{reason}"),
+            }
         }
     }
 }

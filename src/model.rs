@@ -334,13 +334,13 @@ pub struct Found {
     pub expire_time: Option<SystemTime>,
 }
 
-impl Found {
+impl Value {
     /// About how much room it takes in a reply.
     pub(crate) fn size(&self) -> usize {
-        match &self.value {
-            Value::Int(_) => size_of::<i64>(),
-            Value::String(text) => text.len(),
-            Value::Bytes(bytes) => bytes.len(),
+        match self {
+            Self::Int(_) => size_of::<i64>(),
+            Self::String(text) => text.len(),
+            Self::Bytes(bytes) => bytes.len(),
         }
     }
 }

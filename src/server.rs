@@ -283,7 +283,7 @@ impl Bound {
             None => "-plaintext ",
         };
         let token = match self.security.access {
-            Some(_) => "-H 'authorization: Bearer TOKEN' ",
+            Some(_) => "-expand-headers -H 'authorization: Bearer ${TOKEN}' ",
             None => "",
         };
         tracing::info!(

@@ -168,16 +168,18 @@ impl Store {
     ) -> Result<Vec<Option<Found>>, StoreError> {
         match self {
             Self::Memory(store) => {
+                // Looked at first: copying what is then too large is what an attacker wants.
                 let mut bytes = 0;
-                let found = ids.iter().map(|id| {
-                    let found = store.get(namespace, id, expire_time);
-                    bytes += found.as_ref().map_or(0, Found::size);
+                for id in ids {
+                    bytes += store.size(namespace, id);
                     if bytes > max_bytes {
                         return Err(StoreError::TooLarge { max: max_bytes });
                     }
-                    Ok(found)
-                });
-                found.collect()
+                }
+                Ok(ids
+                    .iter()
+                    .map(|id| store.get(namespace, id, expire_time))
+                    .collect())
             }
             Self::Redis(store) => {
                 store

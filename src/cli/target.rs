@@ -76,7 +76,14 @@ impl Target {
         if endpoint.uri().scheme_str() == Some("https") {
             endpoint = endpoint.tls_config(self.tls()?).map_err(failed)?;
         }
-        endpoint.connect().await.map_err(failed)
+        // The endpoint's own timeout ends before the TLS handshake.
+        match tokio::time::timeout(self.timeout, endpoint.connect()).await {
+            Ok(channel) => channel.map_err(failed),
+            Err(_) => Err(CliError::Connect {
+                addr: self.addr.clone(),
+                reason: "no answer in time".to_owned(),
+            }),
+        }
     }
 
     fn tls(&self) -> Result<ClientTlsConfig, CliError> {

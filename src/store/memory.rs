@@ -107,6 +107,13 @@ impl MemoryStore {
         Ok(expire_time)
     }
 
+    /// About how much room a value takes in a reply; nothing if there is none.
+    pub(crate) fn size(&self, namespace: &Namespace, id: &Id) -> usize {
+        let key = key(namespace, id);
+        let shard = self.shard(&key);
+        shard.slots.get(&key).map_or(0, |slot| slot.value.size())
+    }
+
     /// Reads a value; see [`Store::get`](super::Store::get).
     pub(crate) fn get(
         &self,
