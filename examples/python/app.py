@@ -23,10 +23,9 @@ HTTP_STATUS = {
 @app.put("/dyn_data/<id>")
 def mark(id):
     try:
-        value = int(request.get_data(as_text=True))
+        mark_dyn_data(id, int(request.get_data(as_text=True)))
     except ValueError:
-        return {"error": "the body must be a whole number"}, 400
-    mark_dyn_data(id, value)
+        return {"error": "the body must be a whole number of 64 bits"}, 400
     return "", 204
 
 
