@@ -12,7 +12,7 @@ umask 077
 cd "$(dirname "$0")/.."
 
 dyndata=${DYNDATA:-target/release/dyndata}
-directory=${EXAMPLES_DIRECTORY:-$PWD/.tools/examples}
+directory=$(realpath -m "${EXAMPLES_DIRECTORY:-.tools/examples}")
 
 # A certificate authority of our own, and a certificate for localhost that it signs. What serves must
 # not be an authority itself: rustls, among others, refuses that.
@@ -55,10 +55,9 @@ fi
 test -s access.toml || access
 
 # What the examples, and `dyndata get` and its like, take from the environment.
-cat >env <<END
-export DYNDATA_ADDR=https://localhost:50051
-export DYNDATA_CLIENT_TLS_CA=$directory/ca.pem
-export DYNDATA_TOKEN_FILE=$directory/token
-END
+printf 'export %s=%q\n' >./env \
+    DYNDATA_ADDR https://localhost:50051 \
+    DYNDATA_CLIENT_TLS_CA "$directory/ca.pem" \
+    DYNDATA_TOKEN_FILE "$directory/token"
 
 exec "$dyndata" serve --tls-cert cert.pem --tls-key key.pem --access-file access.toml "$@"

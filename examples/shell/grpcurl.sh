@@ -9,6 +9,7 @@ set -euo pipefail
 DYNDATA_TOKEN=$(<"$DYNDATA_TOKEN_FILE")
 export DYNDATA_TOKEN
 
+# shellcheck disable=SC2016 # it is not this shell that expands DYNDATA_TOKEN
 # call METHOD REQUEST: both limits in seconds, for connecting and for the call.
 call() {
     grpcurl -cacert "$DYNDATA_CLIENT_TLS_CA" -connect-timeout 2 -max-time 2 \

@@ -41,6 +41,13 @@ go_example() {
     if ! command -v go >/dev/null; then
         apt_install golang-go
     fi
+    # From 1.21 on, Go fetches the release that go.mod names by itself.
+    case "$(cd / && go env GOVERSION)" in
+    go1.1[0-9]* | go1.20*)
+        echo "error: examples/go needs Go 1.24, or 1.21 that fetches it; here is $(cd / && go env GOVERSION)" >&2
+        exit 1
+        ;;
+    esac
     local generated=examples/go/dyndatapb/dyndata_grpc.pb.go source newer=yes
     for source in proto/dyndata/v1/dyndata.proto examples/go/go.mod examples/go/buf.gen.yaml; do
         [ "$generated" -nt "$source" ] || newer=no
