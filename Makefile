@@ -27,6 +27,14 @@ test-clients:
 	env -u REDIS_URL .tools/clients-venv/bin/python tests/clients/run.py --dyndata target/debug/dyndata
 	env -u REDIS_URL .tools/clients-venv/bin/python tests/clients/readme.py
 
+## test-examples: every program of examples/, with TLS and a token; what it prints, and how it fails
+.PHONY: test-examples
+test-examples:
+	tests/examples/setup.sh
+	$(CARGO) build --locked
+	CARGO_TARGET_DIR=target $(CARGO) build --locked --manifest-path examples/rust/Cargo.toml
+	env -u REDIS_URL .tools/examples-venv/bin/python tests/examples/run.py --dyndata target/debug/dyndata
+
 ## test-security: attacks while a good client measures, 4 s each, and h2spec; four minutes
 # On the release binary: how long the good client waits is a matter of what each frame costs.
 test-security:
@@ -45,6 +53,7 @@ attacks:
 check:
 	$(CARGO) fmt --check
 	$(CARGO) fmt --check --manifest-path benches/Cargo.toml
+	$(CARGO) fmt --check --manifest-path examples/rust/Cargo.toml
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
 	tests/clients/setup-buf.sh
@@ -69,7 +78,7 @@ doc:
 
 clean:
 	$(CARGO) clean
-	rm -rf .tools
+	rm -rf .tools examples/python/dyndata examples/go/dyndatapb examples/node/node_modules
 
 .PHONY: redis-server
 redis-server:

@@ -1,0 +1,164 @@
+// Mark, Get and BatchGet, what absence looks like, and the reason of an error; with retries that gRPC
+// does by itself.
+//
+//	go generate    # needs buf: npm install @bufbuild/buf
+//	. ../../.tools/examples/env    # see ../serve.sh
+//	go run .
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	pb "dyndata-example/dyndatapb"
+)
+
+//go:generate buf generate
+
+const (
+	namespace = "examples"
+	// For one call, its retries included.
+	deadline = 2 * time.Second
+	// Every call may be repeated. RESOURCE_EXHAUSTED is here for an overloaded server, which says in
+	// grpc-retry-pushback-ms when to come back; gRPC then waits for that long, not for the backoff.
+	serviceConfig = `{"methodConfig": [{
+		"name": [{"service": "dyndata.v1.DynData"}],
+		"retryPolicy": {
+			"maxAttempts": 4,
+			"initialBackoff": "0.1s",
+			"maxBackoff": "1s",
+			"backoffMultiplier": 2,
+			"retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]
+		}
+	}]}`
+)
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "error:", explain(err))
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	client, err := dial()
+	if err != nil {
+		return err
+	}
+
+	ctx, cancel := context.WithTimeout(context.Background(), deadline)
+	defer cancel()
+	marked, err := client.Mark(ctx, &pb.MarkRequest{
+		Namespace: namespace,
+		Id:        "alice",
+		Value:     &pb.MarkRequest_IntValue{IntValue: 100},
+		Ttl:       durationpb.New(30 * time.Second),
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Println("alice is marked until", marked.ExpireTime.AsTime().Format(time.RFC3339Nano))
+
+	ctx, cancel = context.WithTimeout(context.Background(), deadline)
+	defer cancel()
+	got, err := client.Get(ctx, &pb.GetRequest{Namespace: namespace, Id: "alice"})
+	if err != nil {
+		return err
+	}
+	fmt.Println("Get:", describe(got.Entry))
+
+	ctx, cancel = context.WithTimeout(context.Background(), deadline)
+	defer cancel()
+	batch, err := client.BatchGet(ctx, &pb.BatchGetRequest{
+		Namespace: namespace,
+		Ids:       []string{"alice", "bob"},
+	})
+	if err != nil {
+		return err
+	}
+	var entries []string
+	for _, entry := range batch.Entries {
+		entries = append(entries, describe(entry))
+	}
+	fmt.Println("BatchGet:", strings.Join(entries, ", "))
+
+	ctx, cancel = context.WithTimeout(context.Background(), deadline)
+	defer cancel()
+	_, err = client.Get(ctx, &pb.GetRequest{Namespace: namespace, Id: ""})
+	if err == nil {
+		return errors.New("an empty id was accepted")
+	}
+	fmt.Println("refused:", explain(err))
+	return nil
+}
+
+func dial() (pb.DynDataClient, error) {
+	authorities, err := credentials.NewClientTLSFromFile(os.Getenv("DYNDATA_CLIENT_TLS_CA"), "")
+	if err != nil {
+		return nil, err
+	}
+	token, err := os.ReadFile(os.Getenv("DYNDATA_TOKEN_FILE"))
+	if err != nil {
+		return nil, err
+	}
+	// A channel: it connects with the first call, and again by itself.
+	channel, err := grpc.NewClient(
+		strings.TrimPrefix(os.Getenv("DYNDATA_ADDR"), "https://"),
+		grpc.WithTransportCredentials(authorities),
+		grpc.WithPerRPCCredentials(bearer(strings.TrimSpace(string(token)))),
+		grpc.WithDefaultServiceConfig(serviceConfig),
+	)
+	if err != nil {
+		return nil, err
+	}
+	return pb.NewDynDataClient(channel), nil
+}
+
+// bearer is a token that goes with each call, and over TLS only.
+type bearer string
+
+func (token bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	return map[string]string{"authorization": "Bearer " + string(token)}, nil
+}
+
+func (bearer) RequireTransportSecurity() bool { return true }
+
+// describe says what an id holds. An entry without a value is an id that nobody marked lately: an
+// answer, not an error.
+func describe(entry *pb.Entry) string {
+	switch value := entry.Value.(type) {
+	case *pb.Entry_IntValue:
+		return fmt.Sprint(entry.Id, " is ", value.IntValue)
+	case *pb.Entry_StringValue:
+		return fmt.Sprint(entry.Id, " is ", value.StringValue)
+	case *pb.Entry_BytesValue:
+		return fmt.Sprintf("%s is %x", entry.Id, value.BytesValue)
+	default:
+		return entry.Id + " is not marked"
+	}
+}
+
+// explain gives the code, the reason that programs can switch on, and the words for people.
+func explain(err error) string {
+	call, ok := status.FromError(err)
+	if !ok {
+		return err.Error()
+	}
+	for _, detail := range call.Details() {
+		if info, ok := detail.(*errdetails.ErrorInfo); ok {
+			return fmt.Sprintf("%s (%s): %s", call.Code(), info.Reason, call.Message())
+		}
+	}
+	// Not from dyndata: gRPC itself says so, because the server cannot be reached for example.
+	return fmt.Sprintf("%s: %s", call.Code(), call.Message())
+}

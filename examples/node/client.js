@@ -1,0 +1,105 @@
+// Mark, Get and BatchGet, what absence looks like, and the reason of an error.
+//
+//     npm ci
+//     . ../../.tools/examples/env    # see ../serve.sh
+//     node client.js
+
+import { readFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+
+import grpc from "@grpc/grpc-js";
+import protoLoader from "@grpc/proto-loader";
+
+const NAMESPACE = "examples";
+const DEADLINE_MILLISECONDS = 2000;
+// Every call may be repeated. An overloaded server says when, and grpc-js obeys.
+const RETRY_POLICY = {
+  maxAttempts: 4,
+  initialBackoff: "0.1s",
+  maxBackoff: "1s",
+  backoffMultiplier: 2,
+  retryableStatusCodes: ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+};
+
+// `longs`: a JavaScript number would round an int64. `oneofs`: entry.value names the field that is set.
+const types = protoLoader.loadSync(["dyndata/v1/dyndata.proto", "google_rpc.proto"], {
+  includeDirs: ["../../proto", "."].map((path) => fileURLToPath(new URL(path, import.meta.url))),
+  keepCase: true,
+  longs: String,
+  oneofs: true,
+});
+const { DynData } = grpc.loadPackageDefinition(types).dyndata.v1;
+
+async function main() {
+  const client = connect();
+  try {
+    const ttl = { seconds: 30 };
+    const marked = await call(client, "Mark", { namespace: NAMESPACE, id: "alice", int_value: 100, ttl });
+    console.log("alice is marked until", timestamp(marked.expire_time));
+
+    const { entry } = await call(client, "Get", { namespace: NAMESPACE, id: "alice" });
+    console.log("Get:", describe(entry));
+
+    const { entries } = await call(client, "BatchGet", { namespace: NAMESPACE, ids: ["alice", "bob"] });
+    console.log("BatchGet:", entries.map(describe).join(", "));
+
+    const refusal = await call(client, "Get", { namespace: NAMESPACE, id: "" }).catch((error) => error);
+    console.log("refused:", explain(refusal));
+  } finally {
+    client.close();
+  }
+}
+
+function connect() {
+  const token = readFileSync(process.env.DYNDATA_TOKEN_FILE, "utf8").trim();
+  const bearer = grpc.credentials.createFromMetadataGenerator((_, done) => {
+    const metadata = new grpc.Metadata();
+    metadata.set("authorization", `Bearer ${token}`);
+    done(null, metadata);
+  });
+  const tls = grpc.credentials.createSsl(readFileSync(process.env.DYNDATA_CLIENT_TLS_CA));
+  return new DynData(
+    process.env.DYNDATA_ADDR.replace(/^https:\/\//, ""),
+    grpc.credentials.combineChannelCredentials(tls, bearer),
+    { "grpc.service_config": JSON.stringify({ methodConfig: [{ name: [{}], retryPolicy: RETRY_POLICY }] }) },
+  );
+}
+
+// One call as a promise, with a deadline for all of it.
+function call(client, method, request) {
+  const deadline = Date.now() + DEADLINE_MILLISECONDS;
+  return new Promise((resolve, reject) => {
+    client[method](request, { deadline }, (error, reply) => (error ? reject(error) : resolve(reply)));
+  });
+}
+
+// An entry without a value is an id that nobody marked lately: an answer, not an error.
+function describe(entry) {
+  return `${entry.id} is ${entry.value ? entry[entry.value] : "not marked"}`;
+}
+
+// The code, the reason that programs can switch on, and the words for people.
+function explain(error) {
+  const code = grpc.status[error.code] ?? error.name;
+  const reason = errorInfo(error)?.reason;
+  return `${code}${reason ? ` (${reason})` : ""}: ${error.details ?? error.message}`;
+}
+
+// Only what dyndata itself says has one, not that the server cannot be reached for example.
+function errorInfo(error) {
+  const [bytes] = error.metadata?.get("grpc-status-details-bin") ?? [];
+  if (!bytes) return undefined;
+  const { details } = types["google.rpc.Status"].deserialize(bytes);
+  const info = details.find((any) => any.type_url === "type.googleapis.com/google.rpc.ErrorInfo");
+  return info && types["google.rpc.ErrorInfo"].deserialize(info.value);
+}
+
+function timestamp({ seconds, nanos }) {
+  return new Date(Number(seconds) * 1000 + nanos / 1e6).toISOString();
+}
+
+main().catch((error) => {
+  console.error("error:", explain(error));
+  // Not only exitCode: a TLS handshake that is never answered outlives client.close().
+  process.exit(1);
+});

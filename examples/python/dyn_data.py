@@ -1,0 +1,53 @@
+"""The two functions of the application that wrote Redis itself, as calls of dyndata.
+
+    pip install -r requirements.txt
+    python -m grpc_tools.protoc -I ../../proto --python_out=. --grpc_python_out=. dyndata/v1/dyndata.proto
+    . ../../.tools/examples/env    # see ../serve.sh
+    python -c 'import dyn_data; dyn_data.mark_dyn_data(42, 100); print(dyn_data.get_dyn_data(42))'
+"""
+
+import functools
+import json
+import os
+from pathlib import Path
+
+import grpc
+from dyndata.v1.dyndata_pb2 import GetRequest, MarkRequest
+from dyndata.v1.dyndata_pb2_grpc import DynDataStub
+from google.protobuf.duration_pb2 import Duration
+
+ONLINE_LAST_SECONDS = 60
+DEADLINE_SECONDS = 2
+# Every call may be repeated. An overloaded server says when, and gRPC obeys.
+RETRY_POLICY = {
+    "maxAttempts": 4,
+    "initialBackoff": "0.1s",
+    "maxBackoff": "1s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+}
+
+
+def mark_dyn_data(id, value):
+    """Keeps an id's number for the next minute."""
+    ttl = Duration(seconds=ONLINE_LAST_SECONDS)
+    stub().Mark(MarkRequest(id=str(id), int_value=value, ttl=ttl), timeout=DEADLINE_SECONDS)
+
+
+def get_dyn_data(id):
+    """The id's number, or 0 if there is none: what is not set reads as 0 in protobuf."""
+    return stub().Get(GetRequest(id=str(id)), timeout=DEADLINE_SECONDS).entry.int_value
+
+
+@functools.cache
+def stub():
+    """One channel for the process, made by its first call: a channel does not survive a fork."""
+    address = os.environ["DYNDATA_ADDR"].removeprefix("https://")
+    authorities = Path(os.environ["DYNDATA_CLIENT_TLS_CA"]).read_bytes()
+    token = Path(os.environ["DYNDATA_TOKEN_FILE"]).read_text().strip()
+    credentials = grpc.composite_channel_credentials(
+        grpc.ssl_channel_credentials(authorities), grpc.access_token_call_credentials(token)
+    )
+    config = {"methodConfig": [{"name": [{}], "retryPolicy": RETRY_POLICY}]}
+    options = [("grpc.service_config", json.dumps(config))]
+    return DynDataStub(grpc.secure_channel(address, credentials, options))

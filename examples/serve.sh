@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Serves on localhost with TLS and access control, for the examples to call. In one shell:
+#
+#     cargo build --release && examples/serve.sh
+#
+# and in another `. .tools/examples/env`, and then any example. Arguments are for `dyndata serve`,
+# such as --redis-url redis://127.0.0.1:6379; without that one, the data is in the process.
+#
+# DYNDATA=FILE runs another binary, EXAMPLES_DIRECTORY=DIRECTORY keeps the credentials elsewhere.
+set -euo pipefail
+umask 077
+cd "$(dirname "$0")/.."
+
+dyndata=${DYNDATA:-target/release/dyndata}
+directory=$(realpath -m "${EXAMPLES_DIRECTORY:-.tools/examples}")
+
+# A certificate authority of our own, and a certificate for localhost that it signs. What serves must
+# not be an authority itself: rustls, among others, refuses that.
+certificates() {
+    local days=30 curve="-newkey ec -pkeyopt ec_paramgen_curve:prime256v1"
+    # shellcheck disable=SC2086 # several words
+    openssl req -x509 $curve -nodes -keyout ca-key.pem -out ca.pem -days $days \
+        -subj '/CN=dyndata examples' -addext 'keyUsage=critical,keyCertSign,cRLSign'
+    # shellcheck disable=SC2086
+    openssl req -new $curve -nodes -keyout key.pem -out cert.csr -subj '/CN=localhost'
+    cat >cert.extensions <<END
+basicConstraints=critical,CA:FALSE
+keyUsage=critical,digitalSignature
+extendedKeyUsage=serverAuth
+subjectAltName=DNS:localhost,IP:127.0.0.1
+authorityKeyIdentifier=keyid
+END
+    openssl x509 -req -in cert.csr -CA ca.pem -CAkey ca-key.pem -CAcreateserial -days $days \
+        -extfile cert.extensions -out cert.pem
+    rm cert.csr cert.extensions
+}
+
+# A token for the examples, and the access file that knows it by its hash. They may read and write in
+# the namespace "examples", and in the one without a name, which the Flask application uses.
+access() {
+    local made
+    made=$("$dyndata" token new --name examples --allow read,write --namespace ,examples)
+    grep '^dyn_' <<<"$made" >token
+    sed -n '/^\[\[caller/,$p' <<<"$made" >access.toml
+}
+
+dyndata=$(realpath "$dyndata")
+mkdir -p "$directory"
+cd "$directory"
+# Made once, and again a day before they expire.
+if ! openssl x509 -checkend 86400 -noout -in cert.pem >/dev/null 2>&1; then
+    # openssl tells how it goes, which matters only if it does not.
+    told=$(certificates 2>&1) || { echo "$told" >&2 && exit 1; }
+fi
+test -s access.toml || access
+
+# What the examples, and `dyndata get` and its like, take from the environment.
+printf 'export %s=%q\n' >./env \
+    DYNDATA_ADDR https://localhost:50051 \
+    DYNDATA_CLIENT_TLS_CA "$directory/ca.pem" \
+    DYNDATA_TOKEN_FILE "$directory/token"
+
+exec "$dyndata" serve --tls-cert cert.pem --tls-key key.pem --access-file access.toml "$@"

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Mark, Get, BatchGet and an error, with buf curl (npm install @bufbuild/buf).
+#
+#     . .tools/examples/env    # see ../serve.sh
+#     examples/shell/buf-curl.sh
+set -euo pipefail
+
+proto=$(dirname "$0")/../../proto
+
+# call METHOD REQUEST: --timeout is sent as the deadline. The token comes from a pipe, so that it is in
+# no list of processes. Without --schema, buf asks the server's reflection (then with
+# --reflect-header '*'), and says of one that it cannot reach only that there is no such service.
+call() {
+    buf curl --protocol grpc --cacert "$DYNDATA_CLIENT_TLS_CA" --timeout 2s \
+        --header "@"<(echo "authorization: Bearer $(<"$DYNDATA_TOKEN_FILE")") \
+        --schema "$proto" --data "$2" "$DYNDATA_ADDR/dyndata.v1.DynData/$1"
+}
+
+call Mark '{"namespace": "examples", "id": "alice", "int_value": 100, "ttl": "30s"}'
+call Get '{"namespace": "examples", "id": "alice"}'
+# An entry without a value is an id that nobody marked lately: an answer, not an error.
+call BatchGet '{"namespace": "examples", "ids": ["alice", "bob"]}'
+# An error has a reason that programs can switch on; the exit code is gRPC's, times 8.
+call Get '{"namespace": "examples", "id": ""}' 2>&1 || echo "exit code $?"
