@@ -23,4 +23,6 @@ target/release/dyndata man >target/deb/dyndata.1
 for shell in bash zsh fish; do
     target/release/dyndata completions "$shell" >"target/deb/dyndata.$shell"
 done
+# Only this version's, so that one name is all that matches.
+rm -f target/debian/*.deb target/debian/*.ddeb
 "$cargo_deb" --no-build --dbgsym --quiet

@@ -8,6 +8,7 @@ cd "$(dirname "$0")/../.."
 
 package=$1
 machine=$PWD/.tools/systemd-root
+report=$PWD/.tools/systemd-report
 
 main() {
     [ "$(id -u)" -eq 0 ] || fail "containers need root"
@@ -21,10 +22,10 @@ main() {
     prepare
     # What is written in there is gone with it, so that every run starts from the same state.
     timeout 180 systemd-nspawn --quiet --directory "$machine" --volatile=overlay --boot --private-network \
-        --register=no --keep-unit --console=read-only --bind "$machine/report:/report" \
-        </dev/null >"$machine/report/console" 2>&1 || true
-    cat "$machine/report/log"
-    grep -q '^passed$' "$machine/report/log" || fail "see $machine/report"
+        --register=no --keep-unit --console=read-only --bind "$report:/report" \
+        </dev/null >"$report/console" 2>&1 || true
+    cat "$report/log"
+    grep -q '^passed$' "$report/log" || fail "see $report"
 }
 
 needs() {
@@ -36,8 +37,8 @@ needs() {
 # A unit that runs the checks at the end of the boot, and then ends it all.
 prepare() {
     local units=$machine/etc/systemd/system
-    rm -rf "$machine/report"
-    mkdir -p "$machine/report" "$units/multi-user.target.wants"
+    rm -rf "$report"
+    mkdir -p "$report" "$units/multi-user.target.wants"
     cp "$package" "$machine/root/dyndata.deb"
     cp deploy/tests/systemd_inside.sh "$machine/root/inside.sh"
     cat >"$units/inside.service" <<'UNIT'
