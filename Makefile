@@ -49,6 +49,37 @@ attacks:
 	$(CARGO) build --release --locked
 	.tools/security-venv/bin/python tests/security/run.py --dyndata target/release/dyndata --seconds 30
 
+## test-deploy: alerts, dashboard, manifests and docs/operations.md, against a running server and Prometheus
+.PHONY: test-deploy
+test-deploy:
+	deploy/tests/setup.sh
+	$(CARGO) build --release --locked
+	.tools/bin/promtool check rules deploy/prometheus/alerts.yaml
+	.tools/bin/promtool test rules deploy/prometheus/alerts_test.yaml
+	.tools/deploy-venv/bin/python deploy/tests/check.py target/release/dyndata
+	.tools/deploy-venv/bin/python deploy/tests/scrape.py target/release/dyndata
+
+## deb: the Debian package, in target/debian
+.PHONY: deb
+deb:
+	$(CARGO) build --release --locked
+	deploy/debian/build.sh
+
+## test-deb: install the package on this machine, run it as its unit would, remove it; as root
+.PHONY: test-deb
+test-deb: deb
+	deploy/tests/deb.sh target/debian/dyndata_*.deb
+
+## test-systemd: the package's units for real, in a Debian booted by systemd-nspawn; as root
+.PHONY: test-systemd
+test-systemd: deb
+	deploy/tests/systemd.sh target/debian/dyndata_*.deb
+
+## test-image: build deploy/Containerfile without a registry and run the image; as root, ten minutes
+.PHONY: test-image
+test-image:
+	deploy/tests/image.sh
+
 ## check: formatting, lints, docs, the proto contract
 check:
 	$(CARGO) fmt --check
