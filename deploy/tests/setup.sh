@@ -7,6 +7,8 @@ cd "$(dirname "$0")/../.."
 
 main() {
     command -v redis-server >/dev/null || apt_install redis-server
+    # A certificate, so that the metrics of TLS show.
+    command -v openssl >/dev/null || apt_install openssl
     python
     prometheus
 }
