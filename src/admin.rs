@@ -5,7 +5,7 @@
 //! | `/` | a page for people, that shows the rest and updates by itself |
 //! | `/livez` | 200 for as long as the process answers |
 //! | `/readyz` | 200 while calls can be served, 503 with the reason while they cannot |
-//! | `/metrics` | the metrics, in the OpenMetrics text format |
+//! | `/metrics` | the metrics, in the text format, or in OpenMetrics for those who ask |
 //!
 //! It runs on the acceptor's thread, beside the workers, so that a scrape delays no call.
 
@@ -18,7 +18,11 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
-use crate::{health::Readiness, metrics::Metrics, server::accept};
+use crate::{
+    health::Readiness,
+    metrics::{Format, Metrics},
+    server::accept,
+};
 
 /// More at once than any probe and scraper need.
 const MAX_CONNECTIONS: usize = 64;
@@ -105,8 +109,8 @@ impl Admin {
                     text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n"))
                 }
             },
-            "/metrics" => match self.metrics.encode() {
-                Ok(metrics) => typed(StatusCode::OK, Metrics::CONTENT_TYPE, metrics),
+            "/metrics" => match self.metrics.encode(format(request)) {
+                Ok(metrics) => typed(StatusCode::OK, format(request).content_type(), metrics),
                 Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             },
             _ => text(
@@ -115,6 +119,11 @@ impl Admin {
             ),
         }
     }
+}
+
+fn format(request: &Request<Incoming>) -> Format {
+    let accept = request.headers().get(header::ACCEPT);
+    Format::accepted(accept.and_then(|accept| accept.to_str().ok()))
 }
 
 fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {

@@ -5,7 +5,8 @@
 //! does not exist is `other`.
 
 use std::{
-    fmt,
+    collections::HashMap,
+    fmt::{self, Write as _},
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -270,16 +271,74 @@ impl Metrics {
         Self { registry }
     }
 
-    /// The Content-Type of [`Metrics::encode`].
-    pub(crate) const CONTENT_TYPE: &str =
-        "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-    /// The text that Prometheus reads.
-    pub(crate) fn encode(&self) -> Result<String, fmt::Error> {
+    /// The text that Prometheus reads, in this format.
+    pub(crate) fn encode(&self, format: Format) -> Result<String, fmt::Error> {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
-        Ok(text)
+        Ok(match format {
+            Format::OpenMetrics => text,
+            Format::Text => plain_text(&text),
+        })
     }
+}
+
+/// How metrics are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// <https://prometheus.io/docs/specs/om/open_metrics_spec/>
+    OpenMetrics,
+    /// <https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>
+    Text,
+}
+
+impl Format {
+    /// The one to answer with: OpenMetrics for those who ask for it.
+    pub(crate) fn accepted(accept: Option<&str>) -> Self {
+        match accept {
+            Some(accept) if accept.contains("application/openmetrics-text") => Self::OpenMetrics,
+            Some(_) | None => Self::Text,
+        }
+    }
+
+    pub(crate) fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+}
+
+/// OpenMetrics as the older text format: there, HELP and TYPE name counters and infos as their
+/// samples do, an info is a gauge, and there are no units and no end.
+fn plain_text(open_metrics: &str) -> String {
+    let kinds: HashMap<&str, &str> = open_metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
+        .collect();
+    let mut text = String::with_capacity(open_metrics.len());
+    for line in open_metrics.lines() {
+        let Some((keyword, rest)) = line
+            .strip_prefix("# ")
+            .map(|line| line.split_once(' ').unwrap_or((line, "")))
+        else {
+            text.push_str(line);
+            text.push('\n');
+            continue;
+        };
+        if keyword != "HELP" && keyword != "TYPE" {
+            continue;
+        }
+        let (name, rest) = rest.split_once(' ').unwrap_or((rest, ""));
+        let (suffix, rest) = match (kinds.get(name), keyword) {
+            (Some(&"counter"), _) => ("_total", rest),
+            (Some(&"info"), "TYPE") => ("_info", "gauge"),
+            (Some(&"info"), _) => ("_info", rest),
+            _ => ("", rest),
+        };
+        // Writing to a String cannot fail.
+        _ = writeln!(text, "# {keyword} {name}{suffix} {rest}");
+    }
+    text
 }
 
 impl fmt::Debug for Reading {
@@ -361,8 +420,8 @@ impl Collector for Calls {
         for (at, labels) in METHODS.iter().enumerate() {
             for (code, name) in CODES.iter().enumerate() {
                 let value = self.sum(|recorder| &recorder.methods[at].handled[code]);
-                // OK is always there, so that a rate over it exists before the first call.
-                if value == 0 && code != 0 {
+                // These are always there, so that a rate over them exists before the first call.
+                if value == 0 && ![Code::Ok as usize, Code::Internal as usize].contains(&code) {
                     continue;
                 }
                 let [a, b, c] = method_labels(labels);
@@ -458,4 +517,36 @@ fn method_labels((kind, service, method): &Labels) -> [(&'static str, &'static s
         ("grpc_service", service),
         ("grpc_method", method),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_older_format_is_what_the_newer_one_says() {
+        let open_metrics = "# HELP calls Calls.\n# TYPE calls counter\ncalls_total{a=\"b\"} 1\n\
+             # HELP wait_seconds Wait.\n# TYPE wait_seconds histogram\n# UNIT wait_seconds seconds\n\
+             wait_seconds_sum 0.5\n# HELP build Build.\n# TYPE build info\n\
+             build_info{version=\"1\"} 1\n# EOF\n";
+        let text = "# HELP calls_total Calls.\n# TYPE calls_total counter\ncalls_total{a=\"b\"} 1\n\
+             # HELP wait_seconds Wait.\n# TYPE wait_seconds histogram\nwait_seconds_sum 0.5\n\
+             # HELP build_info Build.\n# TYPE build_info gauge\nbuild_info{version=\"1\"} 1\n";
+        assert_eq!(plain_text(open_metrics), text);
+    }
+
+    #[test]
+    fn openmetrics_is_for_those_who_ask_for_it() {
+        for (accept, format) in [
+            (None, Format::Text),
+            (Some("*/*"), Format::Text),
+            (Some("text/plain;version=0.0.4"), Format::Text),
+            (
+                Some("application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.3"),
+                Format::OpenMetrics,
+            ),
+        ] {
+            assert_eq!(Format::accepted(accept), format, "{accept:?}");
+        }
+    }
 }

@@ -56,6 +56,8 @@ use crate::{
     trace::Tracing,
 };
 
+/// How long the first attempt to connect to the store may keep clients waiting.
+const FIRST_CONNECT: Duration = Duration::from_secs(1);
 /// How much longer than the drain timeout a worker may take to end.
 const JOIN_GRACE: Duration = Duration::from_secs(1);
 
@@ -225,7 +227,7 @@ impl Bound {
 
         tokio::select! {
             () = shutdown => {}
-            never = accept_into(&listener, &workers, &config.limits, &refused) => match never {},
+            never = accept_into(&listener, &workers, &config.limits, &refused, stores.status().subscribe()) => match never {},
         }
 
         tracing::info!(timeout = %humantime::format_duration(config.drain_timeout), "draining");
@@ -298,8 +300,15 @@ async fn accept_into(
     workers: &[Worker],
     limits: &LimitsConfig,
     refused: &AtomicU64,
+    mut store: watch::Receiver<LinkState>,
 ) -> std::convert::Infallible {
     static LOG: OncePerSecond = OncePerSecond::new();
+    // Calls that come while the store is first connected to would fail; they can wait as well.
+    _ = tokio::time::timeout(
+        FIRST_CONNECT,
+        store.wait_for(|state| *state != connecting()),
+    )
+    .await;
     let peers = Peers::new(limits.max_connections_per_peer);
     loop {
         let socket = accept::retry(|| listener.accept(&peers)).await;
@@ -325,6 +334,11 @@ async fn accept_into(
             worker.hand_over(socket).await;
         }
     }
+}
+
+/// The state of a link that has not been tried yet.
+fn connecting() -> LinkState {
+    LinkState::Down("redis: connecting".to_owned())
 }
 
 /// What the workers' stores are made of.
@@ -361,10 +375,7 @@ impl Stores {
             }
             StoreConfig::Redis(redis) => Self::Redis {
                 config: redis.clone(),
-                status: StoreStatus::new(
-                    config.workers,
-                    LinkState::Down("redis: connecting".to_owned()),
-                ),
+                status: StoreStatus::new(config.workers, connecting()),
             },
         }
     }
