@@ -18,9 +18,9 @@ use crate::error::Error;
 /// A reply that is smaller is not worth counting.
 const COUNTED_BYTES: usize = 4 * 1024;
 /// What one connection may hold at most...
-const MAX_CONNECTION_BYTES: usize = 16 << 20;
+const MAX_CONNECTION_BYTES: usize = 8 << 20;
 /// ... and once its worker holds more than this...
-const MAX_WORKER_BYTES: usize = 16 << 20;
+const MAX_WORKER_BYTES: usize = 8 << 20;
 /// ... only this.
 const FAIR_CONNECTION_BYTES: usize = 256 * 1024;
 
