@@ -86,6 +86,8 @@ check:
 	$(CARGO) fmt --check --manifest-path benches/Cargo.toml
 	$(CARGO) fmt --check --manifest-path examples/rust/Cargo.toml
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	@# An example's lock file has this crate's dependencies in it, and goes stale with them.
+	$(CARGO) metadata --locked --format-version 1 --manifest-path examples/rust/Cargo.toml >/dev/null
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
 	tests/clients/setup-buf.sh
 	.tools/npm/node_modules/.bin/buf lint proto

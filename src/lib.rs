@@ -26,14 +26,16 @@
 //! # One Get
 //!
 //! ```text
-//! accept -> worker -> HTTP/2 -> Dispatch: guard (metrics), in-flight limit, deadline
-//!        -> unary::call: bytes to GetRequest -> DynDataService::get -> Id::try_from
-//!        -> Store::get -> one GET on the worker's own Redis connection
+//! accept -> worker -> TLS -> HTTP/2
+//!        -> Dispatch: guard (metrics, span), who calls, in-flight limit, deadline
+//!        -> unary::call: bytes to GetRequest -> DynDataService::get -> may it -> Id::try_from
+//!        -> Store::get -> one GET on the worker's own link to Redis
 //!        -> GetResponse to bytes -> guard ends with the trailers
 //! ```
 //!
 //! An acceptor hands each socket to the worker with the fewest open connections. A worker is one
-//! thread with one event loop and its own Redis connection; a call never leaves it.
+//! thread with one event loop and its own link to Redis (in a cluster, one to each master); a call
+//! never leaves it.
 //!
 //! # Invariants
 //!
