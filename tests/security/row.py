@@ -31,8 +31,9 @@ LARGEST_RATIO = 3.0
 # A quiet p99 below this is taken as this, or the noise of a busy machine would decide.
 QUIET_FLOOR_MILLISECONDS = 3.0
 LARGEST_GROWTH_MEBIBYTES = 64
-# What an allocator may keep, and how long the server has to be as it was.
-LASTING_GROWTH_MEBIBYTES = 32
+# How long the server has to be as it was, but for what its allocator keeps: mimalloc gives pages back
+# when it is used again, and may sit on all that an attack made it take.
+LASTING_GROWTH_MEBIBYTES = LARGEST_GROWTH_MEBIBYTES
 RECOVERY_SECONDS = 10
 ATTACKER_GRACE_SECONDS = 20
 LOWER_PRIORITY = 10
