@@ -205,6 +205,8 @@ struct Connection {
 type ConnectionResult = Result<(), Box<dyn Error + Send + Sync>>;
 
 impl Connection {
+    /// Serves one client to its end. What is boxed here would otherwise be a part of every
+    /// connection's task, in the size of the largest: one with TLS.
     async fn serve(
         mut self,
         socket: Socket,
@@ -214,11 +216,11 @@ impl Connection {
         match (socket, tls) {
             (Socket::Unix(socket), _) => {
                 let socket = self.greet(UnixStream::from_std(socket)?).await?;
-                self.serve_http2(socket, Arc::default()).await
+                Box::pin(self.serve_http2(socket, Arc::default())).await
             }
             (Socket::Tcp(socket, _slot), None) => {
                 let socket = self.greet(TcpStream::from_std(socket)?).await?;
-                self.serve_http2(socket, Arc::default()).await
+                Box::pin(self.serve_http2(socket, Arc::default())).await
             }
             (Socket::Tcp(socket, _slot), Some(tls)) => {
                 let acceptor = TlsAcceptor::from(Arc::clone(&tls.borrow().config));
@@ -228,10 +230,10 @@ impl Connection {
                     let _room = handshakes.acquire().await.map_err(io::Error::other)?;
                     acceptor.accept(socket).await
                 };
-                let socket = self.in_time(handshake).await?;
+                let socket = Box::pin(self.in_time(handshake)).await?;
                 let names = tls::names(socket.get_ref().1.peer_certificates());
-                let socket = self.greet(socket).await?;
-                self.serve_http2(socket, names).await
+                let socket = Box::pin(self.greet(socket)).await?;
+                Box::pin(self.serve_http2(socket, names)).await
             }
         }
     }
