@@ -11,6 +11,7 @@
 //! | [`model`] | ids, namespaces, values, times to live: what is valid, and to and from proto |
 //! | [`error`] | every way a call can fail, and the one mapping to a gRPC status |
 //! | `auth` | the access file: who may do what |
+//! | `pem` | certificates and keys from files |
 //! | `reload` | files that are read again while the server runs |
 //! | `service` | the three RPCs: parse, ask the store, reply |
 //! | `store` | where values live: an embedded store, or Redis |
@@ -82,6 +83,7 @@ mod admin;
 mod auth;
 mod health;
 mod metrics;
+mod pem;
 mod reload;
 mod service;
 mod store;

@@ -5,14 +5,15 @@
 use std::{path::PathBuf, sync::Arc};
 
 use rustls::{
-    RootCertStore, ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-    server::WebPkiClientVerifier,
+    RootCertStore, ServerConfig, pki_types::CertificateDer, server::WebPkiClientVerifier,
 };
 use thiserror::Error;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-use crate::auth::San;
+use crate::{
+    auth::San,
+    pem::{self, PemError},
+};
 
 /// Where certificate and key are.
 #[derive(Debug, Clone)]
@@ -42,10 +43,8 @@ pub(crate) struct Tls {
 /// Why the files make nothing. Names files, never what is in them.
 #[derive(Debug, Error)]
 pub(crate) enum TlsError {
-    #[error("cannot read {}: {reason}", file.display())]
-    File { file: PathBuf, reason: String },
-    #[error("{} has no certificate", file.display())]
-    Empty { file: PathBuf },
+    #[error(transparent)]
+    File(#[from] PemError),
     #[error("{} has a certificate that cannot be parsed", file.display())]
     Certificate { file: PathBuf },
     #[error("certificate and key: {0}")]
@@ -71,7 +70,7 @@ impl TlsFiles {
 
     /// Reads and checks them.
     pub(crate) fn load(&self, client: ClientCertificate) -> Result<Tls, TlsError> {
-        let chain = certificates(&self.cert)?;
+        let chain = pem::certificates(&self.cert)?;
         let expires = X509Certificate::from_der(&chain[0])
             .map_err(|_| TlsError::Certificate {
                 file: self.cert.clone(),
@@ -80,16 +79,13 @@ impl TlsFiles {
             .validity()
             .not_after
             .timestamp();
-        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| TlsError::File {
-            file: self.key.clone(),
-            reason: error.to_string(),
-        })?;
+        let key = pem::key(&self.key)?;
         let builder = ServerConfig::builder();
         let builder = match &self.client_ca {
             None => builder.with_no_client_auth(),
             Some(file) => {
                 let mut roots = RootCertStore::empty();
-                for root in certificates(file)? {
+                for root in pem::certificates(file)? {
                     roots
                         .add(root)
                         .map_err(|_| TlsError::Certificate { file: file.clone() })?;
@@ -111,21 +107,6 @@ impl TlsFiles {
             expires,
         })
     }
-}
-
-fn certificates(file: &PathBuf) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let unreadable = |error: rustls::pki_types::pem::Error| TlsError::File {
-        file: file.clone(),
-        reason: error.to_string(),
-    };
-    let certificates = CertificateDer::pem_file_iter(file)
-        .map_err(unreadable)?
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(unreadable)?;
-    if certificates.is_empty() {
-        return Err(TlsError::Empty { file: file.clone() });
-    }
-    Ok(certificates)
 }
 
 /// The names in a client's certificate, which rustls has verified. None if it has none, or one

@@ -2,12 +2,11 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-};
+use rustls::{ClientConfig, RootCertStore};
 use thiserror::Error;
 use tokio_rustls::TlsConnector;
+
+use crate::pem::{self, PemError};
 
 /// Files with certificates; the system's authorities are trusted if there is none for them.
 #[derive(Debug, Clone, Default)]
@@ -21,10 +20,8 @@ pub(crate) struct RedisTlsFiles {
 /// Why the files are of no use. Names them, never what is in them.
 #[derive(Debug, Error)]
 pub(crate) enum RedisTlsError {
-    #[error("cannot read {}: {reason}", file.display())]
-    File { file: PathBuf, reason: String },
-    #[error("{} has no certificate", file.display())]
-    Empty { file: PathBuf },
+    #[error(transparent)]
+    File(#[from] PemError),
     #[error("certificate and key: {0}")]
     Pair(#[source] rustls::Error),
 }
@@ -41,9 +38,9 @@ impl RedisTlsFiles {
             None => system_roots(),
             Some(file) => {
                 let mut roots = RootCertStore::empty();
-                roots.add_parsable_certificates(certificates(file)?);
+                roots.add_parsable_certificates(pem::certificates(file)?);
                 if roots.is_empty() {
-                    return Err(RedisTlsError::Empty { file: file.clone() });
+                    return Err(PemError::Empty { file: file.clone() }.into());
                 }
                 roots
             }
@@ -52,13 +49,9 @@ impl RedisTlsFiles {
         let config = match &self.client {
             None => builder.with_no_client_auth(),
             Some((cert, key)) => {
-                let key =
-                    PrivateKeyDer::from_pem_file(key).map_err(|error| RedisTlsError::File {
-                        file: key.clone(),
-                        reason: error.to_string(),
-                    })?;
+                let key = pem::key(key)?;
                 builder
-                    .with_client_auth_cert(certificates(cert)?, key)
+                    .with_client_auth_cert(pem::certificates(cert)?, key)
                     .map_err(RedisTlsError::Pair)?
             }
         };
@@ -82,13 +75,4 @@ fn system_roots() -> RootCertStore {
     }
     roots.add_parsable_certificates(found.certs);
     roots
-}
-
-fn certificates(file: &PathBuf) -> Result<Vec<CertificateDer<'static>>, RedisTlsError> {
-    CertificateDer::pem_file_iter(file)
-        .and_then(Iterator::collect)
-        .map_err(|error| RedisTlsError::File {
-            file: file.clone(),
-            reason: error.to_string(),
-        })
 }
