@@ -283,25 +283,16 @@ impl Future for Call {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         let result = match &mut this.running {
-            Running::DynData { call, deadline, .. } => match poll_caught(call.as_mut(), cx) {
-                Poll::Ready(Some(result)) => result,
-                Poll::Ready(None) => Err(Error::Internal),
-                Poll::Pending => {
-                    ready!(deadline.poll_passed(cx));
-                    Err(Error::DeadlineExceeded)
+            Running::DynData { call, deadline, .. } => {
+                ready!(poll_within(call.as_mut(), deadline, cx)).and_then(|result| result)
+            }
+            Running::Other { call, deadline } => {
+                match ready!(poll_within(call.as_mut(), deadline, cx)) {
+                    Ok(Ok(response)) => return Poll::Ready(Ok(this.finish_other(response))),
+                    Ok(Err(never)) => match never {},
+                    Err(error) => Err(error),
                 }
-            },
-            Running::Other { call, deadline } => match poll_caught(call.as_mut(), cx) {
-                Poll::Ready(Some(Ok(response))) => {
-                    return Poll::Ready(Ok(this.finish_other(response)));
-                }
-                Poll::Ready(Some(Err(never))) => match never {},
-                Poll::Ready(None) => Err(Error::Internal),
-                Poll::Pending => {
-                    ready!(deadline.poll_passed(cx));
-                    Err(Error::DeadlineExceeded)
-                }
-            },
+            }
             Running::Refused(error) => Err(error.take().unwrap_or(Error::Internal)),
             Running::NotGrpc => {
                 if let Some(guard) = this.guard.take() {
@@ -345,16 +336,19 @@ impl Call {
     }
 }
 
-/// Polls a call; none means that it panicked, which is to end that call alone. What a handler
-/// leaves behind when it panics is dropped with its future; the stores are consistent wherever
-/// they can panic.
-fn poll_caught<F: Future + ?Sized>(
+/// Polls a call until its deadline. A panic is to end that call alone: what a handler leaves behind
+/// when it panics is dropped with its future, and the stores are consistent wherever they can panic.
+fn poll_within<F: Future + ?Sized>(
     call: Pin<&mut F>,
+    deadline: &Deadline,
     cx: &mut Context<'_>,
-) -> Poll<Option<F::Output>> {
+) -> Poll<Result<F::Output, Error>> {
     match catch_unwind(AssertUnwindSafe(|| call.poll(cx))) {
-        Ok(polled) => polled.map(Some),
-        Err(_) => Poll::Ready(None),
+        Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
+        Ok(Poll::Pending) => deadline
+            .poll_passed(cx)
+            .map(|()| Err(Error::DeadlineExceeded)),
+        Err(_) => Poll::Ready(Err(Error::Internal)),
     }
 }
 
