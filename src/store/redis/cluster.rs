@@ -135,7 +135,8 @@ impl Cluster {
         let node = self.shared.node_of(slot)?;
         let reply = node.link.request(&encode).await?;
         let Some(redirect) = redirect(&reply) else {
-            return self.shared.noted(reply);
+            self.shared.note(&reply);
+            return Ok(reply);
         };
         let followed = timeout_at(deadline, self.follow(redirect, node, slot, encode));
         followed.await.unwrap_or(Err(StoreError::Timeout))
@@ -171,7 +172,10 @@ impl Cluster {
             };
             redirect = match self::redirect(&reply) {
                 Some(redirect) => redirect,
-                None => return self.shared.noted(reply),
+                None => {
+                    self.shared.note(&reply);
+                    return Ok(reply);
+                }
             };
         }
         tracing::warn!(slot, "the nodes of the cluster send a request in circles");
@@ -211,7 +215,8 @@ impl Cluster {
                 if redirect(&piece).is_some() {
                     redirected.push(*item);
                 }
-                pieces[*item] = self.shared.noted(piece)?;
+                self.shared.note(&piece);
+                pieces[*item] = piece;
             }
         }
         let again = try_join_all(redirected.iter().map(async |item| {
@@ -314,11 +319,10 @@ impl Shared {
     }
 
     /// Takes note of a reply that says that the cluster is not well.
-    fn noted(&self, reply: Bytes) -> Result<Bytes, StoreError> {
+    fn note(&self, reply: &[u8]) {
         if reply.starts_with(b"-CLUSTERDOWN") {
             self.stale.notify_one();
         }
-        Ok(reply)
     }
 }
 
