@@ -1,8 +1,8 @@
 //! What the service says about itself: `grpc.health.v1` and `/readyz`, both from one state.
 //!
 //! The names "" and `dyndata.v1.DynData` follow the store: NOT_SERVING until it is there, while it
-//! is not (and has not been for two looks in a row), and from the start of a shutdown. The name `liveness` is SERVING for as long as the
-//! process answers.
+//! is not (and has not been for two looks in a row), and from the start of a shutdown. The name
+//! `liveness` is SERVING for as long as the process answers.
 
 use std::time::Duration;
 

@@ -38,7 +38,7 @@ pub(super) struct Peers {
 #[derive(Debug)]
 pub(super) struct PeerSlot {
     peers: Peers,
-    pub(super) addr: IpAddr,
+    addr: IpAddr,
 }
 
 impl Peers {
