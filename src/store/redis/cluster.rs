@@ -21,7 +21,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 use redis::{ConnectionAddr, Value};
 use tokio::{
     sync::Notify,
@@ -359,6 +359,9 @@ impl Supervisor {
                         LinkState::Down("redis: the cluster says that it is down".to_owned())
                     };
                     self.install(view);
+                    if self.last_state != Some(LinkState::Up) {
+                        self.first_connects().await;
+                    }
                     state
                 }
                 Err(error) => LinkState::Down(format!("redis: {error}")),
@@ -373,6 +376,14 @@ impl Supervisor {
             // Time passing is as good a reason to look as being told.
             _ = timeout(pause, self.shared.stale.notified()).await;
         }
+    }
+
+    /// Waits until every node has been tried once, or for so long: who hears that the cluster
+    /// serves shall not find its nodes unconnected.
+    async fn first_connects(&mut self) {
+        let nodes = self.shared.map().nodes.clone();
+        let tried = nodes.iter().map(|node| node.link.connected());
+        _ = timeout(SEED_TIMEOUT, join_all(tried)).await;
     }
 
     /// All is well, and every master is connected.
