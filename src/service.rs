@@ -64,8 +64,9 @@ impl DynDataService {
         let id = Id::try_from(id)?;
         let value = Value::parse(value, &self.limits)?;
         let ttl = Ttl::parse(ttl, &self.limits)?;
-        let marking = self.store.mark(&namespace, &id, value, ttl);
-        let expire_time = self.observe(Operation::Mark, call, marking).await?;
+        let observed = self.observe(Operation::Mark, call);
+        let marked = self.store.mark(&namespace, &id, value, ttl).await;
+        let expire_time = observed.end(marked)?;
         Ok(MarkResponse {
             expire_time: Some(model::timestamp(expire_time)),
         })
@@ -85,8 +86,9 @@ impl DynDataService {
         let namespace = Namespace::try_from(namespace)?;
         call.grant.check(Right::Read, &namespace)?;
         let id = Id::try_from(id)?;
-        let getting = self.store.get(&namespace, &id, include_expire_time.into());
-        let found = self.observe(Operation::Get, call, getting).await?;
+        let observed = self.observe(Operation::Get, call);
+        let expire_time = include_expire_time.into();
+        let found = observed.end(self.store.get(&namespace, &id, expire_time).await)?;
         Ok(GetResponse {
             entry: Some(model::entry(id, found)),
         })
@@ -106,13 +108,14 @@ impl DynDataService {
         let namespace = Namespace::try_from(namespace)?;
         call.grant.check(Right::Read, &namespace)?;
         let batch = Batch::parse(ids, &self.limits)?;
+        let observed = self.observe(Operation::BatchGet, call);
         let getting = self.store.batch_get(
             &namespace,
             batch.ids(),
             include_expire_time.into(),
             self.limits.max_reply_bytes,
         );
-        let found = self.observe(Operation::BatchGet, call, getting).await?;
+        let found = observed.end(getting.await)?;
         let entries = batch
             .into_ids()
             .into_iter()
@@ -122,14 +125,9 @@ impl DynDataService {
         Ok(BatchGetResponse { entries })
     }
 
-    /// Times what the store is asked, and notes how it failed.
-    async fn observe<T>(
-        &self,
-        operation: Operation,
-        call: &CallContext,
-        asked: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, StoreError> {
-        let observed = Observed {
+    /// The store is asked something from now on.
+    fn observe(&self, operation: Operation, call: &CallContext) -> Observed<'_> {
+        Observed {
             recorder: &self.recorder,
             operation,
             started: Instant::now(),
@@ -137,25 +135,32 @@ impl DynDataService {
                 .span
                 .as_ref()
                 .map(|span| span.store(operation, self.store.name())),
-        };
-        let result = asked.await;
-        if let Err(error) = &result {
-            let error = *error;
-            self.recorder.store_failed(error);
-            if let Some(span) = &observed.span {
-                span.failed(error.reason());
-            }
         }
-        result
     }
 }
 
 /// Records how long the store took when it is dropped: also when the call is, whose time was up.
+///
+/// It does not hold the future that it observes: a future that is handed on is copied, and takes
+/// its room twice in the call's.
 struct Observed<'a> {
     recorder: &'a Recorder,
     operation: Operation,
     started: Instant,
     span: Option<StoreSpan>,
+}
+
+impl Observed<'_> {
+    /// The store has answered; notes how it failed, if it did.
+    fn end<T>(self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        if let Err(error) = result.as_ref().map_err(|error| *error) {
+            self.recorder.store_failed(error);
+            if let Some(span) = &self.span {
+                span.failed(error.reason());
+            }
+        }
+        result
+    }
 }
 
 impl Drop for Observed<'_> {

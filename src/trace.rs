@@ -8,7 +8,7 @@
 //! Source of the names: <https://opentelemetry.io/docs/specs/semconv/rpc/grpc/> and
 //! <https://opentelemetry.io/docs/specs/semconv/database/redis/>
 
-use std::{env, time::Duration};
+use std::{env, sync::Arc, time::Duration};
 
 use http::HeaderMap;
 use opentelemetry::{
@@ -89,10 +89,10 @@ impl Tracing {
                 KeyValue::new("rpc.method", name),
             ])
             .start_with_context(&self.tracer, &parent);
-        CallSpan {
+        CallSpan(Arc::new(Opened {
             context: parent.with_span(span),
             tracer: self.tracer.clone(),
-        }
+        }))
     }
 
     /// Sends what has not been sent yet.
@@ -108,7 +108,10 @@ impl Tracing {
 
 /// The span of one call. Clones are of the same span.
 #[derive(Debug, Clone)]
-pub(crate) struct CallSpan {
+pub(crate) struct CallSpan(Arc<Opened>);
+
+#[derive(Debug)]
+struct Opened {
     context: Context,
     tracer: SdkTracer,
 }
@@ -116,12 +119,12 @@ pub(crate) struct CallSpan {
 impl CallSpan {
     /// The trace that the call belongs to.
     pub(crate) fn trace_id(&self) -> TraceId {
-        self.context.span().span_context().trace_id()
+        self.0.context.span().span_context().trace_id()
     }
 
     /// The call ends.
     pub(crate) fn end(&self, code: Code) {
-        let span = self.context.span();
+        let span = self.0.context.span();
         span.set_attribute(KeyValue::new("rpc.grpc.status_code", code as i64));
         if is_servers_fault(code) {
             span.set_status(Status::error(""));
@@ -131,16 +134,16 @@ impl CallSpan {
 
     /// The store is asked something for the call.
     pub(crate) fn store(&self, operation: Operation, system: &'static str) -> StoreSpan {
-        let span = self
-            .tracer
+        let Opened { context, tracer } = &*self.0;
+        let span = tracer
             .span_builder(operation.name())
             .with_kind(SpanKind::Client)
             .with_attributes([
                 KeyValue::new("db.system.name", system),
                 KeyValue::new("db.operation.name", operation.name()),
             ])
-            .start_with_context(&self.tracer, &self.context);
-        StoreSpan(self.context.with_span(span))
+            .start_with_context(tracer, context);
+        StoreSpan(context.with_span(span))
     }
 }
 

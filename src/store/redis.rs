@@ -250,7 +250,10 @@ impl RedisStore {
     ) -> Result<Bytes, StoreError> {
         match &self.servers {
             Servers::One(link) => link.request(encode).await,
-            Servers::Cluster(cluster) => cluster.request(self.slot(namespace, id), encode).await,
+            Servers::Cluster(cluster) => {
+                // Boxed, so that its room is not in every call to a single server.
+                Box::pin(cluster.request(self.slot(namespace, id), encode)).await
+            }
         }
     }
 

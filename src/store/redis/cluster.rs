@@ -138,7 +138,8 @@ impl Cluster {
             self.shared.note(&reply);
             return Ok(reply);
         };
-        let followed = timeout_at(deadline, self.follow(redirect, node, slot, encode));
+        let followed = self.follow(redirect, node, slot, encode);
+        let followed = Box::pin(timeout_at(deadline, followed));
         followed.await.unwrap_or(Err(StoreError::Timeout))
     }
 

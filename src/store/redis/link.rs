@@ -49,7 +49,6 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub(super) struct Link {
     pipe: Pipe,
-    timeout: Duration,
     attempts: watch::Receiver<Attempt>,
     budget: Arc<Budget>,
     _supervisor: Arc<AbortOnDrop>,
@@ -89,7 +88,6 @@ impl Link {
         let task = tokio::spawn(supervisor.run());
         Self {
             pipe,
-            timeout,
             attempts,
             budget: Arc::default(),
             _supervisor: Arc::new(AbortOnDrop(task.abort_handle())),
@@ -102,10 +100,9 @@ impl Link {
         &self,
         encode: impl Fn(&mut Commands<'_>),
     ) -> Result<Bytes, StoreError> {
-        let deadline = Instant::now() + self.timeout;
         self.budget.earn();
         let request = self.pipe.request(&encode)?;
-        let connection = request.connection();
+        let (connection, deadline) = (request.connection(), request.deadline());
         let result = request.await;
         let again = match &result {
             Ok(reply) => is_reason_to_distrust(reply) && self.pipe.distrust(connection),
@@ -114,10 +111,11 @@ impl Link {
         if !again || !self.budget.spend() {
             return result;
         }
-        let repeated = timeout_at(deadline, async {
+        // Boxed, so that its room is not in every call for the few that need it.
+        let repeated = Box::pin(timeout_at(deadline, async {
             self.connected_after(connection).await?;
             self.pipe.request(&encode)?.await
-        });
+        }));
         repeated.await.unwrap_or(Err(StoreError::Unavailable))
     }
 

@@ -131,9 +131,10 @@ impl Pipe {
         encode(&mut commands);
         let replies = commands.replies();
         let number = state.front + state.queue.len() as u64;
+        let deadline = Instant::now() + self.timeout;
         state.queue.push_back(Entry {
             replies,
-            deadline: Instant::now() + self.timeout,
+            deadline,
             late: false,
             caller: Caller::Waiting(None),
         });
@@ -142,9 +143,10 @@ impl Pipe {
         }
         drop(state);
         Ok(Request {
-            pipe: self.clone(),
+            shared: Arc::clone(&self.shared),
             number,
             connection,
+            deadline,
         })
     }
 
@@ -197,8 +199,12 @@ impl Pipe {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shared)
     }
+}
+
+fn lock(shared: &Mutex<State>) -> MutexGuard<'_, State> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl State {
@@ -254,9 +260,10 @@ impl Caller {
 /// command: a peer that has closed a connection will not run what is still on its way there, one
 /// that is only slow might, later than what is sent on the next connection.
 pub(super) struct Request {
-    pipe: Pipe,
+    shared: Arc<Mutex<State>>,
     number: u64,
     connection: u64,
+    deadline: Instant,
 }
 
 impl Request {
@@ -264,13 +271,18 @@ impl Request {
     pub(super) fn connection(&self) -> u64 {
         self.connection
     }
+
+    /// When it gives up.
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline
+    }
 }
 
 impl Future for Request {
     type Output = Result<Bytes, StoreError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut state = self.pipe.state();
+        let mut state = lock(&self.shared);
         let Some(entry) = state.entry(self.number) else {
             // Only a request that was polled after its end is no longer in the queue.
             return Poll::Ready(Err(StoreError::Unexpected));
@@ -294,7 +306,7 @@ impl Future for Request {
 
 impl Drop for Request {
     fn drop(&mut self) {
-        let mut state = self.pipe.state();
+        let mut state = lock(&self.shared);
         if let Some(entry) = state.entry(self.number) {
             entry.caller = Caller::Gone;
             state.trim();
