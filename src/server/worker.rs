@@ -39,9 +39,6 @@ use crate::{
     metrics::Recorder,
 };
 
-/// After how many steps of tasks the event loop looks at its sockets, if it does not come to rest
-/// before. With tokio's 61, one client's burst of large batches holds up the others for that many.
-const EVENT_INTERVAL: u32 = 16;
 /// Sockets that wait for a worker; beyond it the acceptor waits, and the kernel queues.
 const QUEUE: usize = 64;
 /// Streams that were reset because of the peer's own errors before the connection is closed.
@@ -84,7 +81,6 @@ impl Worker {
     pub(super) fn start(config: WorkerConfig) -> io::Result<Self> {
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
-            .event_interval(EVENT_INTERVAL)
             .build()?;
         let (sockets, incoming) = mpsc::channel(QUEUE);
         let (end, ended) = oneshot::channel();
