@@ -123,7 +123,7 @@ impl Method {
     }
 }
 
-/// One worker's counts.
+/// One worker's counts, written by its thread alone.
 #[derive(Debug, Default)]
 pub(crate) struct Recorder {
     methods: [MethodCounts; METHODS.len()],
@@ -159,7 +159,7 @@ impl Durations {
             .unwrap_or(BUCKETS_MICROS.len());
         increment(&self.buckets[bucket]);
         let nanos = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
-        self.nanos.fetch_add(nanos, Ordering::Relaxed);
+        add(&self.nanos, nanos);
     }
 }
 
@@ -213,7 +213,14 @@ impl Recorder {
 }
 
 fn increment(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
+    add(counter, 1);
+}
+
+/// Only the worker's own thread writes, so that a load and a store are as good as one step, and
+/// cost a tenth of it.
+fn add(counter: &AtomicU64, more: u64) {
+    let count = counter.load(Ordering::Relaxed);
+    counter.store(count.wrapping_add(more), Ordering::Relaxed);
 }
 
 /// A number that is read when a scrape asks for it: its name, what it says, what it is.

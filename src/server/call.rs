@@ -359,16 +359,18 @@ impl InFlight {
     fn enter(recorder: &Arc<Recorder>, max: usize) -> Result<Self, Error> {
         let count = recorder.in_flight();
         // Only this thread counts, so that looking first is good enough.
-        if count.load(Ordering::Relaxed) >= max {
+        let calls = count.load(Ordering::Relaxed);
+        if calls >= max {
             return Err(Error::Overloaded);
         }
-        count.fetch_add(1, Ordering::Relaxed);
+        count.store(calls + 1, Ordering::Relaxed);
         Ok(Self(Arc::clone(recorder)))
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight().fetch_sub(1, Ordering::Relaxed);
+        let count = self.0.in_flight();
+        count.store(count.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
     }
 }
