@@ -5,8 +5,9 @@
 mod common;
 
 use common::{
-    Running,
+    CANARY, Running,
     certificates::{Authority, Files, Identity, Validity},
+    sha256_hex,
 };
 use dyndata::proto::{
     BatchGetRequest, FILE_DESCRIPTOR_SET, GetRequest, MarkRequest, dyn_data_client::DynDataClient,
@@ -453,14 +454,5 @@ async fn call(rpc: &str, channel: Channel, token: Option<&str>) -> Result<(), St
 }
 
 fn token(name: &str) -> String {
-    format!("dyn_token-of-{name}")
-}
-
-fn sha256_hex(text: &str) -> String {
-    let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
-    digest
-        .as_ref()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    format!("dyn_{CANARY}-of-{name}")
 }

@@ -14,8 +14,9 @@ use std::{
 };
 
 use common::{
-    PATIENCE, Running,
+    CANARY, PATIENCE, Running,
     certificates::{Authority, Files, Validity},
+    sha256_hex,
 };
 use dyndata::proto::{GetRequest, dyn_data_client::DynDataClient};
 use tonic::{
@@ -26,23 +27,25 @@ use tonic::{
 /// How long a change may take to be in force.
 const IN_FORCE: Duration = Duration::from_secs(5);
 
-/// The SHA-256 of "one" and of "two".
-const ONE: &str = "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed";
-const TWO: &str = "3fc4ccfe745870e2c0d99f71f30ff0656c8dedd41cc1d7d3d376b0dbe685e2f3";
-
-fn entry(name: &str, hash: &str) -> String {
+/// An entry of the access file for the token that [`get`] sends as this name's.
+fn entry(name: &str) -> String {
+    let hash = sha256_hex(&token(name));
     format!(
         "[[caller]]\nname = \"{name}\"\ntoken_sha256 = \"{hash}\"\nallow = [\"read\"]\nnamespaces = [\"*\"]\n"
     )
 }
 
-async fn get(channel: &Channel, token: &str) -> Result<(), Status> {
+fn token(name: &str) -> String {
+    format!("dyn_{CANARY}-{name}")
+}
+
+async fn get(channel: &Channel, name: &str) -> Result<(), Status> {
     let mut request = Request::new(GetRequest {
         id: "42".to_owned(),
         ..GetRequest::default()
     });
     request.set_timeout(Duration::from_secs(5));
-    let value = format!("Bearer {token}").parse().expect("ASCII");
+    let value = format!("Bearer {}", token(name)).parse().expect("ASCII");
     request.metadata_mut().insert("authorization", value);
     let mut client = DynDataClient::new(channel.clone());
     client.get(request).await.map(drop)
@@ -73,7 +76,7 @@ async fn new_files_are_in_force_soon_and_no_call_fails_meanwhile() {
     let first = old.issue("localhost", Validity::Now);
     let cert = files.write("cert.pem", &first.cert);
     let key = files.write("key.pem", &first.key);
-    let access = files.write("access.toml", &entry("one", ONE));
+    let access = files.write("access.toml", &entry("one"));
     let mut arguments = vec!["--tls-cert", &cert, "--tls-key", &key];
     arguments.extend(["--access-file", &access]);
     let server = Running::start(&arguments);
@@ -105,7 +108,7 @@ async fn new_files_are_in_force_soon_and_no_call_fails_meanwhile() {
     assert!(get(&connect(&server, &old), "one").await.is_err());
 
     // Somebody new, and the load's own caller stays.
-    files.write("access.toml", &(entry("one", ONE) + &entry("two", TWO)));
+    files.write("access.toml", &(entry("one") + &entry("two")));
     eventually("access file", async || {
         get(&connect(&server, &new), "two").await.is_ok()
     })
@@ -129,7 +132,7 @@ async fn new_files_are_in_force_soon_and_no_call_fails_meanwhile() {
 
     // Whoever is taken out of the file is out, on connections that are there too.
     files.write("key.pem", &second.key);
-    files.write("access.toml", &entry("two", TWO));
+    files.write("access.toml", &entry("two"));
     let channel = connect(&server, &new);
     eventually("revocation", async || {
         get(&channel, "one")
@@ -143,7 +146,7 @@ async fn new_files_are_in_force_soon_and_no_call_fails_meanwhile() {
 #[test]
 fn a_hangup_reloads_and_does_not_end_the_server() {
     let files = Files::new();
-    let access = files.write("access.toml", &entry("one", ONE));
+    let access = files.write("access.toml", &entry("one"));
     let mut server = Command::new(env!("CARGO_BIN_EXE_dyndata"))
         .args(["serve", "--listen=127.0.0.1:0", "--admin-listen=off"])
         .args(["--access-file", &access])

@@ -5,13 +5,10 @@ mod common;
 use std::process::{Command, Stdio};
 
 use common::{
-    Redis,
+    CANARY, Redis, assert_no_secret,
     certificates::{Authority, Files, Validity},
-    free_port,
+    free_port, sha256_hex,
 };
-
-/// Stands for every secret. Nothing that anybody can read may have it.
-const CANARY: &str = "c4n4ry-7f3a9";
 
 /// Runs `dyndata` to its end, with the most talkative log; gives all that it wrote.
 fn run(arguments: &[&str], environment: &[(&str, &str)]) -> String {
@@ -29,10 +26,7 @@ fn run(arguments: &[&str], environment: &[(&str, &str)]) -> String {
 #[track_caller]
 fn assert_clean(what: &str, text: &str) {
     assert!(!text.is_empty(), "{what}: nothing to look at");
-    if let Some(at) = text.find(CANARY) {
-        let from = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
-        panic!("{what}: {}", &text[from..(at + 40).min(text.len())]);
-    }
+    assert_no_secret(what, text);
 }
 
 #[test]
@@ -79,12 +73,7 @@ fn a_server_at_work_says_nothing_of_its_secrets_or_its_callers() {
     let key = files.write("key.pem", &identity.key);
     let token = files.write("token", &format!("dyn_{CANARY}\n"));
     let wrong_token = files.write("wrong-token", &format!("wrong-{CANARY}\n"));
-    let digest = ring::digest::digest(&ring::digest::SHA256, format!("dyn_{CANARY}").as_bytes());
-    let hash: String = digest
-        .as_ref()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let hash = sha256_hex(&format!("dyn_{CANARY}"));
     let access = files.write(
         "access.toml",
         &format!(

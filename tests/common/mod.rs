@@ -30,6 +30,26 @@ use tonic_types::StatusExt as _;
 /// How long a thing that must happen may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
+/// In every secret of these tests: tokens, passwords, private values. Nothing that anybody can
+/// read may have it: see `tests/canary.sh`, which looks at the output of all of them.
+pub const CANARY: &str = "c4n4ry-7f3a9";
+
+/// Fails, with the line, if a secret is in what somebody can read.
+#[track_caller]
+pub fn assert_no_secret(what: &str, text: &str) {
+    if let Some(line) = text.lines().find(|line| line.contains(CANARY)) {
+        // The line is not to be the next place that has it.
+        panic!("{what} has a secret: {}", line.replace(CANARY, "SECRET"));
+    }
+}
+
+/// The form that an access file has of a token.
+pub fn sha256_hex(text: &str) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+    let bytes = digest.as_ref().iter();
+    bytes.map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// A redis-server of the test's own, without persistence, ended with it.
 #[derive(Debug)]
 pub struct Redis {

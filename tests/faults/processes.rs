@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::common::{PATIENCE, eventually};
+use crate::common::{PATIENCE, assert_no_secret, eventually};
 
 /// A directory that goes away by itself.
 #[derive(Debug)]
@@ -364,7 +364,11 @@ impl Drop for Dyndata {
     fn drop(&mut self) {
         _ = self.process.kill();
         _ = self.process.wait();
+        let log = self.log();
         // For the report, should the case fail.
-        crate::report::keep_log(&self.log());
+        crate::report::keep_log(&log);
+        if !thread::panicking() {
+            assert_no_secret("the log", &log);
+        }
     }
 }

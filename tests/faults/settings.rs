@@ -3,7 +3,7 @@
 use std::{fs, thread::sleep, time::Duration};
 
 use crate::{
-    common::eventually,
+    common::{CANARY, eventually},
     history::Operation,
     load::endings,
     processes::{DURABLE, Directory, Dyndata, Redis},
@@ -134,18 +134,19 @@ fn misconfigured(pace: &Pace) -> Report {
 }
 
 fn wrong_password(pace: &Pace) -> Report {
-    let arguments = [DURABLE, &["--requirepass", "first"]].concat();
+    let first = format!("first-{CANARY}");
+    let arguments = [DURABLE, &["--requirepass", &first]].concat();
     let mut redis = Redis::prepare("127.0.0.1", &arguments);
-    redis.use_password("first");
+    redis.use_password(&first);
     redis.run();
     let directory = Directory::new();
     let file = directory.path().join("password");
-    fs::write(&file, "first\n").expect("writes");
+    fs::write(&file, first + "\n").expect("writes");
     let from_file = format!("--redis-password-file={}", file.display());
     let server = Dyndata::on(&redis.url(), &[&from_file]);
     let mut trial = trial(&server);
     for round in 0..pace.times(1, 4) {
-        let password = format!("password-{round}");
+        let password = format!("{round}-{CANARY}");
         trial.fault();
         // Connections that are there keep their rights; new ones need the new password.
         redis.must(&["CONFIG", "SET", "requirepass", &password]);
