@@ -109,6 +109,11 @@ fuzz:
 doc:
 	$(CARGO) doc --locked --no-deps --open
 
+## api-docs: docs/api.md, from the descriptor set of proto/
+.PHONY: api-docs
+api-docs:
+	docs/api/generate.sh docs
+
 clean:
 	$(CARGO) clean
 	rm -rf .tools examples/python/dyndata examples/go/dyndatapb examples/node/node_modules
