@@ -20,12 +20,12 @@ DYNDATA_CHAOS_SECONDS ?= 600
 chaos: redis-server
 	env -u REDIS_URL DYNDATA_CHAOS_SECONDS=$(DYNDATA_CHAOS_SECONDS) $(CARGO) test --release --locked --test faults
 
-## test-clients: real foreign clients, through reflection; and the README's commands
+## test-clients: real foreign clients, through reflection; and what the pages say
 test-clients:
 	tests/clients/setup.sh
 	$(CARGO) build --locked
 	env -u REDIS_URL .tools/clients-venv/bin/python tests/clients/run.py --dyndata target/debug/dyndata
-	env -u REDIS_URL .tools/clients-venv/bin/python tests/clients/readme.py
+	env -u REDIS_URL .tools/clients-venv/bin/python tests/clients/docs.py
 
 ## test-examples: every program of examples/, with TLS and a token; what it prints, and how it fails
 .PHONY: test-examples
@@ -108,6 +108,11 @@ fuzz:
 
 doc:
 	$(CARGO) doc --locked --no-deps --open
+
+## api-docs: docs/api.md, from the descriptor set of proto/
+.PHONY: api-docs
+api-docs:
+	docs/api/generate.sh docs
 
 clean:
 	$(CARGO) clean

@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import random
 import re
+import signal
 import socket
 import subprocess
 import tempfile
@@ -134,8 +136,21 @@ def stop(process):
         process.wait(STOP_SECONDS)
 
 
+def stop_group(process):
+    """Ends a process that leads a group, and what it has started: politely, then not."""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(STOP_SECONDS)
+
+
 def free_port():
-    """A port that was free just now. redis-server cannot be told to choose one itself."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that was free just now. Below those that the system gives to outgoing connections, so
+    that it is still free when a server starts again on it."""
+    while True:
+        port = random.randrange(10_000, 32_768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

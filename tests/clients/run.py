@@ -5,17 +5,15 @@ the counts; the exit code is 1 if a case failed. tests/clients/setup.sh installs
 """
 
 import argparse
-import contextlib
 import shutil
-import subprocess
 import sys
-import traceback
 from pathlib import Path
 
 from cases import CLIENT_CASES, GRPCURL_CASES
-from clients import BufCurl, CallError, Grpcurl, PythonClient
+from clients import BufCurl, Grpcurl, PythonClient
 from command_line import CommandLine
 from processes import dyndata_server, redis_server
+from report import Report
 from takeover import (
     Original,
     expire_times_are_never_late,
@@ -27,37 +25,6 @@ ROOT = Path(__file__).resolve().parents[2]
 GRPCURL_V1 = ROOT / ".tools/bin/grpcurl"
 GRPCURL_V1ALPHA = ROOT / ".tools/bin/grpcurl-v1alpha"
 BUF = ROOT / ".tools/npm/node_modules/.bin/buf"
-
-
-class Report:
-    """Runs cases, says how each went, and counts."""
-
-    def __init__(self):
-        self.passed = 0
-        self.failed = 0
-
-    def case(self, name, function, *arguments):
-        with self.guard(name):
-            function(*arguments)
-            self.passed += 1
-            print("ok     ", printable(name), flush=True)
-
-    @contextlib.contextmanager
-    def guard(self, name):
-        """A failure inside becomes a failed case, and the suite goes on."""
-        try:
-            yield
-        except (AssertionError, CallError, subprocess.TimeoutExpired) as failure:
-            self.fail(name, str(failure))
-        except Exception:
-            # Not foreseen by a case, so where it came from matters.
-            self.fail(name, traceback.format_exc())
-
-    def fail(self, name, why):
-        self.failed += 1
-        print("FAILED ", printable(name), flush=True)
-        for line in why.strip().split("\n"):
-            print("         ", printable(line), flush=True)
 
 
 def main():
@@ -113,11 +80,6 @@ def test_takeover(report, key_format, original, address):
     with PythonClient(address) as client:
         for title, case in takeover_cases(original, client):
             report.case(f"{key_format} keys: {title}", case)
-
-
-def printable(text):
-    """The text as one line that any terminal and any log can take."""
-    return text.encode("ascii", "backslashreplace").decode()
 
 
 if __name__ == "__main__":

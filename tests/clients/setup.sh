@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs the foreign clients of `make test-clients`, each from its registry by name and pinned:
-# redis-server, a Python environment, buf, and two releases of grpcurl. Everything but Debian's
-# packages goes into .tools. What is there already is left alone, so that a second run is quick.
+# redis-server, a Python environment, buf, and two releases of grpcurl; and what the pages' examples
+# use besides. Everything but Debian's packages goes into .tools. What is there already is left
+# alone, so that a second run is quick.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/clients/apt.sh
@@ -12,12 +13,20 @@ grpcurl_v1alpha=v1.8.7
 
 main() {
     redis
+    programs
     python
     bash tests/clients/setup-buf.sh
     local release
     release=$(v1_release)
     grpcurl grpcurl "$release"
     grpcurl grpcurl-v1alpha "$grpcurl_v1alpha"
+}
+
+programs() {
+    local program
+    for program in curl openssl; do
+        command -v "$program" >/dev/null || apt_install "$program"
+    done
 }
 
 redis() {
