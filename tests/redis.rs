@@ -183,7 +183,7 @@ async fn a_wrong_password_keeps_the_service_up_and_not_ready() {
         }
         assert!(start.elapsed() < PATIENCE, "{body}");
     }
-    assert_error(client.get("42").await, Unavailable, "BACKEND_UNAVAILABLE");
+    assert_error(client.get("42").await, Unavailable, "BACKEND_AUTH");
     server.stop().await;
 }
 

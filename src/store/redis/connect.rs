@@ -14,7 +14,7 @@ use std::{
 };
 
 use redis::{
-    AsyncConnectionConfig, Cmd, ConnectionAddr, RedisConnectionInfo, RedisError, Value,
+    AsyncConnectionConfig, Cmd, ConnectionAddr, ErrorKind, RedisConnectionInfo, RedisError, Value,
     aio::MultiplexedConnection,
 };
 use rustls::pki_types::ServerName;
@@ -32,6 +32,7 @@ use super::{
     sentinel::Sentinels,
     tls::{self, RedisTlsError, RedisTlsFiles},
 };
+use crate::store::StoreError;
 
 /// Probes start after this long without traffic, and repeat as often.
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -102,6 +103,21 @@ pub(super) enum ConnectError {
     UnknownMaster,
     #[error("{0} is not a master")]
     NotMaster(String),
+}
+
+impl ConnectError {
+    /// What it is for the calls that come meanwhile.
+    pub(super) fn of_a_call(&self) -> StoreError {
+        match self {
+            Self::Redis(error)
+                if error.kind() == ErrorKind::AuthenticationFailed
+                    || error.code().is_some_and(failure::is_about_credentials) =>
+            {
+                StoreError::Auth
+            }
+            _ => StoreError::Unavailable,
+        }
+    }
 }
 
 impl Connector {

@@ -19,8 +19,7 @@ pub(super) fn classify(line: &[u8]) -> StoreError {
         "READONLY" => StoreError::ReadOnly,
         "OOM" => StoreError::OutOfMemory,
         "MISCONF" => StoreError::Misconfigured,
-        // DENIED is protected mode: a password is wanted that neither side has.
-        "NOAUTH" | "WRONGPASS" | "NOPERM" | "DENIED" => StoreError::Auth,
+        _ if is_about_credentials(code) => StoreError::Auth,
         "WRONGTYPE" => StoreError::WrongType,
         _ => StoreError::Unexpected,
     };
@@ -29,6 +28,12 @@ pub(super) fn classify(line: &[u8]) -> StoreError {
         tracing::warn!(error = %text, "redis answered with an error");
     }
     error
+}
+
+/// Whether an error code says that the server does not accept who we are. DENIED is protected
+/// mode: a password is wanted that neither side has.
+pub(super) fn is_about_credentials(code: &str) -> bool {
+    matches!(code, "NOAUTH" | "WRONGPASS" | "NOPERM" | "DENIED")
 }
 
 /// What an error in answer to a PING says about the server.

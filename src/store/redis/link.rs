@@ -63,11 +63,11 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// The last attempt to connect that came to an end.
+/// The last attempt to connect that came to an end, and why it failed, if it did.
 #[derive(Debug, Clone, Copy, Default)]
 struct Attempt {
     number: u64,
-    connected: bool,
+    failure: Option<StoreError>,
 }
 
 /// Is told whenever the link's state may have changed.
@@ -101,7 +101,8 @@ impl Link {
         encode: impl Fn(&mut Commands<'_>),
     ) -> Result<Bytes, StoreError> {
         self.budget.earn();
-        let request = self.pipe.request(&encode)?;
+        let request = self.pipe.request(&encode);
+        let request = request.map_err(|error| self.reason(error))?;
         let (connection, deadline) = (request.connection(), request.deadline());
         let result = request.await;
         let again = match &result {
@@ -119,6 +120,14 @@ impl Link {
         repeated.await.unwrap_or(Err(StoreError::Unavailable))
     }
 
+    /// Why a request could not be sent: without a connection, what came of the last attempt at one.
+    fn reason(&self, error: StoreError) -> StoreError {
+        match error {
+            StoreError::Unavailable => self.attempts.borrow().failure.unwrap_or(error),
+            error => error,
+        }
+    }
+
     /// Whether there was a connection a moment ago.
     pub(super) fn is_up(&self) -> bool {
         self.pipe.is_up()
@@ -133,8 +142,8 @@ impl Link {
     async fn connected_after(&self, number: u64) -> Result<(), StoreError> {
         let mut attempts = self.attempts.clone();
         match attempts.wait_for(|last| last.number > number).await {
-            Ok(last) if last.connected => Ok(()),
-            _ => Err(StoreError::Unavailable),
+            Ok(last) => last.failure.map_or(Ok(()), Err),
+            Err(_) => Err(StoreError::Unavailable),
         }
     }
 }
@@ -217,8 +226,8 @@ impl Supervisor {
                     }
                     began = Instant::now();
                 }
-                Ok(Err(error)) => self.failed(number, &error.to_string()),
-                Err(_) => self.failed(number, "connecting timed out"),
+                Ok(Err(error)) => self.failed(number, error.of_a_call(), &error.to_string()),
+                Err(_) => self.failed(number, StoreError::Unavailable, "connecting timed out"),
             }
             // Spread a little, so that workers and replicas do not come all at once.
             // An attempt that took long has been pause enough.
@@ -237,7 +246,7 @@ impl Supervisor {
         let driver = self.pipe.drive(stream, number);
         self.attempts.send_replace(Attempt {
             number,
-            connected: true,
+            failure: None,
         });
         tracing::info!(%addr, "redis connected");
         self.set(match unwell {
@@ -289,10 +298,10 @@ impl Supervisor {
     }
 
     /// An attempt to connect came to nothing.
-    fn failed(&mut self, number: u64, reason: &str) {
+    fn failed(&mut self, number: u64, failure: StoreError, reason: &str) {
         self.attempts.send_replace(Attempt {
             number,
-            connected: false,
+            failure: Some(failure),
         });
         self.down(reason);
     }
