@@ -174,6 +174,9 @@ impl Subject {
         let mut command = bound_command(&programs.dyndata);
         command
             .args(["serve", "--listen", &address.to_string()])
+            // All of the load comes from one address, and 5,000 callers at once are none too many.
+            .args(["--max-connections-per-peer", "10000"])
+            .args(["--max-in-flight", "4096"])
             .args(["--admin-listen", &free_address()?.to_string()])
             .args(arguments);
         if let Some(redis) = redis {

@@ -1,0 +1,371 @@
+//! How metrics are shown: as OpenMetrics, or in the text format that is older.
+
+use std::{
+    collections::HashMap,
+    fmt::{self, Write as _},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge, info::Info},
+    registry::{Registry, Unit},
+};
+use tonic::Code;
+
+use super::{BUCKETS_MICROS, CODES, Durations, Labels, METHODS, Operation, Recorder};
+use crate::store::StoreError;
+
+/// A number that is read when a scrape asks for it: its name, what it says, what it is.
+pub(crate) struct Reading {
+    pub(crate) name: &'static str,
+    pub(crate) help: &'static str,
+    pub(crate) kind: ReadingKind,
+}
+
+/// Whether a number may fall.
+pub(crate) enum ReadingKind {
+    Gauge(Box<dyn Fn() -> i64 + Send + Sync>),
+    Counter(Box<dyn Fn() -> u64 + Send + Sync>),
+}
+
+impl Reading {
+    /// A number that may fall.
+    pub(crate) fn gauge(
+        name: &'static str,
+        help: &'static str,
+        read: impl Fn() -> i64 + Send + Sync + 'static,
+    ) -> Self {
+        let kind = ReadingKind::Gauge(Box::new(read));
+        Self { name, help, kind }
+    }
+
+    /// A number that only grows; the exporter adds `_total` to its name.
+    pub(crate) fn counter(
+        name: &'static str,
+        help: &'static str,
+        read: impl Fn() -> u64 + Send + Sync + 'static,
+    ) -> Self {
+        let kind = ReadingKind::Counter(Box::new(read));
+        Self { name, help, kind }
+    }
+}
+
+/// Everything that `/metrics` shows.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+}
+
+impl Metrics {
+    /// Shows the sum of `recorders`, and each of the readings.
+    pub(crate) fn new(recorders: Vec<Arc<Recorder>>, readings: Vec<Reading>) -> Self {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Calls { recorders }));
+        for reading in readings {
+            registry.register_collector(Box::new(reading));
+        }
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("dyndata_build", "The version that runs", build);
+        Self { registry }
+    }
+
+    /// The text that Prometheus reads, in this format.
+    pub(crate) fn encode(&self, format: Format) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(match format {
+            Format::OpenMetrics => text,
+            Format::Text => plain_text(&text),
+        })
+    }
+}
+
+/// How metrics are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// <https://prometheus.io/docs/specs/om/open_metrics_spec/>
+    OpenMetrics,
+    /// <https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>
+    Text,
+}
+
+impl Format {
+    /// The one to answer with: OpenMetrics for those who ask for it.
+    pub(crate) fn accepted(accept: Option<&str>) -> Self {
+        match accept {
+            Some(accept) if accept.contains("application/openmetrics-text") => Self::OpenMetrics,
+            Some(_) | None => Self::Text,
+        }
+    }
+
+    pub(crate) fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+}
+
+/// OpenMetrics as the older text format: there, HELP and TYPE name counters and infos as their
+/// samples do, an info is a gauge, and there are no units and no end.
+fn plain_text(open_metrics: &str) -> String {
+    let kinds: HashMap<&str, &str> = open_metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
+        .collect();
+    let mut text = String::with_capacity(open_metrics.len());
+    for line in open_metrics.lines() {
+        let Some((keyword, rest)) = line
+            .strip_prefix("# ")
+            .map(|line| line.split_once(' ').unwrap_or((line, "")))
+        else {
+            text.push_str(line);
+            text.push('\n');
+            continue;
+        };
+        if keyword != "HELP" && keyword != "TYPE" {
+            continue;
+        }
+        let (name, rest) = rest.split_once(' ').unwrap_or((rest, ""));
+        let (suffix, rest) = match (kinds.get(name), keyword) {
+            (Some(&"counter"), _) => ("_total", rest),
+            (Some(&"info"), "TYPE") => ("_info", "gauge"),
+            (Some(&"info"), _) => ("_info", rest),
+            _ => ("", rest),
+        };
+        // Writing to a String cannot fail.
+        _ = writeln!(text, "# {keyword} {name}{suffix} {rest}");
+    }
+    text
+}
+
+impl fmt::Debug for Reading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reading")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Collector for Reading {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Self { name, help, kind } = self;
+        match kind {
+            ReadingKind::Gauge(read) => ConstGauge::new(read()).encode(encoder.encode_descriptor(
+                name,
+                help,
+                None,
+                MetricType::Gauge,
+            )?),
+            ReadingKind::Counter(read) => ConstCounter::new(read())
+                .encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Calls {
+    recorders: Vec<Arc<Recorder>>,
+}
+
+impl Calls {
+    fn sum(&self, read: impl Fn(&Recorder) -> &AtomicU64) -> u64 {
+        self.recorders
+            .iter()
+            .map(|recorder| read(recorder).load(Ordering::Relaxed))
+            .sum()
+    }
+
+    fn histogram(
+        &self,
+        mut metric: MetricEncoder<'_>,
+        read: impl Fn(&Recorder) -> &Durations,
+    ) -> fmt::Result {
+        let bounds = BUCKETS_MICROS
+            .iter()
+            .map(|micros| Duration::from_micros(*micros).as_secs_f64())
+            .chain([f64::MAX]);
+        let buckets: Vec<(f64, u64)> = bounds
+            .enumerate()
+            .map(|(at, bound)| (bound, self.sum(|recorder| &read(recorder).buckets[at])))
+            .collect();
+        let count = buckets.iter().map(|(_, count)| count).sum();
+        let nanos = self.sum(|recorder| &read(recorder).nanos);
+        let seconds = Duration::from_nanos(nanos).as_secs_f64();
+        metric.encode_histogram::<NoLabelSet>(seconds, count, &buckets, None)
+    }
+
+    /// What go-grpc-prometheus has, too.
+    fn methods(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut family = encoder.encode_descriptor(
+            "grpc_server_started",
+            "Calls that began",
+            None,
+            MetricType::Counter,
+        )?;
+        for (at, labels) in METHODS.iter().enumerate() {
+            let value = self.sum(|recorder| &recorder.methods[at].started);
+            ConstCounter::new(value).encode(family.encode_family(&method_labels(labels))?)?;
+        }
+
+        let mut family = encoder.encode_descriptor(
+            "grpc_server_handled",
+            "Calls that ended, by code; Canceled if the caller went away first",
+            None,
+            MetricType::Counter,
+        )?;
+        for (at, labels) in METHODS.iter().enumerate() {
+            for (code, name) in CODES.iter().enumerate() {
+                let value = self.sum(|recorder| &recorder.methods[at].handled[code]);
+                // These are always there, so that a rate over them exists before the first call.
+                if value == 0 && ![Code::Ok as usize, Code::Internal as usize].contains(&code) {
+                    continue;
+                }
+                let [a, b, c] = method_labels(labels);
+                ConstCounter::new(value).encode(family.encode_family(&[
+                    a,
+                    b,
+                    c,
+                    ("grpc_code", *name),
+                ])?)?;
+            }
+        }
+
+        let mut family = encoder.encode_descriptor(
+            "grpc_server_handling",
+            "How long calls took, from their headers to their status",
+            Some(&Unit::Seconds),
+            MetricType::Histogram,
+        )?;
+        for (at, labels) in METHODS.iter().enumerate() {
+            let labels = method_labels(labels);
+            let metric = family.encode_family(&labels)?;
+            self.histogram(metric, |recorder| &recorder.methods[at].durations)?;
+        }
+        Ok(())
+    }
+
+    /// What the store was asked.
+    fn operations(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut family = encoder.encode_descriptor(
+            "dyndata_store_operation",
+            "How long the store took, as seen by calls, retries included",
+            Some(&Unit::Seconds),
+            MetricType::Histogram,
+        )?;
+        for operation in Operation::ALL {
+            let labels = [("operation", operation.name())];
+            let metric = family.encode_family(&labels)?;
+            self.histogram(metric, |recorder| &recorder.operations[operation as usize])?;
+        }
+
+        let mut family = encoder.encode_descriptor(
+            "dyndata_store_errors",
+            "Operations that the store failed, by the reason that the caller was given",
+            None,
+            MetricType::Counter,
+        )?;
+        for (at, reason) in StoreError::REASONS.iter().enumerate() {
+            let value = self.sum(|recorder| &recorder.store_errors[at]);
+            let labels = [("reason", *reason)];
+            let metric = family.encode_family(&labels)?;
+            ConstCounter::new(value).encode(metric)?;
+        }
+        Ok(())
+    }
+
+    /// What has no labels.
+    fn totals(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let opened = self.sum(|recorder| &recorder.connections_opened);
+        let closed = self.sum(|recorder| &recorder.connections_closed);
+        let in_flight = self.recorders.iter();
+        let in_flight: usize = in_flight
+            .map(|recorder| recorder.in_flight.load(Ordering::Relaxed))
+            .sum();
+        for (name, help, value) in [
+            (
+                "dyndata_calls_shed",
+                "Calls refused as OVERLOADED",
+                self.sum(|recorder| &recorder.shed),
+            ),
+            (
+                "dyndata_connections_accepted",
+                "Connections accepted on the gRPC listener",
+                opened,
+            ),
+        ] {
+            let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            ConstCounter::new(value).encode(metric)?;
+        }
+        for (name, help, value) in [
+            (
+                "dyndata_calls_in_flight",
+                "Calls of the service that are being worked on",
+                i64::try_from(in_flight),
+            ),
+            (
+                "dyndata_connections",
+                "Connections open on the gRPC listener",
+                i64::try_from(opened.saturating_sub(closed)),
+            ),
+        ] {
+            let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            ConstGauge::new(value.unwrap_or(i64::MAX)).encode(metric)?;
+        }
+        Ok(())
+    }
+}
+
+impl Collector for Calls {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.methods(&mut encoder)?;
+        self.operations(&mut encoder)?;
+        self.totals(&mut encoder)
+    }
+}
+
+fn method_labels((kind, service, method): &Labels) -> [(&'static str, &'static str); 3] {
+    [
+        ("grpc_type", kind),
+        ("grpc_service", service),
+        ("grpc_method", method),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_older_format_is_what_the_newer_one_says() {
+        let open_metrics = "# HELP calls Calls.\n# TYPE calls counter\ncalls_total{a=\"b\"} 1\n\
+             # HELP wait_seconds Wait.\n# TYPE wait_seconds histogram\n# UNIT wait_seconds seconds\n\
+             wait_seconds_sum 0.5\n# HELP build Build.\n# TYPE build info\n\
+             build_info{version=\"1\"} 1\n# EOF\n";
+        let text = "# HELP calls_total Calls.\n# TYPE calls_total counter\ncalls_total{a=\"b\"} 1\n\
+             # HELP wait_seconds Wait.\n# TYPE wait_seconds histogram\nwait_seconds_sum 0.5\n\
+             # HELP build_info Build.\n# TYPE build_info gauge\nbuild_info{version=\"1\"} 1\n";
+        assert_eq!(plain_text(open_metrics), text);
+    }
+
+    #[test]
+    fn openmetrics_is_for_those_who_ask_for_it() {
+        for (accept, format) in [
+            (None, Format::Text),
+            (Some("*/*"), Format::Text),
+            (Some("text/plain;version=0.0.4"), Format::Text),
+            (
+                Some("application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.3"),
+                Format::OpenMetrics,
+            ),
+        ] {
+            assert_eq!(Format::accepted(accept), format, "{accept:?}");
+        }
+    }
+}
