@@ -6,20 +6,18 @@
 //! long a refusal takes says nothing about how close a guess was. Whatever is wrong with a
 //! caller's credentials, it hears the same.
 
+mod token;
+
 use std::{collections::HashSet, fmt, path::Path, sync::Arc};
 
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{HeaderMap, header::AUTHORIZATION};
-use ring::{digest, rand::SecureRandom as _};
+use ring::digest;
 use serde::Deserialize;
 use subtle::ConstantTimeEq as _;
 use thiserror::Error;
 
+pub(crate) use self::token::NewToken;
 use crate::{error::Error, model::Namespace};
-
-/// What every token starts with, so that a scanner finds one that has leaked.
-const TOKEN_PREFIX: &str = "dyn_";
-const TOKEN_BYTES: usize = 32;
 
 /// What a call may do, and who makes it.
 #[derive(Debug, Clone)]
@@ -266,48 +264,6 @@ impl TryFrom<Entry> for Caller {
             namespaces,
             name,
         })
-    }
-}
-
-/// A token for somebody new: what the caller keeps, and the entry for the access file.
-#[derive(Debug)]
-pub(crate) struct NewToken {
-    pub(crate) token: String,
-    pub(crate) entry: String,
-}
-
-impl NewToken {
-    /// Makes one from the system's random numbers.
-    pub(crate) fn generate(
-        name: &str,
-        allow: &[Right],
-        namespaces: &[String],
-    ) -> Result<Self, String> {
-        let mut random = [0; TOKEN_BYTES];
-        ring::rand::SystemRandom::new()
-            .fill(&mut random)
-            .map_err(|_| "the system gives no random numbers".to_owned())?;
-        let token = format!("{TOKEN_PREFIX}{}", URL_SAFE_NO_PAD.encode(random));
-        let hash: String = sha256(token.as_bytes())
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        let quoted = |texts: Vec<&str>| {
-            let quoted: Vec<_> = texts.iter().map(|text| format!("{text:?}")).collect();
-            quoted.join(", ")
-        };
-        let allow = allow.iter().map(|right| match right {
-            Right::Read => "read",
-            Right::Write => "write",
-        });
-        let entry = format!(
-            "[[caller]]\nname = {name:?}\ntoken_sha256 = \"{hash}\"\nallow = [{}]\nnamespaces = [{}]\n",
-            quoted(allow.collect()),
-            quoted(namespaces.iter().map(String::as_str).collect()),
-        );
-        // What is printed is what would be accepted.
-        Access::parse(&entry).map_err(|error| error.to_string())?;
-        Ok(Self { token, entry })
     }
 }
 
