@@ -126,8 +126,11 @@ pub enum ClientCommand {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Print the man page
-    Man,
+    /// Print a man page
+    Man {
+        /// Of a command, such as `serve` or `token new`, instead of all of them
+        command: Vec<String>,
+    },
 }
 
 /// What to do about tokens.
@@ -339,13 +342,24 @@ impl ClientCommand {
                 clap_complete::generate(shell, &mut Cli::command(), "dyndata", &mut script);
                 Ok(io::stdout().write_all(&script)?)
             }
-            Self::Man => {
+            Self::Man { command } => {
                 let mut page = Vec::new();
-                clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+                clap_mangen::Man::new(described(&command)?).render(&mut page)?;
                 Ok(io::stdout().write_all(&page)?)
             }
         }
     }
+}
+
+/// The definition of the command with these words.
+fn described(words: &[String]) -> Result<clap::Command, CliError> {
+    let mut command = Cli::command();
+    command.build();
+    for word in words {
+        let found = command.find_subcommand(word).cloned();
+        command = found.ok_or_else(|| CliError::Usage(format!("there is no command {word:?}")))?;
+    }
+    Ok(command)
 }
 
 #[cfg(test)]

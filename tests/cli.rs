@@ -212,7 +212,11 @@ fn help_version_completions_and_man_page_are_there() {
             "{shell}"
         );
     }
-    assert!(stdout(&run(&["man"])).contains(".TH dyndata"));
+    assert!(stdout(&run(&["man"])).contains(".TH dyndata "));
+    let page = run(&["man", "token", "new"]);
+    assert!(stdout(&page).contains(".TH dyndata-token-new "));
+    assert!(stdout(&page).contains("namespace"));
+    assert_eq!(run(&["man", "no-such"]).status.code(), Some(64));
 }
 
 /// `dyndata serve` as a process; killed with the test.

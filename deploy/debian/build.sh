@@ -19,7 +19,12 @@ if ! command -v dpkg-shlibdeps >/dev/null || ! command -v objcopy >/dev/null; th
 fi
 
 mkdir -p target/deb
-target/release/dyndata man >target/deb/dyndata.1
+rm -f target/deb/*.1
+for command in '' serve mark get batch-get health 'token new' 'config check'; do
+    page=dyndata${command:+-}${command// /-}
+    # shellcheck disable=SC2086 # a command is words
+    target/release/dyndata man $command >"target/deb/$page.1"
+done
 for shell in bash zsh fish; do
     target/release/dyndata completions "$shell" >"target/deb/dyndata.$shell"
 done

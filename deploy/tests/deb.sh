@@ -53,9 +53,12 @@ verify() {
     step "systemd-analyze verify"
     systemd-analyze security --offline=true --threshold=15 --no-pager "$unit" | tail -1
     step "systemd-analyze security: 1.5 or better"
-    [ -s /usr/share/man/man1/dyndata.1.gz ] || fail "no man page"
+    local page
+    for page in dyndata dyndata-serve dyndata-mark dyndata-token-new; do
+        [ -s "/usr/share/man/man1/$page.1.gz" ] || fail "no man page $page"
+    done
     bash -n /usr/share/bash-completion/completions/dyndata
-    step "man page and completions"
+    step "man pages and completions"
 }
 
 # What systemd would do, less the sandbox: the unit's command, its settings, a user with no name,
