@@ -25,6 +25,7 @@ test-clients:
 	tests/clients/setup.sh
 	$(CARGO) build --locked
 	env -u REDIS_URL .tools/clients-venv/bin/python tests/clients/run.py --dyndata target/debug/dyndata
+	$(CARGO) build --release --locked
 	env -u REDIS_URL .tools/clients-venv/bin/python tests/clients/docs.py
 
 ## test-examples: every program of examples/, with TLS and a token; what it prints, and how it fails

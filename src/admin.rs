@@ -3,25 +3,25 @@
 //! | path | answers |
 //! |---|---|
 //! | `/` | a page for people, that shows the rest and updates by itself |
-//! | `/livez` | 200 for as long as the process answers |
+//! | `/livez` | 200 for as long as all event loops turn, 503 with the workers that stand still |
 //! | `/readyz` | 200 while calls can be served, 503 with the reason while they cannot |
 //! | `/metrics` | the metrics, in the text format, or in OpenMetrics for those who ask |
 //!
 //! It runs on the acceptor's thread, beside the workers, so that a scrape delays no call.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::timeout};
 
 use crate::{
     health::Readiness,
     metrics::{Format, Metrics},
-    server::accept,
+    server::{accept, liveness::Liveness},
 };
 
 /// More at once than any probe and scraper need.
@@ -31,10 +31,14 @@ const PAGE_POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'";
 /// How long a request's head may take, and how long a connection may be idle.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection takes requests, and how long the last one may then take.
+const MAX_AGE: Duration = Duration::from_secs(10);
+const LAST_REPLY: Duration = Duration::from_secs(2);
 
 /// What the endpoints read.
 #[derive(Debug, Clone)]
 pub(crate) struct Admin {
+    pub(crate) liveness: Liveness,
     pub(crate) readiness: watch::Receiver<Readiness>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) status_page: StatusPage,
@@ -75,12 +79,18 @@ impl Admin {
                     let response = admin.respond(&request);
                     async { Ok::<_, Infallible>(response) }
                 });
-                // A probe that goes away early is no news.
-                _ = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEADER_TIMEOUT)
-                    .serve_connection(TokioIo::new(socket), service)
-                    .await;
+                let mut connection = pin!(
+                    http1::Builder::new()
+                        .timer(TokioTimer::new())
+                        .header_read_timeout(HEADER_TIMEOUT)
+                        .serve_connection(TokioIo::new(socket), service)
+                );
+                // A probe that goes away early is no news. One that stays, and perhaps reads
+                // nothing, must not keep the others out.
+                if timeout(MAX_AGE, connection.as_mut()).await.is_err() {
+                    connection.as_mut().graceful_shutdown();
+                    _ = timeout(LAST_REPLY, connection).await;
+                }
             });
         }
     }
@@ -102,7 +112,13 @@ impl Admin {
                 );
                 response
             }
-            "/livez" => text(StatusCode::OK, "ok\n"),
+            "/livez" => match &self.liveness.stuck()[..] {
+                [] => text(StatusCode::OK, "ok\n"),
+                stuck => text(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    format!("workers that stand still: {stuck:?}\n"),
+                ),
+            },
             "/readyz" => match &*self.readiness.borrow() {
                 Readiness::Ready => text(StatusCode::OK, "ok\n"),
                 Readiness::NotReady(reason) => {

@@ -72,7 +72,7 @@ async fn run(
         None => Server::bind(config).await?,
     };
     systemd::ready();
-    let reload = bound.reload();
+    let (reload, liveness) = (bound.reload(), bound.liveness());
     let reloading = async {
         while hangup.recv().await.is_some() {
             reload.now();
@@ -90,7 +90,7 @@ async fn run(
     tokio::select! {
         served = bound.run(shutdown) => Ok(served.map(|()| ExitCode::SUCCESS)?),
         never = reloading => never,
-        never = systemd::feed_watchdog() => match never {},
+        never = systemd::feed_watchdog(liveness) => match never {},
         () = second_signal => {
             tracing::warn!("second signal: ending at once");
             Ok(ExitCode::FAILURE)

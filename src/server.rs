@@ -13,6 +13,7 @@ mod call;
 mod deadline;
 mod guard;
 mod held;
+pub(crate) mod liveness;
 mod security;
 mod socket;
 mod stream;
@@ -35,8 +36,9 @@ use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 use self::{
-    accept::{Listener, Peers},
+    accept::{Listener, Peers, Socket},
     call::CallConfig,
+    liveness::Liveness,
     security::Security,
     worker::{ConnectionConfig, Worker, WorkerConfig},
 };
@@ -58,6 +60,8 @@ use crate::{
 
 /// How long the first attempt to connect to the store may keep clients waiting.
 const FIRST_CONNECT: Duration = Duration::from_secs(1);
+/// The pause before a socket is offered again to workers that had no room for it.
+const FULL_PAUSE: Duration = Duration::from_millis(5);
 /// How much longer than the drain timeout a worker may take to end.
 const JOIN_GRACE: Duration = Duration::from_secs(1);
 
@@ -113,12 +117,14 @@ impl Server {
             }
         };
         let security = Security::load(&config.security)?;
+        let liveness = Liveness::of_workers(config.workers);
         Ok(Bound {
             config,
             listener,
             admin,
             security,
             reload: Reload::default(),
+            liveness,
         })
     }
 }
@@ -131,9 +137,15 @@ pub struct Bound {
     admin: Option<TcpListener>,
     security: Security,
     reload: Reload,
+    liveness: Liveness,
 }
 
 impl Bound {
+    /// Whether the event loops turn, once the server runs.
+    pub fn liveness(&self) -> Liveness {
+        self.liveness.clone()
+    }
+
     /// Asks for certificates and the access file to be read again; works while the server runs.
     pub fn reload(&self) -> Reload {
         self.reload.clone()
@@ -161,6 +173,7 @@ impl Bound {
             admin,
             security,
             reload,
+            liveness,
         } = self;
 
         let health = Arc::new(Health::new().await);
@@ -182,6 +195,14 @@ impl Bound {
                 move || refused.load(Ordering::Relaxed)
             },
         ));
+        readings.push(Reading::gauge(
+            "dyndata_workers_moving",
+            "Workers whose event loop turns",
+            {
+                let liveness = liveness.clone();
+                move || i64::try_from(liveness.moving()).unwrap_or(i64::MAX)
+            },
+        ));
         let metrics = Metrics::new(recorders.clone(), readings);
 
         let status = stores.status().subscribe();
@@ -191,6 +212,7 @@ impl Bound {
         });
         if let Some(admin) = admin {
             let endpoints = Admin {
+                liveness: liveness.clone(),
                 readiness: health.readiness(),
                 metrics: Arc::new(metrics),
                 status_page: StatusPage::new(&config.summary()),
@@ -221,18 +243,23 @@ impl Bound {
                 },
                 draining: draining.clone(),
                 drain_timeout: config.drain_timeout,
+                liveness: liveness.clone(),
             };
             workers.push(Worker::start(worker).map_err(ServerError::Worker)?);
         }
 
         tokio::select! {
             () = shutdown => {}
-            never = accept_into(&listener, &workers, &config.limits, &refused, stores.status().subscribe()) => match never {},
+            never = async {
+                first_connect(stores.status().subscribe()).await;
+                accept_into(&listener, &workers, &liveness, &config.limits, &refused).await
+            } => match never {},
         }
 
         tracing::info!(timeout = %humantime::format_duration(config.drain_timeout), "draining");
         // Otherwise health would follow the store back to SERVING.
         following.abort();
+        liveness.drain();
         health.shut_down().await;
         drop(listener);
         drop(drain);
@@ -278,11 +305,11 @@ impl Bound {
         );
         let target = match &addr {
             ListenAddr::Tcp(addr) => addr.to_string(),
-            ListenAddr::Unix(path) => format!("-unix {}", path.display()),
+            ListenAddr::Unix(path) => format!("unix://{}", path.display()),
         };
-        let plaintext = match self.security.tls {
-            Some(_) => "",
-            None => "-plaintext ",
+        let plaintext = match (&self.security.tls, &addr) {
+            (Some(_), ListenAddr::Tcp(_)) => "",
+            _ => "-plaintext ",
         };
         let token = match self.security.access {
             Some(_) => "-expand-headers -H 'authorization: Bearer ${TOKEN}' ",
@@ -294,21 +321,25 @@ impl Bound {
     }
 }
 
-/// Hands sockets to workers, for ever.
-async fn accept_into(
-    listener: &Listener,
-    workers: &[Worker],
-    limits: &LimitsConfig,
-    refused: &AtomicU64,
-    mut store: watch::Receiver<LinkState>,
-) -> std::convert::Infallible {
-    static LOG: OncePerSecond = OncePerSecond::new();
-    // Calls that come while the store is first connected to would fail; they can wait as well.
+/// Waits until the store has been connected to, or not: calls that come meanwhile would fail, and
+/// can wait as well.
+async fn first_connect(mut store: watch::Receiver<LinkState>) {
     _ = tokio::time::timeout(
         FIRST_CONNECT,
         store.wait_for(|state| *state != connecting()),
     )
     .await;
+}
+
+/// Hands sockets to workers, for ever.
+async fn accept_into(
+    listener: &Listener,
+    workers: &[Worker],
+    liveness: &Liveness,
+    limits: &LimitsConfig,
+    refused: &AtomicU64,
+) -> std::convert::Infallible {
+    static LOG: OncePerSecond = OncePerSecond::new();
     let peers = Peers::new(limits.max_connections_per_peer);
     loop {
         let socket = accept::retry(|| listener.accept(&peers)).await;
@@ -328,11 +359,24 @@ async fn accept_into(
                 continue;
             }
         };
-        // The one with the fewest connections, so that no two clients share an event loop while
-        // another is idle.
-        if let Some(worker) = workers.iter().min_by_key(|worker| worker.connections()) {
-            worker.hand_over(socket).await;
+        hand_out(socket, workers, liveness).await;
+    }
+}
+
+/// Gives a socket to the worker with the fewest connections, so that no two clients share an event
+/// loop while another is idle; to one that stands still only if there is no other.
+async fn hand_out(mut socket: Socket, workers: &[Worker], liveness: &Liveness) {
+    loop {
+        let mut by_load: Vec<_> = workers.iter().enumerate().collect();
+        by_load.sort_by_key(|(number, worker)| (liveness.is_stuck(*number), worker.connections()));
+        for (_, worker) in by_load {
+            match worker.hand_over(socket) {
+                Ok(()) => return,
+                Err(back) => socket = back,
+            }
         }
+        // All are full: meanwhile the kernel queues.
+        tokio::time::sleep(FULL_PAUSE).await;
     }
 }
 

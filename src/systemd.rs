@@ -9,7 +9,7 @@ use std::{convert::Infallible, io, net::TcpListener, os::unix::net::UnixListener
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
 
-use crate::config::ListenAddr;
+use crate::{config::ListenAddr, server::liveness::Liveness};
 
 /// A listening socket that was opened by somebody else.
 #[derive(Debug)]
@@ -57,13 +57,16 @@ pub fn stopping() {
     notify(NotifyState::Stopping);
 }
 
-/// Feeds the watchdog, if the unit has one, for as long as the event loop that this runs on turns.
-pub async fn feed_watchdog() -> Infallible {
+/// Feeds the watchdog, if the unit has one, for as long as all event loops turn: this one, and the
+/// workers'.
+pub async fn feed_watchdog(liveness: Liveness) -> Infallible {
     let Some(patience) = sd_notify::watchdog_enabled() else {
         return std::future::pending().await;
     };
     loop {
-        notify(NotifyState::Watchdog);
+        if liveness.stuck().is_empty() {
+            notify(NotifyState::Watchdog);
+        }
         tokio::time::sleep(patience / 2).await;
     }
 }

@@ -23,7 +23,10 @@ use opentelemetry_sdk::{
 };
 use tonic::Code;
 
-use crate::metrics::{Method, Operation};
+use crate::{
+    auth::Caller,
+    metrics::{Method, Operation},
+};
 
 /// Where the SDK looks for an endpoint.
 const ENDPOINTS: [&str; 2] = [
@@ -44,6 +47,9 @@ impl Tracing {
     /// As the environment says; none if it names no endpoint. To be called on a runtime that lives
     /// as long as this: it sends the spans.
     pub(crate) fn from_environment() -> Option<Self> {
+        if env::var("OTEL_SDK_DISABLED").is_ok_and(|value| value.eq_ignore_ascii_case("true")) {
+            return None;
+        }
         let endpoint = ENDPOINTS
             .into_iter()
             .find(|name| env::var(name).is_ok_and(|value| !value.is_empty()))?;
@@ -122,6 +128,18 @@ impl CallSpan {
         self.0.context.span().span_context().trace_id()
     }
 
+    /// Who makes the call is known.
+    pub(crate) fn identified(&self, caller: &Caller) {
+        let name = KeyValue::new("enduser.id", caller.to_string());
+        self.0.context.span().set_attribute(name);
+    }
+
+    /// The call fails, for this reason.
+    pub(crate) fn failed(&self, reason: &'static str) {
+        let reason = KeyValue::new("error.type", reason);
+        self.0.context.span().set_attribute(reason);
+    }
+
     /// The call ends.
     pub(crate) fn end(&self, code: Code) {
         let span = self.0.context.span();
@@ -167,7 +185,7 @@ impl Drop for StoreSpan {
 }
 
 /// Of which codes the conventions say that a server span has failed.
-fn is_servers_fault(code: Code) -> bool {
+pub(crate) fn is_servers_fault(code: Code) -> bool {
     matches!(
         code,
         Code::Unknown

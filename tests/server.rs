@@ -83,6 +83,60 @@ async fn a_health_watch_sees_the_shutdown_and_does_not_delay_it() {
 }
 
 #[tokio::test]
+async fn a_connection_has_few_health_watches_and_gets_their_places_back() {
+    let server = Running::start(&[]);
+    let client = HealthClient::new(server.channel().await);
+    let watch = || {
+        let mut client = client.clone();
+        async move { client.watch(HealthCheckRequest::default()).await }
+    };
+    let mut open = Vec::new();
+    let refused = loop {
+        match watch().await {
+            Ok(stream) => open.push(stream),
+            Err(status) => break status,
+        }
+        assert!(open.len() < 100, "nobody stops it");
+    };
+    assert_eq!(open.len(), 8);
+    assert_eq!(refused.code(), ResourceExhausted, "{refused}");
+    // Others are not concerned, and neither are calls.
+    assert_eq!(
+        health(&server, "").await.expect("known"),
+        ServingStatus::Serving
+    );
+    drop(open);
+    let start = Instant::now();
+    while watch().await.is_err() {
+        assert!(start.elapsed() < PATIENCE, "the places stay taken");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn peers_that_read_nothing_do_not_keep_probes_out() {
+    let server = Running::start(&[]);
+    let admin = server.admin.expect("there is one");
+    // As many as the listener takes, each with more replies than its socket holds.
+    let peers: Vec<_> = (0..64)
+        .map(|_| {
+            let mut peer = std::net::TcpStream::connect(admin).expect("connects");
+            peer.set_write_timeout(Some(Duration::from_millis(100)))
+                .expect("a timeout");
+            let requests = "GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n".repeat(500);
+            // What does not go out has no room on the other side.
+            _ = peer.write_all(requests.as_bytes());
+            peer
+        })
+        .collect();
+    let probe = tokio::time::timeout(2 * PATIENCE, server.http("/livez"));
+    assert_eq!(probe.await.expect("in time").0, 200);
+    drop(peers);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn reflection_v1_lists_services_and_shows_comments() {
     use v1::{
         ServerReflectionRequest, server_reflection_client::ServerReflectionClient,

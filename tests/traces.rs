@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use common::{PATIENCE, Redis, free_port, int, mark};
+use common::{CANARY, PATIENCE, Redis, certificates::Files, free_port, int, mark, sha256_hex};
 use dyndata::proto::{GetRequest, dyn_data_client::DynDataClient};
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
@@ -18,7 +18,7 @@ use opentelemetry_proto::tonic::{
     common::v1::{KeyValue, any_value::Value},
     trace::v1::{Span, span::SpanKind, status::StatusCode},
 };
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, metadata::MetadataValue};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
@@ -81,9 +81,10 @@ impl Collector {
 struct Serving(Child);
 
 impl Serving {
-    async fn start(port: u16, redis: &str, endpoint: &str) -> Self {
+    async fn start(port: u16, redis: &str, endpoint: &str, access: &str) -> Self {
         let child = Command::new(env!("CARGO_BIN_EXE_dyndata"))
             .args(["serve", "--admin-listen=off", "--redis-url", redis])
+            .args(["--access-file", access])
             .args(["--listen", &format!("127.0.0.1:{port}")])
             .env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
             .env("OTEL_BSP_SCHEDULE_DELAY", "100")
@@ -119,12 +120,26 @@ async fn a_callers_trace_goes_on_through_the_call_and_the_store() {
     let endpoint = collector.start();
     let mut redis = Redis::start();
     let port = free_port();
-    let _serving = Serving::start(port, &redis.url(), &endpoint).await;
+    let files = Files::new();
+    let token = format!("dyn_{CANARY}");
+    let access = files.write(
+        "access.toml",
+        &format!(
+            "[[caller]]\nname = \"checkout\"\ntoken_sha256 = \"{}\"\n\
+             allow = [\"read\", \"write\"]\nnamespaces = [\"*\"]\n",
+            sha256_hex(&token)
+        ),
+    );
+    let authorization: MetadataValue<_> = format!("Bearer {token}").parse().expect("ASCII");
+    let _serving = Serving::start(port, &redis.url(), &endpoint, &access).await;
     let url = format!("http://127.0.0.1:{port}");
     let start = Instant::now();
     let mut client = loop {
         if let Ok(client) = DynDataClient::connect(url.clone()).await {
-            let ready = client.clone().mark(mark("42", int(1))).await;
+            let mut request = Request::new(mark("42", int(1)));
+            let headers = request.metadata_mut();
+            headers.insert("authorization", authorization.clone());
+            let ready = client.clone().mark(request).await;
             if ready.is_ok() {
                 break client;
             }
@@ -140,7 +155,9 @@ async fn a_callers_trace_goes_on_through_the_call_and_the_store() {
         let parent = format!("00-{TRACE}-{PARENT}-{flags}")
             .parse()
             .expect("ASCII");
-        request.metadata_mut().insert("traceparent", parent);
+        let headers = request.metadata_mut();
+        headers.insert("traceparent", parent);
+        headers.insert("authorization", authorization.clone());
         request
     };
 
@@ -156,6 +173,7 @@ async fn a_callers_trace_goes_on_through_the_call_and_the_store() {
         (&call, "rpc.service", text("dyndata.v1.DynData")),
         (&call, "rpc.method", text("Get")),
         (&call, "rpc.grpc.status_code", Some(Value::IntValue(0))),
+        (&call, "enduser.id", text("checkout")),
         (&store, "db.system.name", text("redis")),
         (&store, "db.operation.name", text("get")),
     ] {
@@ -171,6 +189,8 @@ async fn a_callers_trace_goes_on_through_the_call_and_the_store() {
     for span in &spans[2..] {
         let code = span.status.as_ref().map(|status| status.code());
         assert_eq!(code, Some(StatusCode::Error), "{span:?}");
+        let reason = attribute(&span.attributes, "error.type");
+        assert_eq!(reason, text("BACKEND_UNAVAILABLE"), "{span:?}");
     }
     // Whose caller does not sample is not sent.
     client.get(traced("00")).await.expect_err("no redis");

@@ -32,8 +32,9 @@ impl NewToken {
             .iter()
             .map(|byte| format!("{byte:02x}"))
             .collect();
+        let quote = |text: &str| toml::Value::from(text).to_string();
         let quoted = |texts: Vec<&str>| {
-            let quoted: Vec<_> = texts.iter().map(|text| format!("{text:?}")).collect();
+            let quoted: Vec<_> = texts.into_iter().map(quote).collect();
             quoted.join(", ")
         };
         let allow = allow.iter().map(|right| match right {
@@ -41,7 +42,8 @@ impl NewToken {
             Right::Write => "write",
         });
         let entry = format!(
-            "[[caller]]\nname = {name:?}\ntoken_sha256 = \"{hash}\"\nallow = [{}]\nnamespaces = [{}]\n",
+            "[[caller]]\nname = {}\ntoken_sha256 = \"{hash}\"\nallow = [{}]\nnamespaces = [{}]\n",
+            quote(name),
             quoted(allow.collect()),
             quoted(namespaces.iter().map(String::as_str).collect()),
         );

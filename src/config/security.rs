@@ -89,6 +89,13 @@ impl SecurityConfig {
             tls.load(ClientCertificate::Required)
                 .map_err(|error| invalid("tls-cert", error))?;
         }
+        if let ListenAddr::Unix(_) = listen {
+            check(
+                "tls-client-ca",
+                tls.as_ref().is_none_or(|tls| tls.client_ca.is_none()),
+                "a unix socket has no TLS, so nobody would be asked for a certificate",
+            )?;
+        }
         let is_local = match listen {
             ListenAddr::Tcp(addr) => addr.ip().is_loopback(),
             ListenAddr::Unix(_) => true,

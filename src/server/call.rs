@@ -7,7 +7,10 @@ use std::{
     convert::Infallible,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -62,6 +65,8 @@ pub(super) struct Dispatch {
     /// In the client's certificate, which has been verified.
     names: Arc<[San]>,
     held: Held,
+    /// How many streams of health and reflection the connection has.
+    streams: Arc<AtomicUsize>,
 }
 
 /// Everything that the calls of one worker need.
@@ -117,6 +122,7 @@ impl Dispatch {
             }),
             names: Arc::default(),
             held: Held::default(),
+            streams: Arc::default(),
         }
     }
 
@@ -126,6 +132,7 @@ impl Dispatch {
             worker: Arc::clone(&self.worker),
             names,
             held: self.held.of_new_connection(),
+            streams: Arc::default(),
         }
     }
 
@@ -181,6 +188,11 @@ impl Dispatch {
         if !open {
             self.identify(request.headers())?;
         }
+        let place = match path {
+            "/grpc.health.v1.Health/Watch" => Some(StreamPlace::take(&self.streams)?),
+            _ if path.starts_with("/grpc.reflection.") => Some(StreamPlace::take(&self.streams)?),
+            _ => None,
+        };
         let mut routes = self.worker.routes.clone();
         let draining = self.worker.draining.clone();
         // A stream may go on for as long as it likes, once it has begun.
@@ -188,7 +200,7 @@ impl Dispatch {
         Ok(Running::Other {
             call: Box::pin(async move {
                 let response = routes.call(request).await?;
-                Ok(response.map(|body| Body::new(UntilDrain::new(body, draining))))
+                Ok(response.map(|body| Body::new(UntilDrain::new(body, draining, place))))
             }),
             deadline: self.worker.deadlines.enter(deadline),
         })
@@ -288,7 +300,15 @@ impl Future for Call {
             }
             Running::Other { call, deadline } => {
                 match ready!(poll_within(call.as_mut(), deadline, cx)) {
-                    Ok(Ok(response)) => return Poll::Ready(Ok(this.finish_other(response))),
+                    Ok(Ok(response)) => {
+                        if let Some(code) = code(response.headers())
+                            && code != Code::Ok
+                            && let Some(guard) = &this.guard
+                        {
+                            guard.log_code(code, "");
+                        }
+                        return Poll::Ready(Ok(this.finish_other(response)));
+                    }
                     Ok(Err(never)) => match never {},
                     Err(error) => Err(error),
                 }
@@ -314,7 +334,7 @@ impl Future for Call {
             }
             Err(error) => {
                 if let Some(guard) = &this.guard {
-                    guard.log_failure(&error);
+                    guard.failed(&error);
                 }
                 this.finish_other(Status::from(error).into_http())
             }
@@ -349,6 +369,29 @@ fn poll_within<F: Future + ?Sized>(
             .poll_passed(cx)
             .map(|()| Err(Error::DeadlineExceeded)),
         Err(_) => Poll::Ready(Err(Error::Internal)),
+    }
+}
+
+/// One of a connection's streams of health and reflection, for as long as it is open. They last as
+/// long as their caller likes, may need no credentials, and are not among the calls in flight.
+pub(super) struct StreamPlace(Arc<AtomicUsize>);
+
+impl StreamPlace {
+    /// A client needs one of each.
+    const MAX: usize = 8;
+
+    fn take(streams: &Arc<AtomicUsize>) -> Result<Self, Error> {
+        if streams.load(Ordering::Relaxed) >= Self::MAX {
+            return Err(Error::Overloaded);
+        }
+        streams.fetch_add(1, Ordering::Relaxed);
+        Ok(Self(Arc::clone(streams)))
+    }
+}
+
+impl Drop for StreamPlace {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -20,13 +20,13 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::watch;
 use tonic::{Code, Status, body::Body};
 
-use super::unary::ReplyBody;
+use super::{call::StreamPlace, unary::ReplyBody};
 use crate::{
     auth::{Caller, Grant},
     error::Error,
     metrics::{Method, Recorder},
     telemetry::OncePerSecond,
-    trace::CallSpan,
+    trace::{CallSpan, is_servers_fault},
 };
 
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -69,40 +69,89 @@ impl Guard {
     /// Who makes the call is known.
     pub(super) fn identified(&mut self, grant: &Grant) {
         if let Grant::Of(caller) = grant {
+            if let Some(span) = &self.span {
+                span.identified(caller);
+            }
             self.caller = Some(Arc::clone(caller));
         }
     }
 
-    /// Logs why the call fails, once a second at most: callers must not be able to fill the log.
-    pub(super) fn log_failure(&self, error: &Error) {
-        static LOG: OncePerSecond = OncePerSecond::new();
-        static UNLOGGED: AtomicU64 = AtomicU64::new(0);
+    /// The call fails.
+    pub(super) fn failed(&self, error: &Error) {
         if let Error::Overloaded = error {
             self.recorder.shed();
         }
-        if !LOG.take() {
-            UNLOGGED.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
         let (code, reason) = error.code_and_reason();
+        if let Some(span) = &self.span {
+            span.failed(reason);
+        }
+        self.log_code(code, reason);
+    }
+
+    /// Logs how the call fails, once a second at most: callers must not be able to fill the log,
+    /// nor to hide with their own mistakes what is wrong with the server.
+    pub(super) fn log_code(&self, code: Code, reason: &str) {
+        static CALLERS: Lines = Lines::new();
+        static SERVERS: Lines = Lines::new();
+        let servers_fault = is_servers_fault(code);
+        let lines = if servers_fault { &SERVERS } else { &CALLERS };
+        let Some(unlogged) = lines.take() else { return };
         let (service, method) = self.method.service_and_name();
         let caller = self.caller.as_deref().map(tracing::field::display);
         let trace_id = self.span.as_ref().map(CallSpan::trace_id);
-        tracing::info!(
-            service,
-            method,
-            ?code,
-            reason,
-            caller,
-            trace_id = trace_id.map(tracing::field::display),
-            unlogged = UNLOGGED.swap(0, Ordering::Relaxed),
-            "call failed"
-        );
+        let trace_id = trace_id.map(tracing::field::display);
+        if servers_fault {
+            tracing::warn!(
+                service,
+                method,
+                ?code,
+                reason,
+                caller,
+                trace_id,
+                unlogged,
+                "call failed"
+            );
+        } else {
+            tracing::info!(
+                service,
+                method,
+                ?code,
+                reason,
+                caller,
+                trace_id,
+                unlogged,
+                "call failed"
+            );
+        }
     }
 
     /// The call ends now, with `code`.
     pub(super) fn finish(mut self, code: Code) {
         self.code = code;
+    }
+}
+
+/// One line a second, and how many have not been written since the last.
+struct Lines {
+    limit: OncePerSecond,
+    unlogged: AtomicU64,
+}
+
+impl Lines {
+    const fn new() -> Self {
+        Self {
+            limit: OncePerSecond::new(),
+            unlogged: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether a line may be written; how many could not be.
+    fn take(&self) -> Option<u64> {
+        if self.limit.take() {
+            return Some(self.unlogged.swap(0, Ordering::Relaxed));
+        }
+        self.unlogged.fetch_add(1, Ordering::Relaxed);
+        None
     }
 }
 
@@ -202,12 +251,18 @@ impl HttpBody for CallBody {
 pub(super) struct UntilDrain {
     inner: Body,
     drain: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    _place: Option<StreamPlace>,
 }
 
 impl UntilDrain {
-    pub(super) fn new(inner: Body, mut draining: watch::Receiver<()>) -> Self {
+    pub(super) fn new(
+        inner: Body,
+        mut draining: watch::Receiver<()>,
+        place: Option<StreamPlace>,
+    ) -> Self {
         Self {
             inner,
+            _place: place,
             drain: Some(Box::pin(async move {
                 // The channel carries nothing; its end is the message.
                 _ = draining.changed().await;

@@ -114,7 +114,9 @@ async fn warn_before_expiry(mut tls: watch::Receiver<Tls>, file: PathBuf) {
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs());
         let left = u64::try_from(expires).unwrap_or(0).saturating_sub(now);
-        if left < WARN_BEFORE.as_secs() {
+        if left == 0 {
+            tracing::error!(file = %file.display(), "the certificate has expired");
+        } else if left < WARN_BEFORE.as_secs() {
             let days = left / 86_400;
             tracing::warn!(file = %file.display(), days, "the certificate expires soon");
         }

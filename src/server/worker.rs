@@ -29,6 +29,7 @@ use super::{
     accept::Socket,
     call::{CallConfig, Dispatch},
     deadline::Deadlines,
+    liveness::Liveness,
     socket::Http2Socket,
     stream::StreamExecutor,
     tls::{self, Tls},
@@ -39,7 +40,7 @@ use crate::{
     metrics::Recorder,
 };
 
-/// Sockets that wait for a worker; beyond it the acceptor waits, and the kernel queues.
+/// Sockets that wait for a worker; beyond it they go to another one.
 const QUEUE: usize = 64;
 /// Streams that were reset because of the peer's own errors before the connection is closed.
 /// Left unset, hyper would pass on "no limit".
@@ -59,6 +60,7 @@ pub(super) struct WorkerConfig {
     /// Closes when the drain begins.
     pub(super) draining: watch::Receiver<()>,
     pub(super) drain_timeout: Duration,
+    pub(super) liveness: Liveness,
 }
 
 /// What a worker's connections are made of.
@@ -106,12 +108,13 @@ impl Worker {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// Gives it a socket.
-    pub(super) async fn hand_over(&self, socket: Socket) {
+    /// Gives it a socket; gives it back if the worker has no room for it, or is gone.
+    pub(super) fn hand_over(&self, socket: Socket) -> Result<(), Socket> {
         self.connections.fetch_add(1, Ordering::Relaxed);
-        if self.sockets.send(socket).await.is_err() {
-            tracing::error!("a worker is gone; a connection is lost");
-        }
+        self.sockets.try_send(socket).map_err(|error| {
+            self.connections.fetch_sub(1, Ordering::Relaxed);
+            error.into_inner()
+        })
     }
 
     /// Waits for the thread to end.
@@ -123,16 +126,18 @@ impl Worker {
 
 async fn serve(config: WorkerConfig, mut incoming: mpsc::Receiver<Socket>, open: Arc<AtomicUsize>) {
     let WorkerConfig {
-        number: _,
+        number,
         calls,
         connections: ConnectionConfig { tls, limits },
         mut draining,
         drain_timeout,
+        liveness,
     } = config;
     let recorder = Arc::clone(&calls.recorder);
     let deadlines = Deadlines::default();
-    // Ends with the runtime, and so with the last call.
+    // These end with the runtime, and so with the last call.
     tokio::spawn(deadlines.clone().run());
+    tokio::spawn(liveness.beat(number));
     let dispatch = Dispatch::new(calls, draining.clone(), deadlines);
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
 
@@ -328,6 +333,26 @@ mod tests {
     };
 
     #[tokio::test]
+    async fn a_worker_without_room_gives_the_socket_back() {
+        let (sockets, incoming) = mpsc::channel(1);
+        let worker = Worker {
+            sockets,
+            connections: Arc::default(),
+            ended: oneshot::channel().1,
+        };
+        let socket = || {
+            let pair = std::os::unix::net::UnixStream::pair().expect("a pair");
+            Socket::Unix(pair.0)
+        };
+        assert!(worker.hand_over(socket()).is_ok());
+        assert!(worker.hand_over(socket()).is_err());
+        assert_eq!(worker.connections(), 1);
+        drop(incoming);
+        assert!(worker.hand_over(socket()).is_err());
+        assert_eq!(worker.connections(), 1);
+    }
+
+    #[tokio::test]
     async fn a_panic_ends_its_call_and_nothing_else() {
         let (drain, draining) = watch::channel(());
         let worker = Worker::start(WorkerConfig {
@@ -361,6 +386,7 @@ mod tests {
             },
             draining,
             drain_timeout: Duration::from_secs(1),
+            liveness: Liveness::of_workers(1),
         })
         .expect("a thread");
         let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
@@ -385,7 +411,7 @@ mod tests {
             .expect("accepts");
         socket.set_nonblocking(true).expect("a socket");
         let slot = Peers::new(1).enter(peer.ip()).expect("the first");
-        worker.hand_over(Socket::Tcp(socket, slot)).await;
+        assert!(worker.hand_over(Socket::Tcp(socket, slot)).is_ok());
         first.await.expect("ends").expect("marks");
 
         let get = GetRequest {
