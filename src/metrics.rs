@@ -5,6 +5,7 @@
 //! does not exist is `other`.
 
 mod exposition;
+pub(crate) mod process;
 
 use std::{
     sync::atomic::{AtomicU64, AtomicUsize, Ordering},

@@ -46,7 +46,7 @@ use crate::{
     admin::{Admin, StatusPage},
     config::{AdminListen, Config, LimitsConfig, ListenAddr, RedisConfig, StoreConfig},
     health::Health,
-    metrics::{Metrics, Reading, Recorder},
+    metrics::{Metrics, Reading, Recorder, process},
     reload::Reload,
     store::{
         LinkState, Store, StoreStatus,
@@ -187,6 +187,7 @@ impl Bound {
         let refused = Arc::<AtomicU64>::default();
         let mut readings = stores.readings();
         readings.extend(security.reading());
+        readings.extend(process::readings());
         readings.push(Reading::counter(
             "dyndata_connections_refused",
             "Connections closed at once because of max-connections or max-connections-per-peer",

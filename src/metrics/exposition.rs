@@ -32,6 +32,7 @@ pub(crate) struct Reading {
 pub(crate) enum ReadingKind {
     Gauge(Box<dyn Fn() -> i64 + Send + Sync>),
     Counter(Box<dyn Fn() -> u64 + Send + Sync>),
+    Seconds(Box<dyn Fn() -> f64 + Send + Sync>),
 }
 
 impl Reading {
@@ -52,6 +53,16 @@ impl Reading {
         read: impl Fn() -> u64 + Send + Sync + 'static,
     ) -> Self {
         let kind = ReadingKind::Counter(Box::new(read));
+        Self { name, help, kind }
+    }
+
+    /// A time that only grows, in seconds; the exporter adds `_total` to its name.
+    pub(crate) fn seconds(
+        name: &'static str,
+        help: &'static str,
+        read: impl Fn() -> f64 + Send + Sync + 'static,
+    ) -> Self {
+        let kind = ReadingKind::Seconds(Box::new(read));
         Self { name, help, kind }
     }
 }
@@ -164,6 +175,8 @@ impl Collector for Reading {
                 MetricType::Gauge,
             )?),
             ReadingKind::Counter(read) => ConstCounter::new(read())
+                .encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?),
+            ReadingKind::Seconds(read) => ConstCounter::new(read())
                 .encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?),
         }
     }
