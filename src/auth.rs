@@ -336,8 +336,6 @@ impl fmt::Display for Caller {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     fn namespace(name: &str) -> Namespace {
@@ -485,17 +483,5 @@ mod tests {
         ));
         let error = Access::parse(&twice.repeat(2)).expect_err("twice");
         assert!(error.to_string().contains("same credential"), "{error}");
-    }
-
-    proptest! {
-        #[test]
-        fn fuzz_access_file(text in "(\\[\\[caller\\]\\]\n)?([a-z_0-9]{0,12} = [\\[\"a-f0-9\\]*]{0,20}\n){0,5}") {
-            _ = Access::parse(&text);
-        }
-
-        #[test]
-        fn fuzz_authorization(header in any::<Vec<u8>>()) {
-            _ = bearer(&header);
-        }
     }
 }

@@ -354,14 +354,6 @@ mod tests {
             };
             prop_assert_eq!(found, length);
         }
-
-        #[test]
-        fn fuzz_replies(bytes in any::<Vec<u8>>(), kind in "[-+:$*]", line in "-?[0-9]{0,20}\r?\n?") {
-            _ = Scanner::new(1).scan(&bytes);
-            let typed = [kind.as_bytes(), line.as_bytes(), &bytes].concat();
-            _ = Scanner::new(2).scan(&typed);
-            assert!(Replies::new(&typed).take(100).count() <= 100);
-        }
     }
 
     #[test]
