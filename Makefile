@@ -86,9 +86,11 @@ check:
 	$(CARGO) fmt --check
 	$(CARGO) fmt --check --manifest-path benches/Cargo.toml
 	$(CARGO) fmt --check --manifest-path examples/rust/Cargo.toml
+	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --locked --all-targets -- -D warnings
-	@# An example's lock file has this crate's dependencies in it, and goes stale with them.
+	@# Their lock files have this crate's dependencies in them, and go stale with those.
 	$(CARGO) metadata --locked --format-version 1 --manifest-path examples/rust/Cargo.toml >/dev/null
+	$(CARGO) metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
 	tests/clients/setup-buf.sh
 	.tools/npm/node_modules/.bin/buf lint proto
@@ -101,11 +103,14 @@ deny:
 	  $(CARGO) install cargo-deny --version 0.20.2 --locked --debug --root .tools/cargo-deny
 	.tools/cargo-deny/bin/cargo-deny --locked check bans licenses sources
 
-## fuzz: a million random inputs for everything that parses what others send
+## fuzz: a million inputs for everything that parses what others send: random ones, then those of
+## libFuzzer, which looks for what gets further. CASES=n sets the number
+CASES ?= 1000000
 .PHONY: fuzz
 fuzz:
-	PROPTEST_CASES=$(or $(CASES),1000000) $(CARGO) test --release --locked --lib fuzz_ -- --nocapture
-	@echo "$(or $(CASES),1000000) cases each, none failed"
+	env -u REDIS_URL PROPTEST_CASES=$(CASES) $(CARGO) test --release --locked --lib fuzz_ -- --nocapture
+	@echo "$(CASES) random cases each, none failed"
+	env -u REDIS_URL fuzz/run.sh $(CASES)
 
 doc:
 	$(CARGO) doc --locked --no-deps --open

@@ -8,7 +8,7 @@
 
 mod token;
 
-use std::{collections::HashSet, fmt, path::Path, sync::Arc};
+use std::{borrow::Cow, collections::HashSet, fmt, path::Path, sync::Arc};
 
 use http::{HeaderMap, header::AUTHORIZATION};
 use ring::digest;
@@ -140,7 +140,7 @@ impl Access {
                 .span()
                 .and_then(|span| text.get(..span.start))
                 .map_or(1, |before| before.matches('\n').count() + 1),
-            message: plain(error.message()),
+            message: plain(&unquoted(error.message())),
         })?;
         if file.caller.is_empty() {
             return Err(AccessError::Nobody);
@@ -311,6 +311,18 @@ fn parse_pattern(text: &str) -> Option<Pattern> {
         .then(|| pattern(name.to_owned()))
 }
 
+/// What the parser of the file says, without what it has found there: `unknown field, expected …`.
+fn unquoted(message: &str) -> Cow<'_, str> {
+    // What it expected is its own, comes last, and is what follows on what it found.
+    match message.rsplit_once(", expected ") {
+        None => message.into(),
+        Some((found, expected)) => {
+            let found = found.split([':', '`']).next().unwrap_or_default();
+            format!("{}, expected {expected}", found.trim_end()).into()
+        }
+    }
+}
+
 /// Without control characters, for the log.
 fn plain(text: &str) -> String {
     text.replace(char::is_control, " ")
@@ -324,8 +336,6 @@ impl fmt::Display for Caller {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     fn namespace(name: &str) -> Namespace {
@@ -422,6 +432,18 @@ mod tests {
             (entry("token = \"dyn_secret\""), "unknown field"),
             (entry("token_sha256 = dyn_secret"), "line 3"),
             (
+                entry("dyn_secret = 1"),
+                "unknown field, expected one of `name`",
+            ),
+            (
+                entry("allow = \"dyn_secret\""),
+                "invalid type, expected a sequence",
+            ),
+            (
+                entry("allow = [\"dyn_secret, expected\"]"),
+                "unknown variant, expected `read` or `write`",
+            ),
+            (
                 entry("token_sha256 = \"dyn_secret\"\nallow = [\"read\"]\nnamespaces = [\"*\"]"),
                 "64 hex digits",
             ),
@@ -461,17 +483,5 @@ mod tests {
         ));
         let error = Access::parse(&twice.repeat(2)).expect_err("twice");
         assert!(error.to_string().contains("same credential"), "{error}");
-    }
-
-    proptest! {
-        #[test]
-        fn fuzz_access_file(text in "(\\[\\[caller\\]\\]\n)?([a-z_0-9]{0,12} = [\\[\"a-f0-9\\]*]{0,20}\n){0,5}") {
-            _ = Access::parse(&text);
-        }
-
-        #[test]
-        fn fuzz_authorization(header in any::<Vec<u8>>()) {
-            _ = bearer(&header);
-        }
     }
 }

@@ -243,27 +243,7 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-
-    proptest! {
-        /// Settings are either refused with a reason or can be served and shown.
-        #[test]
-        fn fuzz_settings(
-            flag in prop::sample::select(&[
-                "--listen", "--admin-listen", "--workers", "--redis-timeout", "--key-prefix",
-                "--key-format", "--default-ttl", "--max-ttl", "--max-batch", "--max-value-bytes",
-                "--max-connection-age", "--redis-mode", "--redis-url", "--reflection",
-            ][..]),
-            value in "([0-9a-z:/.*-]{0,12}|\\PC{0,8})",
-        ) {
-            match Config::parse_from([format!("{flag}={value}")]) {
-                Ok(config) => prop_assert!(config.summary().lines().count() > 10),
-                Err(error) => prop_assert!(!error.to_string().is_empty()),
-            }
-        }
-    }
 
     fn rejected(args: &[&str]) -> String {
         match Config::parse_from(args) {

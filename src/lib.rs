@@ -23,6 +23,7 @@
 //! | [`systemd`] | socket activation, readiness and watchdog |
 //! | [`telemetry`] | the log |
 //! | [`cli`] | the client commands; the only module that prints |
+//! | `fuzzing` | what parses, given any bytes; only in tests and builds for fuzzing |
 //!
 //! # One Get
 //!
@@ -74,6 +75,8 @@
 pub mod cli;
 pub mod config;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod model;
 pub mod server;
 pub mod systemd;

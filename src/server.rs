@@ -10,7 +10,7 @@
 
 pub(crate) mod accept;
 mod call;
-mod deadline;
+pub(crate) mod deadline;
 mod guard;
 mod held;
 pub(crate) mod liveness;

@@ -10,6 +10,8 @@
 mod cluster;
 mod connect;
 mod failure;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod layout;
 mod link;
 mod pipe;

@@ -63,12 +63,7 @@ pub(super) fn split(text: &str) -> (&str, &str) {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-    use tonic::{Code, Status};
-    use tonic_types::StatusExt as _;
-
     use super::*;
-    use crate::error::Error;
 
     #[test]
     fn every_error_code_has_its_meaning() {
@@ -143,17 +138,6 @@ mod tests {
             ("ERR", PingFailure::Refused),
         ] {
             assert_eq!(of_ping(code), failure, "{code}");
-        }
-    }
-
-    proptest! {
-        /// Whatever Redis says, a caller gets a code and a reason of the contract.
-        #[test]
-        fn fuzz_redis_error(line in "[A-Z]{0,12} ?.{0,40}") {
-            let status = Status::from(Error::from(classify(line.as_bytes())));
-            prop_assert_ne!(status.code(), Code::Unknown);
-            let info = status.get_details_error_info().expect("an ErrorInfo");
-            prop_assert!(info.reason.starts_with("BACKEND_") || ["INTERNAL", "WRONG_TYPE"].contains(&&*info.reason));
         }
     }
 }

@@ -158,24 +158,9 @@ mod tests {
     };
 
     use proptest::prelude::*;
-    use prost::Message as _;
 
     use super::*;
-    use crate::proto::{BatchGetRequest, MarkRequest};
-
-    /// The bytes of the one part of a command that `write` writes.
-    fn argument(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
-        let mut out = Vec::new();
-        write(&mut out);
-        match resp::Replies::new(&out).next() {
-            Some(resp::Reply::Bulk(bytes)) => bytes.to_vec(),
-            other => panic!("not a part of a command: {other:?}"),
-        }
-    }
-
-    fn encode(value: &Value) -> Vec<u8> {
-        argument(|out| write_value(value, out))
-    }
+    use crate::store::redis::fuzzing::encode;
 
     fn layout(format: KeyFormat) -> KeyLayout {
         KeyLayout {
@@ -209,46 +194,6 @@ mod tests {
         #[test]
         fn every_value_reads_back_as_itself(value in value()) {
             prop_assert_eq!(decode(&encode(&value)), value);
-        }
-
-        #[test]
-        fn fuzz_stored_value(stored in any::<Vec<u8>>()) {
-            match decode(&stored) {
-                Value::Int(int) => prop_assert_eq!(int.to_string().into_bytes(), stored),
-                Value::String(text) => prop_assert!(
-                    stored == text.as_bytes() || stored == [STRING_TAG, text.as_bytes()].concat()
-                ),
-                Value::Bytes(bytes) => prop_assert!(
-                    stored == bytes || stored == [BYTES_TAG, &bytes].concat()
-                ),
-            }
-        }
-
-        /// From the wire to Redis: whatever decodes and is valid has a key and a value.
-        #[test]
-        fn fuzz_request(bytes in any::<Vec<u8>>(), python in any::<bool>()) {
-            let limits = crate::model::Limits {
-                default_ttl: std::time::Duration::from_secs(60),
-                max_ttl: std::time::Duration::from_secs(3600),
-                max_batch: 10,
-                max_value_bytes: 100,
-                max_reply_bytes: 1000,
-            };
-            let layout = layout(if python { KeyFormat::PythonBytes } else { KeyFormat::Plain });
-            if let Ok(MarkRequest { namespace, id, ttl, value }) = MarkRequest::decode(&*bytes)
-                && let Ok(namespace) = Namespace::try_from(namespace)
-                && let Ok(id) = Id::try_from(id)
-                && let Ok(value) = Value::parse(value, &limits)
-                && crate::model::Ttl::parse(ttl, &limits).is_ok()
-            {
-                prop_assert!(layout.key(&namespace, &id).starts_with("dyn_data"));
-                prop_assert_eq!(decode(&encode(&value)), value);
-            }
-            if let Ok(BatchGetRequest { ids, .. }) = BatchGetRequest::decode(&*bytes)
-                && let Ok(batch) = crate::model::Batch::parse(ids, &limits)
-            {
-                prop_assert!((1..=10).contains(&batch.ids().len()));
-            }
         }
 
         #[test]

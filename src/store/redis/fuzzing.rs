@@ -1,0 +1,195 @@
+//! Entry points for fuzzing, as in [`crate::fuzzing`]: what goes to Redis, and what it answers.
+
+use std::{collections::HashMap, slice, time::Duration};
+
+use super::{
+    RedisUrls, failure,
+    layout::{self, KeyLayout},
+    resp::{Replies, Reply, Scanner},
+};
+use crate::{
+    config::KeyFormat,
+    error::Error,
+    fuzzing::{check_refusal, check_silence},
+    model::{Batch, Id, Limits, Namespace, Ttl, Value},
+    proto::{BatchGetRequest, GetRequest, MarkRequest},
+    store::StoreError,
+};
+
+const LIMITS: Limits = Limits {
+    default_ttl: Duration::from_secs(60),
+    max_ttl: Duration::from_secs(3600),
+    max_batch: 10,
+    max_value_bytes: 100,
+    max_reply_bytes: 1000,
+};
+
+/// From the wire to Redis: what is a request and valid has keys of its own, and a value that reads
+/// back as itself; what is not is refused.
+pub fn request(data: &[u8]) {
+    for outcome in [mark(data), get(data), batch_get(data)] {
+        if let Err(error) = outcome {
+            check_refusal(error);
+        }
+    }
+}
+
+fn mark(data: &[u8]) -> Result<(), Error> {
+    let MarkRequest {
+        namespace,
+        id,
+        ttl,
+        value,
+    } = decode(data)?;
+    let namespace = Namespace::try_from(namespace)?;
+    let id = Id::try_from(id)?;
+    let value = Value::parse(value, &LIMITS)?;
+    let ttl = Ttl::parse(ttl, &LIMITS)?.as_duration();
+    assert!((Duration::from_millis(1)..=LIMITS.max_ttl).contains(&ttl));
+    check_keys(&namespace, slice::from_ref(&id));
+    assert_eq!(layout::decode(&encode(&value)), value);
+    Ok(())
+}
+
+fn get(data: &[u8]) -> Result<(), Error> {
+    let GetRequest { namespace, id, .. } = decode(data)?;
+    let namespace = Namespace::try_from(namespace)?;
+    check_keys(&namespace, &[Id::try_from(id)?]);
+    Ok(())
+}
+
+fn batch_get(data: &[u8]) -> Result<(), Error> {
+    let BatchGetRequest { namespace, ids, .. } = decode(data)?;
+    let namespace = Namespace::try_from(namespace)?;
+    let batch = Batch::parse(ids, &LIMITS)?;
+    assert!((1..=LIMITS.max_batch).contains(&batch.ids().len()));
+    check_keys(&namespace, batch.ids());
+    Ok(())
+}
+
+fn decode<M: prost::Message + Default>(data: &[u8]) -> Result<M, Error> {
+    M::decode(data).map_err(|_| Error::MessageMalformed)
+}
+
+/// In each format, no two ids share a key, whether they are in this namespace or in the one
+/// without a name.
+fn check_keys(namespace: &Namespace, ids: &[Id]) {
+    let nameless = Namespace::default();
+    for format in [KeyFormat::Plain, KeyFormat::PythonBytes] {
+        let layout = KeyLayout {
+            prefix: "dyn_data".to_owned(),
+            format,
+        };
+        let mut owners = HashMap::new();
+        for owner in [namespace, &nameless]
+            .into_iter()
+            .flat_map(|namespace| ids.iter().map(move |id| (namespace, id)))
+        {
+            let (namespace, id) = owner;
+            let key = layout.key(namespace, id);
+            assert!(key.starts_with("dyn_data"));
+            let written = argument(|out| layout.write_key(namespace, id, out));
+            assert_eq!(written, key.as_bytes());
+            assert_eq!(*owners.entry(key).or_insert(owner), owner);
+        }
+    }
+}
+
+/// What Redis keeps can be read, whatever it is: as an int, a string or bytes, none of which says
+/// anything else than what is there; and what was read can be written.
+pub fn stored_value(data: &[u8]) {
+    let value = layout::decode(data);
+    let tagged = |tag: &[u8], bytes: &[u8]| data.strip_prefix(tag) == Some(bytes);
+    match &value {
+        Value::Int(int) => assert_eq!(int.to_string().as_bytes(), data),
+        Value::String(text) => {
+            assert!(data == text.as_bytes() || tagged(b"s:", text.as_bytes()));
+        }
+        Value::Bytes(bytes) => assert!(data == bytes || tagged(b"b:", bytes)),
+    }
+    assert_eq!(layout::decode(&encode(&value)), value);
+}
+
+/// Whatever Redis says is wrong, a caller gets a code and a reason of the contract, and nothing of
+/// the text.
+pub fn redis_error(data: &[u8]) {
+    let error = failure::classify(data);
+    let text = String::from_utf8_lossy(data);
+    let (code, _) = failure::split(&text);
+    assert_eq!(
+        error == StoreError::Auth,
+        failure::is_about_credentials(code)
+    );
+    _ = failure::of_ping(code);
+    assert!(StoreError::REASONS.contains(&error.reason()));
+    check_refusal(error.into());
+}
+
+/// Where replies end does not depend on how they are cut, and what is complete reads to its end;
+/// what is not complete does not panic.
+pub fn redis_replies(data: &[u8]) {
+    for replies in 1..=2 {
+        let whole = Scanner::new(replies).scan(data);
+        let mut scanner = Scanner::new(replies);
+        let (half, _) = data.split_at(data.len() / 2);
+        let in_two = match scanner.scan(half) {
+            Ok(None) => scanner.scan(data),
+            found => found,
+        };
+        assert_eq!(in_two, whole);
+        if let Ok(Some(length)) = whole {
+            let mut missing = replies;
+            for reply in Replies::new(&data[..length]) {
+                assert!(missing > 0);
+                missing -= 1;
+                if let Reply::Array(length) = reply {
+                    missing += length;
+                }
+            }
+            assert_eq!(missing, 0);
+        }
+    }
+    assert!(Replies::new(data).count() <= data.len());
+}
+
+/// Redis URLs: whatever follows a password, it is not in what is shown.
+pub fn redis_urls(data: &[u8]) {
+    let rest = String::from_utf8_lossy(data);
+    _ = shown(&rest);
+    // Without a digit of the canary, so that it is only where it is put: parsing a URL drops tabs,
+    // and decodes what is encoded.
+    let rest = rest.replace('4', "");
+    for start in [
+        "redis://:c4n4ry@",
+        "rediss://user:c4n4ry@",
+        "unix:///s?pass=c4n4ry&",
+        "http://:c4n4ry@",
+    ] {
+        check_silence(&shown(&format!("{start}{rest}")));
+    }
+}
+
+/// What is shown of a URL, and of a list of them.
+fn shown(urls: &str) -> String {
+    let parsed = [RedisUrls::parse_one(urls), RedisUrls::parse(urls)];
+    let shown = parsed.map(|parsed| match parsed {
+        Ok(urls) => format!("{urls} {urls:?}"),
+        Err(reason) => reason,
+    });
+    shown.concat()
+}
+
+/// A value as Redis keeps it.
+pub(super) fn encode(value: &Value) -> Vec<u8> {
+    argument(|out| layout::write_value(value, out))
+}
+
+/// The bytes of the one part of a command that `write` writes.
+fn argument(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut out = Vec::new();
+    write(&mut out);
+    match Replies::new(&out).next() {
+        Some(Reply::Bulk(bytes)) => bytes.to_vec(),
+        other => panic!("not a part of a command: {other:?}"),
+    }
+}
