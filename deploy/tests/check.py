@@ -127,8 +127,8 @@ def alerts_differ(page):
         yield f"{name} is only in {'alerts.yaml' if name in names else 'docs/operations.md'}"
     for rule in alerts():
         runbook = f"docs/operations.md#{rule['alert'].lower()}"
-        if rule["annotations"]["runbook"] != runbook:
-            yield f"the runbook of {rule['alert']} is not {runbook}"
+        if rule["annotations"].get("runbook_url") != runbook:
+            yield f"the runbook_url of {rule['alert']} is not {runbook}"
     tests = yaml.safe_load((DEPLOY / "prometheus/alerts_test.yaml").read_text())["tests"]
     fired = {check["alertname"] for test in tests for check in test["alert_rule_test"] if check["exp_alerts"]}
     for name in sorted(names - fired):
