@@ -111,7 +111,7 @@ ATTACKS: dict[str, Attack] = {
     "header-bomb": Attack(holders.header_bomb, bounded, f"HTTP 431, reset or GOAWAY {CALM}"),
     "hpack-bomb": Attack(holders.hpack_bomb, goaway(CALM, "COMPRESSION_ERROR"), f"GOAWAY {CALM}"),
     "gzip-bomb": Attack(holders.gzip_bomb, bounded, "UNIMPLEMENTED"),
-    "open-watches": Attack(holders.open_watches, bounded, "bounded: 256 streams"),
+    "open-watches": Attack(holders.open_watches, bounded, "bounded: 8 streams"),
     "unfinished-preface": Attack(crowds.unfinished_preface, closed, "closed within 5 s", seconds=8),
     "silent-connections": Attack(crowds.silent_after_preface, bounded, "bounded: keepalive"),
     "reconnects": Attack(crowds.reconnects, bounded, "bounded"),
