@@ -13,6 +13,7 @@ use std::{
     convert::Infallible,
     fmt,
     ops::RangeInclusive,
+    panic::AssertUnwindSafe,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -21,6 +22,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use redis::ConnectionAddr;
 use tokio::{
     sync::watch,
@@ -253,10 +255,16 @@ impl Supervisor {
             None => LinkState::Up,
             Some(reason) => LinkState::Down(format!("redis: {reason}")),
         });
-        tokio::select! {
-            broken = driver => broken,
-            never = self.probe(&addr, number) => match never {},
-        }
+        let served = async {
+            tokio::select! {
+                broken = driver => broken,
+                never = self.probe(&addr, number) => match never {},
+            }
+        };
+        // A panic must not end the supervisor, or nobody would connect again. What it leaves behind
+        // goes with the driver, which fails everybody who waits.
+        let served = AssertUnwindSafe(served).catch_unwind();
+        served.await.unwrap_or(Broken::Panicked)
     }
 
     /// Looks after a connection for as long as it lasts.
@@ -320,5 +328,72 @@ impl Supervisor {
         }
         (self.report)(state.clone());
         self.last_state = Some(state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        pin::Pin,
+        task::{Context, Poll},
+    };
+
+    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+    use super::{
+        super::{tls::RedisTlsFiles, url::RedisUrl},
+        *,
+    };
+
+    /// A socket whose reader has a bug.
+    struct Buggy;
+
+    impl AsyncRead for Buggy {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            panic!("a bug")
+        }
+    }
+
+    impl AsyncWrite for Buggy {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_a_connection_and_not_its_supervisor() {
+        let url = RedisUrl::parse("redis://127.0.0.1:1").expect("valid");
+        let mut supervisor = Supervisor {
+            connector: Connector::to(&url, None, RedisTlsFiles::default()),
+            pipe: Pipe::new(Duration::from_secs(1)),
+            attempts: watch::Sender::default(),
+            report: Box::new(|_| {}),
+            last_state: None,
+        };
+        let connected = Connected {
+            stream: Box::new(Buggy),
+            addr: ConnectionAddr::Tcp("127.0.0.1".to_owned(), 1),
+            unwell: None,
+        };
+        let broken = supervisor.serve(connected, 1).await;
+        assert!(matches!(broken, Broken::Panicked), "{broken}");
+        assert!(!supervisor.pipe.is_up());
     }
 }

@@ -104,6 +104,8 @@ pub(super) enum Broken {
     Silent,
     #[error("it answers, but as the wrong server or without our credentials")]
     Distrusted,
+    #[error("a bug of this program; the log has the panic")]
+    Panicked,
 }
 
 impl Pipe {
