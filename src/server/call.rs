@@ -188,11 +188,10 @@ impl Dispatch {
         if !open {
             self.identify(request.headers())?;
         }
-        let place = match path {
-            "/grpc.health.v1.Health/Watch" => Some(StreamPlace::take(&self.streams)?),
-            _ if path.starts_with("/grpc.reflection.") => Some(StreamPlace::take(&self.streams)?),
-            _ => None,
-        };
+        let is_stream =
+            path == "/grpc.health.v1.Health/Watch" || path.starts_with("/grpc.reflection.");
+        let place = is_stream.then(|| StreamPlace::take(&self.streams));
+        let place = place.transpose()?;
         let mut routes = self.worker.routes.clone();
         let draining = self.worker.draining.clone();
         // A stream may go on for as long as it likes, once it has begun.
