@@ -16,6 +16,7 @@ mod held;
 pub(crate) mod liveness;
 mod security;
 mod socket;
+mod stores;
 mod stream;
 pub(crate) mod tls;
 mod unary;
@@ -40,19 +41,16 @@ use self::{
     call::CallConfig,
     liveness::Liveness,
     security::Security,
+    stores::{Stores, connecting},
     worker::{ConnectionConfig, Worker, WorkerConfig},
 };
 use crate::{
     admin::{Admin, StatusPage},
-    config::{AdminListen, Config, LimitsConfig, ListenAddr, RedisConfig, StoreConfig},
+    config::{AdminListen, Config, LimitsConfig, ListenAddr, StoreConfig},
     health::Health,
     metrics::{Metrics, Reading, Recorder, process},
     reload::Reload,
-    store::{
-        LinkState, Store, StoreStatus,
-        memory::{MemoryStore, SWEEP_INTERVAL},
-        redis::RedisStore,
-    },
+    store::LinkState,
     systemd::Inherited,
     telemetry::OncePerSecond,
     trace::Tracing,
@@ -378,112 +376,5 @@ async fn hand_out(mut socket: Socket, workers: &[Worker], liveness: &Liveness) {
         }
         // All are full: meanwhile the kernel queues.
         tokio::time::sleep(FULL_PAUSE).await;
-    }
-}
-
-/// The state of a link that has not been tried yet.
-fn connecting() -> LinkState {
-    LinkState::Down("redis: connecting".to_owned())
-}
-
-/// What the workers' stores are made of.
-enum Stores {
-    Memory {
-        store: Arc<MemoryStore>,
-        status: StoreStatus,
-    },
-    Redis {
-        config: Box<RedisConfig>,
-        status: StoreStatus,
-    },
-}
-
-/// Makes a worker's store on the worker's own thread, where its tasks belong.
-type OpenStore = Box<dyn FnOnce() -> Store + Send>;
-
-impl Stores {
-    fn open(config: &Config, background: &mut JoinSet<()>) -> Self {
-        match &config.store {
-            StoreConfig::Memory { max_entries } => {
-                let store = Arc::new(MemoryStore::new(*max_entries));
-                let swept = Arc::clone(&store);
-                background.spawn(async move {
-                    loop {
-                        tokio::time::sleep(SWEEP_INTERVAL).await;
-                        swept.sweep();
-                    }
-                });
-                Self::Memory {
-                    store,
-                    status: StoreStatus::new(1, LinkState::Up),
-                }
-            }
-            StoreConfig::Redis(redis) => Self::Redis {
-                config: redis.clone(),
-                status: StoreStatus::new(config.workers, connecting()),
-            },
-        }
-    }
-
-    fn status(&self) -> &StoreStatus {
-        match self {
-            Self::Memory { status, .. } | Self::Redis { status, .. } => status,
-        }
-    }
-
-    fn for_worker(&self, number: usize) -> OpenStore {
-        match self {
-            Self::Memory { store, .. } => {
-                let store = Arc::clone(store);
-                Box::new(move || Store::Memory(store))
-            }
-            Self::Redis { config, status } => {
-                let (config, status) = (config.clone(), status.clone());
-                Box::new(move || Store::Redis(RedisStore::start(&config, number, status)))
-            }
-        }
-    }
-
-    fn readings(&self) -> Vec<Reading> {
-        let status = self.status().subscribe();
-        let counts = |read: fn((usize, usize, u64)) -> u64| {
-            let status = self.status().clone();
-            move || read(status.counts())
-        };
-        let number = |read: fn((usize, usize, u64)) -> u64| {
-            let read = counts(read);
-            move || i64::try_from(read()).unwrap_or(i64::MAX)
-        };
-        let mut readings = vec![
-            Reading::gauge(
-                "dyndata_store_up",
-                "1 while the store can be used by every worker, 0 otherwise",
-                move || i64::from(*status.borrow() == LinkState::Up),
-            ),
-            Reading::gauge(
-                "dyndata_store_links",
-                "Links to the store that there are to be: one for each worker",
-                number(|(links, _, _)| links as u64),
-            ),
-            Reading::gauge(
-                "dyndata_store_links_up",
-                "Links to the store that are up",
-                number(|(_, up, _)| up as u64),
-            ),
-            Reading::counter(
-                "dyndata_store_connects",
-                "How often a link to the store has come up",
-                counts(|(_, _, connects)| connects),
-            ),
-        ];
-        if let Self::Memory { store, .. } = self {
-            let store = Arc::clone(store);
-            readings.push(Reading::gauge(
-                "dyndata_memory_entries",
-                "Entries in the embedded store, expired ones not yet swept included",
-                move || i64::try_from(store.len()).unwrap_or(i64::MAX),
-            ));
-        }
-        readings
     }
 }

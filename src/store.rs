@@ -11,7 +11,7 @@ pub(crate) mod redis;
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::SystemTime,
@@ -221,7 +221,7 @@ impl StoreStatus {
 
     /// Records the state of one link.
     pub(crate) fn set(&self, link: usize, state: LinkState) {
-        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut links = self.lock();
         if let Some(slot) = links.get_mut(link) {
             if *slot != LinkState::Up && state == LinkState::Up {
                 self.connects.fetch_add(1, Ordering::Relaxed);
@@ -242,14 +242,25 @@ impl StoreStatus {
         });
     }
 
-    /// How many links there are, how many of them are up, and how often one has come up.
-    pub(crate) fn counts(&self) -> (usize, usize, u64) {
-        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
-        let up = links
-            .iter()
-            .filter(|state| **state == LinkState::Up)
-            .count();
-        (links.len(), up, self.connects.load(Ordering::Relaxed))
+    /// How many links there are to be.
+    pub(crate) fn links(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// How many of them are up.
+    pub(crate) fn links_up(&self) -> usize {
+        let links = self.lock();
+        let up = links.iter().filter(|state| **state == LinkState::Up);
+        up.count()
+    }
+
+    /// How often one has come up.
+    pub(crate) fn connects(&self) -> u64 {
+        self.connects.load(Ordering::Relaxed)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<LinkState>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Follows the state of the store.

@@ -167,17 +167,15 @@ impl fmt::Debug for Reading {
 impl Collector for Reading {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Self { name, help, kind } = self;
+        let metric_type = match kind {
+            ReadingKind::Gauge(_) => MetricType::Gauge,
+            ReadingKind::Counter(_) | ReadingKind::Seconds(_) => MetricType::Counter,
+        };
+        let metric = encoder.encode_descriptor(name, help, None, metric_type)?;
         match kind {
-            ReadingKind::Gauge(read) => ConstGauge::new(read()).encode(encoder.encode_descriptor(
-                name,
-                help,
-                None,
-                MetricType::Gauge,
-            )?),
-            ReadingKind::Counter(read) => ConstCounter::new(read())
-                .encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?),
-            ReadingKind::Seconds(read) => ConstCounter::new(read())
-                .encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?),
+            ReadingKind::Gauge(read) => ConstGauge::new(read()).encode(metric),
+            ReadingKind::Counter(read) => ConstCounter::new(read()).encode(metric),
+            ReadingKind::Seconds(read) => ConstCounter::new(read()).encode(metric),
         }
     }
 }

@@ -28,10 +28,10 @@ use tonic_health::{
 use tower_service::Service as _;
 
 use super::{
-    OpenStore,
     deadline::{Deadline, Deadlines, grpc_timeout},
     guard::{CallBody, Guard, UntilDrain, code},
     held::Held,
+    stores::OpenStore,
     unary::{self, CallLimits, ReplyBody, Rpc, is_grpc},
 };
 use crate::{

@@ -100,28 +100,25 @@ impl Guard {
         let caller = self.caller.as_deref().map(tracing::field::display);
         let trace_id = self.span.as_ref().map(CallSpan::trace_id);
         let trace_id = trace_id.map(tracing::field::display);
+        // The level of a line has to be known when it is compiled.
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(
+                    service,
+                    method,
+                    ?code,
+                    reason,
+                    caller,
+                    trace_id,
+                    unlogged,
+                    "call failed"
+                )
+            };
+        }
         if servers_fault {
-            tracing::warn!(
-                service,
-                method,
-                ?code,
-                reason,
-                caller,
-                trace_id,
-                unlogged,
-                "call failed"
-            );
+            line!(warn);
         } else {
-            tracing::info!(
-                service,
-                method,
-                ?code,
-                reason,
-                caller,
-                trace_id,
-                unlogged,
-                "call failed"
-            );
+            line!(info);
         }
     }
 

@@ -1,0 +1,119 @@
+//! The stores of the workers: the embedded one, which they share, or a way to Redis for each.
+
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+
+use crate::{
+    config::{Config, RedisConfig, StoreConfig},
+    metrics::Reading,
+    store::{
+        LinkState, Store, StoreStatus,
+        memory::{MemoryStore, SWEEP_INTERVAL},
+        redis::RedisStore,
+    },
+};
+
+/// What the workers' stores are made of.
+pub(super) enum Stores {
+    Memory {
+        store: Arc<MemoryStore>,
+        status: StoreStatus,
+    },
+    Redis {
+        config: Box<RedisConfig>,
+        status: StoreStatus,
+    },
+}
+
+/// Makes a worker's store on the worker's own thread, where its tasks belong.
+pub(super) type OpenStore = Box<dyn FnOnce() -> Store + Send>;
+
+impl Stores {
+    pub(super) fn open(config: &Config, background: &mut JoinSet<()>) -> Self {
+        match &config.store {
+            StoreConfig::Memory { max_entries } => {
+                let store = Arc::new(MemoryStore::new(*max_entries));
+                let swept = Arc::clone(&store);
+                background.spawn(async move {
+                    loop {
+                        tokio::time::sleep(SWEEP_INTERVAL).await;
+                        swept.sweep();
+                    }
+                });
+                Self::Memory {
+                    store,
+                    status: StoreStatus::new(1, LinkState::Up),
+                }
+            }
+            StoreConfig::Redis(redis) => Self::Redis {
+                config: redis.clone(),
+                status: StoreStatus::new(config.workers, connecting()),
+            },
+        }
+    }
+
+    pub(super) fn status(&self) -> &StoreStatus {
+        match self {
+            Self::Memory { status, .. } | Self::Redis { status, .. } => status,
+        }
+    }
+
+    pub(super) fn for_worker(&self, number: usize) -> OpenStore {
+        match self {
+            Self::Memory { store, .. } => {
+                let store = Arc::clone(store);
+                Box::new(move || Store::Memory(store))
+            }
+            Self::Redis { config, status } => {
+                let (config, status) = (config.clone(), status.clone());
+                Box::new(move || Store::Redis(RedisStore::start(&config, number, status)))
+            }
+        }
+    }
+
+    pub(super) fn readings(&self) -> Vec<Reading> {
+        let status = self.status().subscribe();
+        let count = |read: fn(&StoreStatus) -> usize| {
+            let status = self.status().clone();
+            move || i64::try_from(read(&status)).unwrap_or(i64::MAX)
+        };
+        let connects = self.status().clone();
+        let mut readings = vec![
+            Reading::gauge(
+                "dyndata_store_up",
+                "1 while the store can be used by every worker, 0 otherwise",
+                move || i64::from(*status.borrow() == LinkState::Up),
+            ),
+            Reading::gauge(
+                "dyndata_store_links",
+                "Links to the store that there are to be: one for each worker",
+                count(StoreStatus::links),
+            ),
+            Reading::gauge(
+                "dyndata_store_links_up",
+                "Links to the store that are up",
+                count(StoreStatus::links_up),
+            ),
+            Reading::counter(
+                "dyndata_store_connects",
+                "How often a link to the store has come up",
+                move || connects.connects(),
+            ),
+        ];
+        if let Self::Memory { store, .. } = self {
+            let store = Arc::clone(store);
+            readings.push(Reading::gauge(
+                "dyndata_memory_entries",
+                "Entries in the embedded store, expired ones not yet swept included",
+                move || i64::try_from(store.len()).unwrap_or(i64::MAX),
+            ));
+        }
+        readings
+    }
+}
+
+/// The state of a link that has not been tried yet.
+pub(super) fn connecting() -> LinkState {
+    LinkState::Down("redis: connecting".to_owned())
+}
