@@ -3,6 +3,7 @@
 # As root. Refuses a machine that has dyndata installed or configured: it purges both at the end.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. deploy/tests/report.sh
 
 package=$1
 unit=/usr/lib/systemd/system/dyndata.service
@@ -75,15 +76,6 @@ starts_as_the_unit_would() {
 left() {
     find /etc/dyndata /etc/systemd/system /usr/bin /usr/share /usr/lib/systemd /var/lib/systemd \
         /var/lib/dpkg/info \( -name '*dyndata*' -o -path '/etc/dyndata/*' \) 2>/dev/null | sort
-}
-
-step() {
-    echo "ok     $*"
-}
-
-fail() {
-    echo "FAILED $*" >&2
-    exit 1
 }
 
 clean_up() {

@@ -5,6 +5,7 @@
 # PROFILE=release builds what is shipped; the default is quicker.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. deploy/tests/report.sh
 
 profile=${PROFILE:-dev}
 work=$PWD/.tools/image
@@ -98,15 +99,6 @@ run() {
     kill -TERM "$server"
     wait %% || fail "the server ended with $?: $(cat "$log")"
     step "serves, is healthy and stops as user 65532"
-}
-
-step() {
-    echo "ok     $*"
-}
-
-fail() {
-    echo "FAILED $*" >&2
-    exit 1
 }
 
 clean_up() {

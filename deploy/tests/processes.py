@@ -1,16 +1,19 @@
 """The processes of the deployment tests: each has a port of its own, and an end."""
 
 import contextlib
-import os
 import pathlib
 import socket
 import subprocess
+import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tests/clients"))
+
+from children import clean_environment, free_port, stop, wait_until  # noqa: E402
+
 SECONDS = 20
 
 
@@ -33,12 +36,7 @@ def running(arguments, ready, **settings):
             print(log.read().decode(errors="replace"))
             raise
         finally:
-            process.terminate()
-            try:
-                process.wait(SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(SECONDS)
+            stop(process)
 
 
 @contextlib.contextmanager
@@ -71,31 +69,3 @@ def fetch(url):
 def connects(port):
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def clean_environment():
-    """Ours, without what would change the settings of dyndata or bring a proxy in."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("DYNDATA_")
-        and name not in ("REDIS_URL", "RUST_LOG")
-        and not name.lower().endswith("_proxy")
-    }
-
-
-def wait_until(ready, complaint):
-    """Returns what `ready` returns as soon as that is true."""
-    deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline:
-        if result := ready():
-            return result
-        time.sleep(0.05)
-    raise TimeoutError(f"{complaint} after {SECONDS} s")
-
-
-def free_port():
-    """A port that was free just now; what is started here cannot all be told to choose one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -21,7 +21,9 @@ import urllib.parse
 
 import grpc
 
-from processes import ROOT, dyndata_server, fetch, free_port, redis_server, running, wait_until
+from processes import ROOT, dyndata_server, fetch, redis_server, running
+
+from children import free_port, wait_until
 
 BIN = ROOT / ".tools/bin"
 CALLERS = 4

@@ -4,28 +4,14 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/clients/apt.sh
+. tests/clients/python.sh
 
 main() {
     command -v redis-server >/dev/null || apt_install redis-server
     # A certificate, so that the metrics of TLS show.
     command -v openssl >/dev/null || apt_install openssl
-    python
+    python_environment deploy-venv deploy/tests/requirements.txt
     prometheus
-}
-
-python() {
-    local venv=.tools/deploy-venv requirements=deploy/tests/requirements.txt
-    # The copy inside says what was installed, so that a changed pin is noticed.
-    if [ -x "$venv/bin/python" ] && cmp -s "$requirements" "$venv/requirements.txt"; then
-        return
-    fi
-    # Debian's python3 alone can start venv, but has no ensurepip to fill it with.
-    if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
-        apt_install python3 python3-venv
-    fi
-    python3 -m venv --clear "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$requirements"
-    cp "$requirements" "$venv/requirements.txt"
 }
 
 # The distribution's package, unpacked and not installed: it would start a server of its own.

@@ -5,6 +5,7 @@
 # with systemd itself.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. deploy/tests/report.sh
 
 package=$1
 machine=$PWD/.tools/systemd-root
@@ -54,11 +55,6 @@ StandardError=append:/report/log
 WantedBy=multi-user.target
 UNIT
     ln -sf ../inside.service "$units/multi-user.target.wants/inside.service"
-}
-
-fail() {
-    echo "FAILED $*" >&2
-    exit 1
 }
 
 main

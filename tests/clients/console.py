@@ -18,7 +18,7 @@ import urllib.request
 from pathlib import Path
 
 from pages import ROOT
-from processes import clean_environment, free_port, stop, stop_group, wait_until
+from children import clean_environment, free_port, stop, stop_group, wait_until
 
 BUILD_SECONDS = 1800
 COMMAND_SECONDS = 20

@@ -6,6 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/clients/apt.sh
+. tests/clients/python.sh
 
 # One release that asks for reflection v1, and the last that knows v1alpha only.
 grpcurl_v1=v1.9.3
@@ -14,7 +15,7 @@ grpcurl_v1alpha=v1.8.7
 main() {
     redis
     programs
-    python
+    python_environment clients-venv tests/clients/requirements.txt
     bash tests/clients/setup-buf.sh
     local release
     release=$(v1_release)
@@ -33,21 +34,6 @@ redis() {
     if ! command -v redis-server >/dev/null || ! command -v redis-cli >/dev/null; then
         apt_install redis-server
     fi
-}
-
-python() {
-    local venv=.tools/clients-venv requirements=tests/clients/requirements.txt
-    # The copy inside says what was installed, so that a changed pin is noticed.
-    if [ -x "$venv/bin/python" ] && cmp -s "$requirements" "$venv/requirements.txt"; then
-        return
-    fi
-    # Debian's python3 alone can start venv, but has no ensurepip to fill it with.
-    if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
-        apt_install python3 python3-venv
-    fi
-    python3 -m venv --clear "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$requirements"
-    cp "$requirements" "$venv/requirements.txt"
 }
 
 # grpcurl NAME RELEASE builds a release as .tools/bin/NAME.

@@ -24,7 +24,8 @@ import redis
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/clients"))
 
-from processes import clean_environment, free_port, redis_server, stop, wait_until  # noqa: E402
+from children import clean_environment, free_port, stop, wait_until  # noqa: E402
+from processes import redis_server  # noqa: E402
 
 from server import serve  # noqa: E402
 

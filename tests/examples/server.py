@@ -8,11 +8,11 @@ import threading
 import urllib.request
 from pathlib import Path
 
-from processes import clean_environment, run, stop, wait_until
+from children import STOP_SECONDS, clean_environment, stop, wait_until
+from processes import run
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = (ROOT / ".tools/bin", ROOT / ".tools/npm/node_modules/.bin")
-STOP_SECONDS = 10
 
 
 class Server:

@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/clients/apt.sh
+. tests/clients/python.sh
 
 main() {
     if ! command -v openssl >/dev/null; then
@@ -11,28 +12,17 @@ main() {
     fi
     # redis-server, grpcurl, buf and with it npm
     tests/clients/setup.sh
-    python
+    python_example
     go_example
     node
 }
 
-python() {
-    local venv=.tools/examples-venv stamp
-    # Says what was installed, so that a changed pin is noticed.
-    stamp=$(cat examples/python/requirements.txt tests/examples/requirements.txt)
-    if [ ! -x "$venv/bin/python" ] || [ "$stamp" != "$(cat "$venv/requirements.txt")" ]; then
-        # Debian's python3 alone can start venv, but has no ensurepip to fill it with.
-        if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
-            apt_install python3 python3-venv
-        fi
-        python3 -m venv --clear "$venv"
-        "$venv/bin/pip" install --quiet --disable-pip-version-check \
-            -r examples/python/requirements.txt -r tests/examples/requirements.txt
-        echo "$stamp" >"$venv/requirements.txt"
-    fi
+python_example() {
+    local venv=examples-venv
+    python_environment "$venv" examples/python/requirements.txt tests/examples/requirements.txt
     (
         cd examples/python
-        "../../$venv/bin/python" -m grpc_tools.protoc -I ../../proto \
+        "../../.tools/$venv/bin/python" -m grpc_tools.protoc -I ../../proto \
             --python_out=. --grpc_python_out=. dyndata/v1/dyndata.proto
     )
 }

@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -14,8 +15,11 @@ from pathlib import Path
 
 import trustme
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "clients"))
+
+from children import clean_environment, stop  # noqa: E402
+
 START_SECONDS = 20
-STOP_SECONDS = 10
 SAMPLE_SECONDS = 0.05
 # An attack that gets this far has won; the machine belongs to others as well.
 ENOUGH_MEBIBYTES = 1024
@@ -164,24 +168,3 @@ def tls_settings(certificates: Path) -> list[str]:
         f"--tls-cert={certificates / 'server.pem'}",
         f"--tls-key={certificates / 'server.key'}",
     ]
-
-
-def clean_environment() -> dict[str, str]:
-    """Ours, without what would change the settings of dyndata, hide its log or bring a proxy in."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("DYNDATA_")
-        and name not in ("REDIS_URL", "RUST_LOG", "RUST_BACKTRACE")
-        and not name.lower().endswith("_proxy")
-    }
-
-
-def stop(process: subprocess.Popen) -> None:
-    """Ends a process: politely, then not."""
-    process.terminate()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(STOP_SECONDS)

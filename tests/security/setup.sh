@@ -4,25 +4,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/clients/apt.sh
+. tests/clients/python.sh
 
 main() {
-    python
+    python_environment security-venv tests/security/requirements.txt
     h2spec
-}
-
-python() {
-    local venv=.tools/security-venv requirements=tests/security/requirements.txt
-    # The copy inside says what was installed, so that a changed pin is noticed.
-    if [ -x "$venv/bin/python" ] && cmp -s "$requirements" "$venv/requirements.txt"; then
-        return
-    fi
-    # Debian's python3 alone can start venv, but has no ensurepip to fill it with.
-    if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
-        apt_install python3 python3-venv
-    fi
-    python3 -m venv --clear "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$requirements"
-    cp "$requirements" "$venv/requirements.txt"
 }
 
 h2spec() {
