@@ -9,11 +9,13 @@
 //! for at most the drain timeout.
 
 pub(crate) mod accept;
+mod admission;
 mod call;
 pub(crate) mod deadline;
 mod guard;
 mod held;
 pub(crate) mod liveness;
+mod routes;
 mod security;
 mod socket;
 mod stores;

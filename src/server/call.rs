@@ -7,10 +7,7 @@ use std::{
     convert::Infallible,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::AtomicUsize},
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -21,16 +18,15 @@ use http_body_util::Full;
 use hyper::{body::Incoming, service::Service};
 use tokio::sync::watch;
 use tonic::{Code, Status, body::Body, codegen::BoxFuture, service::Routes};
-use tonic_health::{
-    pb::health_server::HealthServer,
-    server::{HealthReporter, HealthService},
-};
+use tonic_health::server::HealthReporter;
 use tower_service::Service as _;
 
 use super::{
+    admission::{InFlight, StreamPlace},
     deadline::{Deadline, Deadlines, grpc_timeout},
     guard::{CallBody, Guard, UntilDrain, code},
     held::Held,
+    routes::routes,
     stores::OpenStore,
     unary::{self, CallLimits, ReplyBody, Rpc, is_grpc},
 };
@@ -40,7 +36,6 @@ use crate::{
     error::Error,
     metrics::{Method, Recorder},
     model::{Limits, MAX_ID_BYTES},
-    proto,
     service::{CallContext, DynDataService},
     trace::Tracing,
 };
@@ -215,28 +210,6 @@ fn max_message_bytes(limits: &Limits) -> usize {
     batch.max(limits.max_value_bytes) + OVERHEAD
 }
 
-fn routes(health: HealthReporter, reflection: Reflection) -> Routes {
-    let descriptors = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            // So that grpcurl shows the details of an error.
-            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-    };
-    let health = HealthServer::new(HealthService::from_health_reporter(health));
-    let mut routes = Routes::new(health);
-    if reflection == Reflection::Off {
-        return routes.prepare();
-    }
-    // Older grpcurl, Postman and Kreya ask for v1alpha.
-    match (descriptors().build_v1(), descriptors().build_v1alpha()) {
-        (Ok(v1), Ok(v1alpha)) => routes = routes.add_service(v1).add_service(v1alpha),
-        // The descriptor sets are built in, so a test would have failed first.
-        (Err(error), _) | (_, Err(error)) => tracing::error!(%error, "no reflection"),
-    }
-    routes.prepare()
-}
-
 impl Service<Request<Incoming>> for Dispatch {
     type Response = Response<CallBody>;
     type Error = Infallible;
@@ -368,51 +341,5 @@ fn poll_within<F: Future + ?Sized>(
             .poll_passed(cx)
             .map(|()| Err(Error::DeadlineExceeded)),
         Err(_) => Poll::Ready(Err(Error::Internal)),
-    }
-}
-
-/// One of a connection's streams of health and reflection, for as long as it is open. They last as
-/// long as their caller likes, may need no credentials, and are not among the calls in flight.
-pub(super) struct StreamPlace(Arc<AtomicUsize>);
-
-impl StreamPlace {
-    /// A client needs one of each.
-    const MAX: usize = 8;
-
-    fn take(streams: &Arc<AtomicUsize>) -> Result<Self, Error> {
-        if streams.load(Ordering::Relaxed) >= Self::MAX {
-            return Err(Error::Overloaded);
-        }
-        streams.fetch_add(1, Ordering::Relaxed);
-        Ok(Self(Arc::clone(streams)))
-    }
-}
-
-impl Drop for StreamPlace {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// One of a worker's calls in flight, for as long as it is one.
-struct InFlight(Arc<Recorder>);
-
-impl InFlight {
-    fn enter(recorder: &Arc<Recorder>, max: usize) -> Result<Self, Error> {
-        let count = recorder.in_flight();
-        // Only this thread counts, so that looking first is good enough.
-        let calls = count.load(Ordering::Relaxed);
-        if calls >= max {
-            return Err(Error::Overloaded);
-        }
-        count.store(calls + 1, Ordering::Relaxed);
-        Ok(Self(Arc::clone(recorder)))
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        let count = self.0.in_flight();
-        count.store(count.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
     }
 }

@@ -20,7 +20,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::watch;
 use tonic::{Code, Status, body::Body};
 
-use super::{call::StreamPlace, unary::ReplyBody};
+use super::{admission::StreamPlace, unary::ReplyBody};
 use crate::{
     auth::{Caller, Grant},
     error::Error,
