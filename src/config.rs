@@ -28,7 +28,7 @@ pub(crate) use self::{
 /// The settings of `dyndata serve` as given, before they are checked together.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ServeArgs {
-    /// Where to serve gRPC: a TCP address, or unix:/path
+    /// Where to serve gRPC: IP:PORT, localhost:PORT, or unix:/path
     #[arg(
         long,
         env = "DYNDATA_LISTEN",
@@ -40,7 +40,7 @@ pub struct ServeArgs {
     #[command(flatten)]
     security: SecurityArgs,
 
-    /// Where to serve /metrics, /livez and /readyz over HTTP: a TCP address, or off
+    /// Where to serve /metrics, /livez and /readyz over HTTP: IP:PORT, localhost:PORT, or off
     #[arg(
         long,
         env = "DYNDATA_ADMIN_LISTEN",
@@ -59,7 +59,12 @@ pub struct ServeArgs {
     #[command(flatten)]
     limits: LimitArgs,
 
-    /// How long running calls may take to finish after SIGTERM or SIGINT
+    /// How long to serve on after SIGTERM or SIGINT, with health NOT_SERVING, before the drain
+    /// begins; a second signal ends this delay
+    #[arg(long, env = "DYNDATA_SHUTDOWN_DELAY", value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    shutdown_delay: Duration,
+
+    /// How long running calls may take to finish in the drain; another signal ends it at once
     #[arg(long, env = "DYNDATA_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "20s", value_parser = humantime::parse_duration)]
     drain_timeout: Duration,
 
@@ -89,6 +94,7 @@ pub struct Config {
     pub(crate) store: StoreConfig,
     pub(crate) workers: usize,
     pub(crate) limits: LimitsConfig,
+    pub(crate) shutdown_delay: Duration,
     pub(crate) drain_timeout: Duration,
     pub(crate) log_format: LogFormat,
 }
@@ -139,6 +145,7 @@ impl Config {
             store,
             workers,
             limits,
+            shutdown_delay,
             drain_timeout,
             log_format,
         } = self;
@@ -149,6 +156,7 @@ impl Config {
         store.summarize(&mut lines);
         lines.add("workers", workers);
         limits.summarize(&mut lines);
+        lines.add_duration("shutdown-delay", *shutdown_delay);
         lines.add_duration("drain-timeout", *drain_timeout);
         lines.add("log-format", log_format);
         lines.0
@@ -166,11 +174,13 @@ impl TryFrom<ServeArgs> for Config {
             store,
             workers,
             limits,
+            shutdown_delay,
             drain_timeout,
             log_format,
         } = args;
-        let drain_timeouts = Duration::ZERO..=Duration::from_secs(3600);
-        within("drain-timeout", drain_timeout, drain_timeouts)?;
+        let up_to_an_hour = Duration::ZERO..=Duration::from_secs(3600);
+        within("shutdown-delay", shutdown_delay, up_to_an_hour.clone())?;
+        within("drain-timeout", drain_timeout, up_to_an_hour)?;
         let workers = workers.unwrap_or_else(|| {
             std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
         });
@@ -186,6 +196,7 @@ impl TryFrom<ServeArgs> for Config {
             store: store.try_into()?,
             workers,
             limits: limits.try_into()?,
+            shutdown_delay,
             drain_timeout,
             log_format,
         })
@@ -264,10 +275,12 @@ mod tests {
             ["--workers", "0"],
             ["--redis-timeout", "2m"],
             ["--drain-timeout", "2h"],
+            ["--shutdown-delay", "2h"],
             ["--redis-password-file", "/nowhere"],
             ["--redis-url", "http://localhost"],
             ["--redis-url", ""],
             ["--listen", "localhost"],
+            ["--listen", "db.example:50051"],
             ["--listen", "unix:"],
             ["--key-format", "pickle"],
         ] {

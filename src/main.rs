@@ -73,6 +73,7 @@ async fn run(
     };
     systemd::ready();
     let (reload, liveness) = (bound.reload(), bound.liveness());
+    let shutdown_delay = bound.shutdown_delay();
     let reloading = async {
         while hangup.recv().await.is_some() {
             reload.now();
@@ -83,16 +84,21 @@ async fn run(
         first.next().await;
         systemd::stopping();
     };
-    let second_signal = async {
+    // The second signal ends the shutdown delay; during the drain, one more ends the process.
+    let impatient = async {
         signals.next().await;
         signals.next().await;
+        if shutdown_delay.end() {
+            tracing::warn!("second signal: draining without further delay");
+            signals.next().await;
+        }
     };
     tokio::select! {
         served = bound.run(shutdown) => Ok(served.map(|()| ExitCode::SUCCESS)?),
         never = reloading => never,
         never = systemd::feed_watchdog(liveness) => match never {},
-        () = second_signal => {
-            tracing::warn!("second signal: ending at once");
+        () = impatient => {
+            tracing::warn!("another signal: ending at once");
             Ok(ExitCode::FAILURE)
         }
     }

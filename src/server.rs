@@ -5,8 +5,8 @@
 //! threads with an event loop each; the thread that calls `run` accepts sockets, serves the admin
 //! endpoints and keeps health.
 //!
-//! Shutdown: NOT_SERVING, stop accepting, GOAWAY on every connection, finish what is running,
-//! for at most the drain timeout.
+//! Shutdown: NOT_SERVING at once; serve on for the shutdown delay; then the drain: stop accepting,
+//! GOAWAY on every connection, finish what is running, for at most the drain timeout.
 
 pub(crate) mod accept;
 mod admission;
@@ -17,6 +17,7 @@ mod held;
 pub(crate) mod liveness;
 mod routes;
 mod security;
+pub(crate) mod shutdown;
 mod socket;
 mod stores;
 mod stream;
@@ -43,12 +44,13 @@ use self::{
     call::CallConfig,
     liveness::Liveness,
     security::Security,
+    shutdown::ShutdownDelay,
     stores::{Stores, connecting},
     worker::{ConnectionConfig, Worker, WorkerConfig},
 };
 use crate::{
     admin::{Admin, StatusPage},
-    config::{AdminListen, Config, LimitsConfig, ListenAddr, StoreConfig},
+    config::{AdminListen, Config, LimitsConfig, ListenAddr, Reflection, StoreConfig},
     health::Health,
     metrics::{Metrics, Reading, Recorder, process},
     reload::Reload,
@@ -118,6 +120,7 @@ impl Server {
         };
         let security = Security::load(&config.security)?;
         let liveness = Liveness::of_workers(config.workers);
+        let shutdown_delay = ShutdownDelay::new(config.shutdown_delay);
         Ok(Bound {
             config,
             listener,
@@ -125,6 +128,7 @@ impl Server {
             security,
             reload: Reload::default(),
             liveness,
+            shutdown_delay,
         })
     }
 }
@@ -138,6 +142,7 @@ pub struct Bound {
     security: Security,
     reload: Reload,
     liveness: Liveness,
+    shutdown_delay: ShutdownDelay,
 }
 
 impl Bound {
@@ -149,6 +154,11 @@ impl Bound {
     /// Asks for certificates and the access file to be read again; works while the server runs.
     pub fn reload(&self) -> Reload {
         self.reload.clone()
+    }
+
+    /// Ends the shutdown delay early; works while the server runs.
+    pub fn shutdown_delay(&self) -> ShutdownDelay {
+        self.shutdown_delay.clone()
     }
 
     /// Where gRPC is served, with the port that the system chose if the setting says 0.
@@ -163,8 +173,9 @@ impl Bound {
             .and_then(|admin| admin.local_addr().ok())
     }
 
-    /// Serves until `shutdown` ends and what was running then has finished, or the drain timeout
-    /// has passed. Dropping it stops at once.
+    /// Serves until `shutdown` ends, then for the shutdown delay with health NOT_SERVING, and then
+    /// until what is running has finished or the drain timeout has passed. Dropping it stops at
+    /// once.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
         self.announce();
         let Self {
@@ -174,6 +185,7 @@ impl Bound {
             security,
             reload,
             liveness,
+            shutdown_delay,
         } = self;
 
         let health = Arc::new(Health::new().await);
@@ -249,8 +261,15 @@ impl Bound {
             workers.push(Worker::start(worker).map_err(ServerError::Worker)?);
         }
 
+        let leave = async {
+            shutdown.await;
+            // Otherwise health would follow the store back to SERVING.
+            following.abort();
+            health.shut_down().await;
+            shutdown_delay.wait().await;
+        };
         tokio::select! {
-            () = shutdown => {}
+            () = leave => {}
             never = async {
                 first_connect(stores.status().subscribe()).await;
                 accept_into(&listener, &workers, &liveness, &config.limits, &refused).await
@@ -258,10 +277,7 @@ impl Bound {
         }
 
         tracing::info!(timeout = %humantime::format_duration(config.drain_timeout), "draining");
-        // Otherwise health would follow the store back to SERVING.
-        following.abort();
         liveness.drain();
-        health.shut_down().await;
         drop(listener);
         drop(drain);
         let deadline = tokio::time::Instant::now() + config.drain_timeout + JOIN_GRACE;
@@ -304,21 +320,26 @@ impl Bound {
             version = env!("CARGO_PKG_VERSION"),
             "serving gRPC on {addr}"
         );
-        let target = match &addr {
-            ListenAddr::Tcp(addr) => addr.to_string(),
-            ListenAddr::Unix(path) => format!("unix://{}", path.display()),
-        };
-        let plaintext = match (&self.security.tls, &addr) {
-            (Some(_), ListenAddr::Tcp(_)) => "",
-            _ => "-plaintext ",
-        };
-        let token = match self.security.access {
-            Some(_) => "-expand-headers -H 'authorization: Bearer ${TOKEN}' ",
-            None => "",
-        };
-        tracing::info!(
-            r#"try: grpcurl {plaintext}{token}-d '{{"id":"42","int_value":100}}' {target} dyndata.v1.DynData/Mark"#
-        );
+        if let Some(target) = self.plain_target(&addr) {
+            tracing::info!(
+                r#"try: grpcurl -plaintext -d '{{"id":"42","int_value":100}}' {target} dyndata.v1.DynData/Mark"#
+            );
+        }
+    }
+
+    /// What grpcurl calls, if a call without TLS, without credentials and through reflection
+    /// works. With TLS or an access file, the command would need names and files that only the
+    /// caller knows.
+    fn plain_target(&self, addr: &ListenAddr) -> Option<String> {
+        let security = &self.config.security;
+        if security.access_file.is_some() || security.reflection != Reflection::Open {
+            return None;
+        }
+        match addr {
+            ListenAddr::Tcp(_) if security.tls.is_some() => None,
+            ListenAddr::Tcp(addr) => Some(addr.to_string()),
+            ListenAddr::Unix(path) => Some(format!("unix://{}", path.display())),
+        }
     }
 }
 

@@ -52,7 +52,7 @@ pub fn ready() {
     notify(NotifyState::Ready);
 }
 
-/// The drain begins.
+/// The shutdown begins.
 pub fn stopping() {
     notify(NotifyState::Stopping);
 }

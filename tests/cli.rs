@@ -10,7 +10,11 @@ use std::{
     time::Instant,
 };
 
-use common::{PATIENCE, Redis, Running, eventually};
+use common::{
+    PATIENCE, Redis, Running,
+    certificates::{Authority, Files, Validity},
+    eventually,
+};
 
 fn dyndata() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dyndata"));
@@ -132,6 +136,41 @@ fn namespaces_are_an_option_of_every_command() {
 }
 
 #[test]
+fn an_address_without_a_scheme_is_understood_by_every_client_command() {
+    let server = Running::start(&["--listen=localhost:0"]);
+    let port = server.addr.strip_prefix("127.0.0.1:").expect("localhost");
+    for host in ["127.0.0.1", "localhost"] {
+        let addr = format!("{host}:{port}");
+        for command in [
+            &["mark", "42", "7"][..],
+            &["get", "42"],
+            &["batch-get", "42"],
+            &["health"],
+        ] {
+            let output = run(&[command, &["--addr", &addr]].concat());
+            assert!(output.status.success(), "{command:?} {addr}: {output:?}");
+        }
+    }
+    let addr = format!("http://{}", server.addr);
+    assert!(run(&["health", "--addr", &addr]).status.success());
+}
+
+#[test]
+fn an_address_without_a_scheme_means_tls_where_files_for_tls_are_given() {
+    let (files, authority) = (Files::new(), Authority::new());
+    let identity = authority.issue("localhost", Validity::Now);
+    let ca = files.write("ca.pem", &authority.pem);
+    let cert = format!("--tls-cert={}", files.write("cert.pem", &identity.cert));
+    let key = format!("--tls-key={}", files.write("key.pem", &identity.key));
+    let server = Running::start(&[&cert, &key]);
+    let port = server.addr.strip_prefix("127.0.0.1:").expect("an address");
+    let addr = format!("localhost:{port}");
+    let with_ca = run(&["health", "--addr", &addr, "--tls-ca", &ca]);
+    assert!(with_ca.status.success(), "{with_ca:?}");
+    assert!(!run(&["health", "--addr", &addr]).status.success());
+}
+
+#[test]
 fn a_failed_call_is_one_line_with_code_message_and_reason() {
     let server = Running::start(&[]);
     for arguments in [&["get", ""][..], &["mark", "42", "1", "--ttl", "48h"]] {
@@ -232,8 +271,13 @@ impl Serving {
 
     /// With more in its environment.
     fn start_in(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let listen = match arguments.contains(&"--listen") {
+            true => &[][..],
+            false => &["--listen", "127.0.0.1:0"],
+        };
         let mut process = dyndata()
-            .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "off"])
+            .args(["serve", "--admin-listen", "off"])
+            .args(listen)
             .args(arguments)
             .envs(environment.iter().copied())
             .stderr(Stdio::piped())
@@ -323,23 +367,79 @@ fn the_log_can_be_json() {
 }
 
 #[test]
+fn the_hint_at_the_start_is_printed_only_where_it_works() {
+    let (files, authority) = (Files::new(), Authority::new());
+    let identity = authority.issue("localhost", Validity::Now);
+    let ca = files.write("ca.pem", &authority.pem);
+    let cert = files.write("cert.pem", &identity.cert);
+    let key = files.write("key.pem", &identity.key);
+    let access = files.write(
+        "access.toml",
+        &format!(
+            "[[caller]]\nname = \"orders\"\ntoken_sha256 = \"{}\"\nallow = [\"read\"]\nnamespaces = [\"*\"]\n",
+            common::sha256_hex(common::CANARY)
+        ),
+    );
+    let tls = ["--tls-cert", &cert, "--tls-key", &key];
+    let unix = format!("unix:{}", files.path("hint.sock"));
+    for (arguments, hinted) in [
+        (&[][..], true),
+        (&["--listen", &unix], true),
+        (&[&tls[..], &["--listen", &unix]].concat(), true),
+        (&["--reflection", "off"], false),
+        (&["--access-file", &access], false),
+        (&tls, false),
+        (&[&tls[..], &["--tls-client-ca", &ca]].concat(), false),
+    ] {
+        let mut serving = Serving::start(arguments);
+        let mut lines = Vec::new();
+        while lines
+            .last()
+            .is_none_or(|line: &String| !line.contains("health: ready"))
+        {
+            lines.push(serving.line(""));
+        }
+        let hints = lines.iter().any(|line| line.contains("try: grpcurl"));
+        assert_eq!(hints, hinted, "{arguments:?}: {lines:#?}");
+        serving.signal("-TERM");
+        assert_eq!(serving.exit_code(), Some(0));
+    }
+}
+
+#[test]
+fn a_second_signal_ends_the_shutdown_delay_and_a_third_the_process() {
+    let mut serving = Serving::start(&["--shutdown-delay", "60s", "--drain-timeout", "60s"]);
+    let _stopped = silent_peer(&serving);
+    serving.signal("-TERM");
+    serving.line("shutting down");
+    serving.signal("-TERM");
+    serving.line("draining");
+    serving.signal("-TERM");
+    assert_eq!(serving.exit_code(), Some(1));
+}
+
+#[test]
 fn a_second_signal_ends_at_once() {
     let mut serving = Serving::start(&["--drain-timeout", "60s"]);
+    let _stopped = silent_peer(&serving);
+    serving.signal("-TERM");
+    serving.line("draining");
+    serving.signal("-TERM");
+    assert_eq!(serving.exit_code(), Some(1));
+}
+
+/// A peer that keeps the drain waiting: it never answers the GOAWAY.
+fn silent_peer(serving: &Serving) -> std::net::TcpStream {
     let listening = serving.line("serving gRPC on ");
     let addr = listening
         .split("serving gRPC on ")
         .nth(1)
         .and_then(|rest| rest.split(' ').next());
-    // A peer that keeps the drain waiting: it never answers the GOAWAY.
-    let mut stopped = std::net::TcpStream::connect(addr.expect("an address")).expect("connects");
-    stopped
-        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+    let mut peer = std::net::TcpStream::connect(addr.expect("an address")).expect("connects");
+    peer.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
         .expect("writes");
-    stopped.read_exact(&mut [0]).expect("the server's settings");
-    serving.signal("-TERM");
-    serving.line("draining");
-    serving.signal("-TERM");
-    assert_eq!(serving.exit_code(), Some(1));
+    peer.read_exact(&mut [0]).expect("the server's settings");
+    peer
 }
 
 #[test]

@@ -358,6 +358,40 @@ async fn a_shutdown_lets_running_calls_finish() {
 }
 
 #[tokio::test]
+async fn during_the_shutdown_delay_health_says_not_serving_and_calls_are_served() {
+    let mut server = Running::start(&["--shutdown-delay=3s"]);
+    server.ready().await;
+    let mut old = server.client().await;
+    let mut health_client = HealthClient::new(server.channel().await);
+    let watch = health_client.watch(HealthCheckRequest::default()).await;
+    let mut watch = watch.expect("watches").into_inner();
+    let first = watch.next().await.expect("a status").expect("a status");
+    assert_eq!(first.status(), ServingStatus::Serving);
+
+    let start = Instant::now();
+    server.begin_stop();
+    let second = watch.next().await.expect("a status").expect("a status");
+    assert_eq!(second.status(), ServingStatus::NotServing);
+    let told = start.elapsed();
+    assert!(told < Duration::from_secs(1), "told after {told:?}");
+    assert_eq!(server.http("/readyz").await.0, 503);
+    assert_eq!(server.http("/livez").await.0, 200);
+    for service in ["", "dyndata.v1.DynData"] {
+        let status = health(&server, service).await.expect("known");
+        assert_eq!(status, ServingStatus::NotServing, "{service}");
+    }
+    // On a connection that exists, and on new ones.
+    while start.elapsed() < Duration::from_secs(1) {
+        old.mark(mark("42", int(1))).await.expect("marks");
+        server.client().await.get("42").await.expect("gets");
+    }
+    server.stop().await;
+    assert!(start.elapsed() >= Duration::from_secs(3), "too early");
+    let status = old.get("42").await.expect_err("stopped");
+    assert_eq!(status.code(), Unavailable);
+}
+
+#[tokio::test]
 async fn a_shutdown_takes_no_longer_than_the_drain_timeout() {
     let redis = Redis::start();
     let mut server =

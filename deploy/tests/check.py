@@ -35,6 +35,7 @@ def main():
         report("the scrape configuration finds what is deployed", scrape_differs()),
         report("settings exist, with these defaults", settings_differ(binary)),
         report("manifests fit Kubernetes' schemas", invalid_manifests()),
+        report("a shutdown has the time that it may take", short_grace_periods(binary)),
     ]
     print(f"{results.count(True)} passed, {results.count(False)} failed")
     sys.exit(0 if all(results) else 1)
@@ -182,6 +183,26 @@ def settings_differ(binary):
         for name in sorted(set(re.findall(r"\b(?:DYNDATA_[A-Z_]+|REDIS_URL)\b", file.read_text()))):
             if name not in known.keys() | {"DYNDATA_ADDR"}:
                 yield f"{file.name} has {name}, which does not exist"
+
+
+def short_grace_periods(binary):
+    """Whoever sends SIGTERM waits longer than the delay, the drain and a second together."""
+    periods = {
+        "systemd/dyndata.service": r"^TimeoutStopSec=(\d+)s$",
+        "compose.yaml": r"^ +stop_grace_period: (\d+)s$",
+        "kubernetes/deployment.yaml": r"^ +terminationGracePeriodSeconds: (\d+)$",
+    }
+    help_text = subprocess.run([binary, "serve", "--help"], capture_output=True, text=True, check=True).stdout
+    for name, period in periods.items():
+        text = (DEPLOY / name).read_text()
+        takes = 1
+        for variable in ("DYNDATA_SHUTDOWN_DELAY", "DYNDATA_DRAIN_TIMEOUT"):
+            default = re.search(rf"\[env: {variable}=[^]]*\]\s+\[default: (\d+)s\]", help_text)
+            said = re.search(rf"{variable}\W+(?:value: )?\W*(\d+)s\b", re.sub("#.*", "", text))
+            takes += int((said or default).group(1))
+        given = int(re.search(period, text, re.MULTILINE).group(1))
+        if given <= takes:
+            yield f"{name} gives {given} s, a shutdown may take {takes} s"
 
 
 def invalid_manifests():

@@ -22,11 +22,12 @@ use crate::proto::{
 /// Where and how a client command calls.
 #[derive(Debug, clap::Args)]
 pub struct Target {
-    /// The server
+    /// The server: http:// or https:// and HOST:PORT, or unix:/path. HOST:PORT alone means http://,
+    /// or https:// with one of the --tls options
     #[arg(
         long,
         env = "DYNDATA_ADDR",
-        value_name = "URL",
+        value_name = "ADDR",
         default_value = "http://127.0.0.1:50051"
     )]
     addr: String,
@@ -70,7 +71,7 @@ impl Target {
             addr: self.addr.clone(),
             reason: chain(&error),
         };
-        let mut endpoint = Endpoint::from_shared(self.addr.clone())
+        let mut endpoint = Endpoint::from_shared(self.url())
             .map_err(failed)?
             .connect_timeout(self.timeout);
         if endpoint.uri().scheme_str() == Some("https") {
@@ -84,6 +85,19 @@ impl Target {
                 reason: "no answer in time".to_owned(),
             }),
         }
+    }
+
+    /// The address with a scheme. Without one, files for TLS say that TLS is meant: a token must
+    /// not cross the network in the clear then.
+    fn url(&self) -> String {
+        if self.addr.contains("://") || self.addr.starts_with("unix:") {
+            return self.addr.clone();
+        }
+        let scheme = match (&self.tls_ca, &self.tls_cert) {
+            (None, None) => "http",
+            _ => "https",
+        };
+        format!("{scheme}://{}", self.addr)
     }
 
     fn tls(&self) -> Result<ClientTlsConfig, CliError> {

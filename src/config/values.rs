@@ -1,6 +1,12 @@
 //! The types of single settings, each with how it is written and read.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
 /// Where gRPC is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,9 +67,18 @@ impl fmt::Display for AdminListen {
     }
 }
 
+/// `localhost` is 127.0.0.1. Other names are refused: one may have many addresses, and it may not
+/// be known yet when the process starts.
 fn parse_socket_addr(text: &str) -> Result<SocketAddr, String> {
-    text.parse()
-        .map_err(|_| "expected IP:PORT, such as 127.0.0.1:50051 or [::1]:50051".to_owned())
+    if let Some(port) = text
+        .strip_prefix("localhost:")
+        .and_then(|port| port.parse().ok())
+    {
+        return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    }
+    text.parse().map_err(|_| {
+        "expected IP:PORT or localhost:PORT, such as 127.0.0.1:50051 or [::1]:50051".to_owned()
+    })
 }
 
 /// What a Redis URL leads to.
