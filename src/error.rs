@@ -1,20 +1,39 @@
 //! Every way a call can fail, and the one mapping to a gRPC status.
 //!
 //! Each status carries a `google.rpc.ErrorInfo` with the domain [`DOMAIN`] and a reason that
-//! programs can switch on; errors about a field add `BadRequest`, errors that may be retried add
-//! `RetryInfo`. Messages name fields, lengths and limits, never a value; the store's own words,
-//! addresses and credentials stay in the log.
+//! programs can switch on. Errors about a field add `BadRequest`. Messages name fields, lengths and
+//! limits, never a value; the store's own words, addresses and credentials stay in the log.
+//!
+//! Each error of a write says in `ErrorInfo.metadata["outcome"]` whether the write may take effect:
+//! see `Outcome`. With it goes what a caller is told about trying again:
+//!
+//! | error | `RetryInfo` | `grpc-retry-pushback-ms` |
+//! |---|---|---|
+//! | a write whose outcome is unknown | no | absent: the caller's policy decides |
+//! | `OVERLOADED` | yes | grows with each attempt of the caller |
+//! | another error that may pass | yes | absent: the caller's own backoff grows, ours does not |
+//! | UNAVAILABLE or RESOURCE_EXHAUSTED that will not pass | no | -1: do not retry |
+//! | all others | no | absent |
+//!
+//! A pushback replaces the backoff of a gRPC client and starts its growth anew. That is why only an
+//! overloaded server sends one: it alone knows better than the client when to come again.
 
 use std::{collections::HashMap, time::Duration};
 
+use http::HeaderMap;
 use thiserror::Error;
 use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::{model::Invalid, store::StoreError};
+use crate::{
+    model::Invalid,
+    store::{Outcome, StoreError, WriteError},
+};
 
 /// The `ErrorInfo` domain of every error of this service.
 pub const DOMAIN: &str = "dyndata";
+/// The key in the metadata of the `ErrorInfo` of a write's error: see [`Outcome`].
+const OUTCOME: &str = "outcome";
 
 /// Why a call failed.
 #[derive(Debug, Error)]
@@ -49,9 +68,12 @@ pub enum Error {
     /// The caller is known, and may not do this.
     #[error("the caller is not allowed to do this in this namespace")]
     PermissionDenied,
-    /// The store could not do it.
+    /// The store could not read, or the reply is too large.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The store could not write.
+    #[error(transparent)]
+    Write(#[from] WriteError),
     /// A handler panicked.
     #[error("internal error")]
     Internal,
@@ -71,6 +93,18 @@ impl Error {
         (code, reason)
     }
 
+    /// Whether a write that ended so may have an effect; `asked` says whether the store was
+    /// asked to write.
+    pub(crate) fn outcome(&self, asked: bool) -> Outcome {
+        match self {
+            Self::Write(failed) => failed.outcome,
+            // A panic may have come at any time.
+            Self::Internal => Outcome::Unknown,
+            _ if asked => Outcome::Unknown,
+            _ => Outcome::NotExecuted,
+        }
+    }
+
     fn contract(&self) -> Contract {
         // The delays suggest when the cause may have passed: a reconnect takes tens of
         // milliseconds, what needs a person takes longer.
@@ -86,7 +120,7 @@ impl Error {
             Self::Overloaded => (Code::ResourceExhausted, "OVERLOADED", SOON),
             Self::Unauthenticated => (Code::Unauthenticated, "UNAUTHENTICATED", None),
             Self::PermissionDenied => (Code::PermissionDenied, "PERMISSION_DENIED", None),
-            Self::Store(store) => {
+            Self::Store(store) | Self::Write(WriteError { error: store, .. }) => {
                 let (code, retry_after) = match store {
                     StoreError::Unavailable
                     | StoreError::Timeout
@@ -139,37 +173,49 @@ fn invalid_field(invalid: &Invalid) -> String {
     }
 }
 
-impl From<Error> for Status {
-    fn from(error: Error) -> Self {
+impl Error {
+    /// The status that a caller gets. `outcome` is that of a write, and none for a call that only
+    /// reads. `previous_attempts` is how often the caller's retry policy has sent the call before.
+    pub(crate) fn into_status(self, outcome: Option<Outcome>, previous_attempts: u32) -> Status {
         let Contract {
             code,
             reason,
             retry_after,
-        } = error.contract();
-        let message = error.to_string();
+        } = self.contract();
+        let retry_after = match outcome {
+            // A repetition may bring an older value back, which only the caller can judge.
+            Some(Outcome::Unknown) => None,
+            Some(Outcome::NotExecuted) | None => {
+                retry_after.map(|delay| grown(delay, previous_attempts))
+            }
+        };
+        let message = self.to_string();
         let mut details = ErrorDetails::new();
-        details.set_error_info(reason, DOMAIN, HashMap::new());
-        if let Error::Invalid(invalid) = &error {
+        let metadata = outcome.map(|outcome| (OUTCOME.to_owned(), outcome.name().to_owned()));
+        details.set_error_info(reason, DOMAIN, HashMap::from_iter(metadata));
+        if let Self::Invalid(invalid) = &self {
             details.add_bad_request_violation(invalid_field(invalid), &message);
         }
         if retry_after.is_some() {
             details.set_retry_info(retry_after);
         }
-        let mut status = Self::with_error_details(code, message, details);
-        // What gRPC clients with a retry policy obey (gRFC A6): when to come again, or that there
-        // is no point in it, which a code alone does not say.
+        let mut status = Status::with_error_details(code, message, details);
         let pushback = match retry_after {
-            // Give or take a half, so that those who were refused together do not come together.
-            Some(delay) => i64::try_from(delay.mul_f64(0.5 + fastrand::f64()).as_millis()),
-            None => Ok(-1),
+            Some(delay) if matches!(self, Self::Overloaded) => {
+                // Give or take a half, so that those who were refused together do not come together.
+                let millis = delay.mul_f64(0.5 + fastrand::f64()).as_millis();
+                Some(i64::try_from(millis).unwrap_or(i64::MAX))
+            }
+            Some(_) => None,
+            None if outcome == Some(Outcome::Unknown) => None,
+            // The code alone would look to a retry policy as if the error could pass.
+            None => matches!(code, Code::Unavailable | Code::ResourceExhausted).then_some(-1),
         };
-        let pushback = pushback.unwrap_or(i64::MAX);
-        if matches!(code, Code::Unavailable | Code::ResourceExhausted) {
-            status
-                .metadata_mut()
-                .insert("grpc-retry-pushback-ms", pushback.into());
+        if let Some(pushback) = pushback {
+            let metadata = status.metadata_mut();
+            metadata.insert("grpc-retry-pushback-ms", pushback.into());
         }
-        if let Error::CompressionUnsupported = error {
+        if let Self::CompressionUnsupported = self {
             status.metadata_mut().insert(
                 "grpc-accept-encoding",
                 MetadataValue::from_static("identity"),
@@ -179,79 +225,145 @@ impl From<Error> for Status {
     }
 }
 
+/// The status of a call that only reads, or is none of the service's own.
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        error.into_status(None, 0)
+    }
+}
+
+/// How often a caller's retry policy has sent a call before, as the caller says.
+pub(crate) fn previous_attempts(headers: &HeaderMap) -> u32 {
+    let attempts = headers.get("grpc-previous-rpc-attempts");
+    let attempts = attempts.and_then(|attempts| attempts.to_str().ok()?.parse().ok());
+    attempts.unwrap_or(0)
+}
+
+/// Doubles a delay for each attempt before, as gRPC's own backoff does by custom.
+fn grown(delay: Duration, previous_attempts: u32) -> Duration {
+    /// gRPC clients attempt a call at most five times.
+    const MAX_DOUBLINGS: u32 = 4;
+    delay * (1 << previous_attempts.min(MAX_DOUBLINGS))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn status_of(error: Error, outcome: Option<Outcome>) -> (Status, Option<i64>, bool) {
+        let status = error.into_status(outcome, 0);
+        let pushback = status.metadata().get("grpc-retry-pushback-ms");
+        let pushback = pushback.map(|value| value.to_str().expect("ASCII"));
+        let pushback = pushback.map(|value| value.parse().expect("a number"));
+        let has_retry_info = status.get_details_retry_info().is_some();
+        let info = status.get_details_error_info().expect("an ErrorInfo");
+        assert_eq!(info.domain, DOMAIN);
+        let named = info.metadata.get("outcome").map(String::as_str);
+        assert_eq!(named, outcome.map(Outcome::name));
+        (status, pushback, has_retry_info)
+    }
+
     #[test]
-    fn every_store_error_has_its_row_of_the_status_contract() {
-        let rows = [
-            (
-                StoreError::Unavailable,
-                Code::Unavailable,
-                "BACKEND_UNAVAILABLE",
-                true,
-            ),
-            (
-                StoreError::Timeout,
-                Code::Unavailable,
-                "BACKEND_TIMEOUT",
-                true,
-            ),
-            (StoreError::Busy, Code::Unavailable, "BACKEND_BUSY", true),
-            (
-                StoreError::ReadOnly,
-                Code::Unavailable,
-                "BACKEND_READONLY",
-                true,
-            ),
-            (
-                StoreError::Misconfigured,
-                Code::Unavailable,
-                "BACKEND_MISCONFIGURED",
-                true,
-            ),
-            (StoreError::Auth, Code::Unavailable, "BACKEND_AUTH", true),
-            (
-                StoreError::OutOfMemory,
-                Code::ResourceExhausted,
-                "BACKEND_OUT_OF_MEMORY",
-                false,
-            ),
-            (
-                StoreError::Full { max: 1 },
-                Code::ResourceExhausted,
-                "BACKEND_OUT_OF_MEMORY",
-                false,
-            ),
-            (
-                StoreError::WrongType,
-                Code::FailedPrecondition,
-                "WRONG_TYPE",
-                false,
-            ),
-            (StoreError::Unexpected, Code::Internal, "INTERNAL", false),
+    fn every_error_has_its_row_of_the_status_contract() {
+        /// What a caller may do about an error of a call that had no effect.
+        enum Retry {
+            Yes,
+            /// After the pushback.
+            Later,
+            No,
+            /// The code could pass for one that may be retried.
+            Never,
+        }
+        let row = |error: Error, code, reason, retry| (error, code, reason, retry);
+        let store = |error: StoreError| Error::from(error);
+        let (unavailable, exhausted) = (Code::Unavailable, Code::ResourceExhausted);
+        #[rustfmt::skip]
+        let rows = || [
+            row(store(StoreError::Unavailable), unavailable, "BACKEND_UNAVAILABLE", Retry::Yes),
+            row(store(StoreError::Timeout), unavailable, "BACKEND_TIMEOUT", Retry::Yes),
+            row(store(StoreError::Busy), unavailable, "BACKEND_BUSY", Retry::Yes),
+            row(store(StoreError::ReadOnly), unavailable, "BACKEND_READONLY", Retry::Yes),
+            row(store(StoreError::Misconfigured), unavailable, "BACKEND_MISCONFIGURED", Retry::Yes),
+            row(store(StoreError::Auth), unavailable, "BACKEND_AUTH", Retry::Yes),
+            row(store(StoreError::OutOfMemory), exhausted, "BACKEND_OUT_OF_MEMORY", Retry::Never),
+            row(store(StoreError::Full { max: 1 }), exhausted, "BACKEND_OUT_OF_MEMORY", Retry::Never),
+            row(store(StoreError::TooLarge { max: 1 }), exhausted, "REPLY_TOO_LARGE", Retry::Never),
+            row(store(StoreError::WrongType), Code::FailedPrecondition, "WRONG_TYPE", Retry::No),
+            row(store(StoreError::Unexpected), Code::Internal, "INTERNAL", Retry::No),
+            row(Error::Overloaded, exhausted, "OVERLOADED", Retry::Later),
+            row(Error::MessageTooLarge { max: 1 }, exhausted, "MESSAGE_TOO_LARGE", Retry::Never),
+            row(Error::MessageMalformed, Code::InvalidArgument, "MESSAGE_MALFORMED", Retry::No),
+            row(Error::TimeoutInvalid, Code::InvalidArgument, "TIMEOUT_INVALID", Retry::No),
+            row(Invalid::ValueMissing.into(), Code::InvalidArgument, "VALUE_MISSING", Retry::No),
+            row(Error::CompressionUnsupported, Code::Unimplemented, "COMPRESSION_UNSUPPORTED", Retry::No),
+            row(Error::DeadlineExceeded, Code::DeadlineExceeded, "DEADLINE_EXCEEDED", Retry::No),
+            row(Error::Unauthenticated, Code::Unauthenticated, "UNAUTHENTICATED", Retry::No),
+            row(Error::PermissionDenied, Code::PermissionDenied, "PERMISSION_DENIED", Retry::No),
+            row(Error::Internal, Code::Internal, "INTERNAL", Retry::No),
         ];
-        for (error, code, reason, retry) in rows {
-            let status = Status::from(Error::from(error));
-            assert_eq!(status.code(), code, "{reason}");
-            let info = status
-                .get_details_error_info()
-                .map(|info| (info.domain, info.reason));
-            assert_eq!(info, Some((DOMAIN.to_owned(), reason.to_owned())));
-            assert_eq!(status.get_details_retry_info().is_some(), retry, "{reason}");
-            let pushback = status.metadata().get("grpc-retry-pushback-ms");
-            let pushback = pushback.map(|value| value.to_str().expect("ASCII").parse::<i64>());
-            match (code, retry) {
-                (Code::Unavailable | Code::ResourceExhausted, true) => {
-                    assert!(
-                        pushback.is_some_and(|ms| ms.is_ok_and(|ms| ms > 0)),
-                        "{reason}"
-                    );
+        // A read, and a write that had no effect, may be retried for the same reasons.
+        for outcome in [None, Some(Outcome::NotExecuted)] {
+            for (error, code, reason, retry) in rows() {
+                let (status, pushback, has_retry_info) = status_of(error, outcome);
+                assert_eq!(status.code(), code, "{reason}");
+                let info = status.get_details_error_info().expect("an ErrorInfo");
+                assert_eq!(info.reason, reason);
+                let may_pass = matches!(retry, Retry::Yes | Retry::Later);
+                assert_eq!(has_retry_info, may_pass, "{reason}");
+                match retry {
+                    Retry::Yes | Retry::No => assert_eq!(pushback, None, "{reason}"),
+                    Retry::Later => assert!(pushback.is_some_and(|ms| ms > 0), "{reason}"),
+                    Retry::Never => assert_eq!(pushback, Some(-1), "{reason}"),
                 }
-                (Code::ResourceExhausted, false) => assert_eq!(pushback, Some(Ok(-1)), "{reason}"),
-                _ => assert_eq!(pushback, None, "{reason}"),
             }
         }
+        // A write that may have an effect: the caller's policy decides.
+        for (error, _, reason, _) in rows() {
+            let (_, pushback, has_retry_info) = status_of(error, Some(Outcome::Unknown));
+            assert_eq!((pushback, has_retry_info), (None, false), "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_write_has_an_effect_at_most_if_the_store_was_asked() {
+        for asked in [false, true] {
+            for outcome in [Outcome::NotExecuted, Outcome::Unknown] {
+                let error = StoreError::Unavailable;
+                let failed = WriteError { error, outcome };
+                assert_eq!(Error::from(failed).outcome(asked), outcome);
+            }
+            assert_eq!(Error::Internal.outcome(asked), Outcome::Unknown);
+        }
+        for error in [Error::DeadlineExceeded, Error::Overloaded] {
+            assert_eq!(error.outcome(false), Outcome::NotExecuted);
+            assert_eq!(error.outcome(true), Outcome::Unknown);
+        }
+    }
+
+    #[test]
+    fn the_pushback_of_an_overloaded_server_grows_with_the_attempts() {
+        let attempts = |text: &'static str| {
+            let value = http::HeaderValue::from_static(text);
+            let name = http::HeaderName::from_static("grpc-previous-rpc-attempts");
+            previous_attempts(&HeaderMap::from_iter([(name, value)]))
+        };
+        for (text, least, most) in [
+            ("", 50, 150),
+            ("nonsense", 50, 150),
+            ("1", 100, 300),
+            ("2", 200, 600),
+            ("3", 400, 1_200),
+            ("4", 800, 2_400),
+            ("4294967295", 800, 2_400),
+        ] {
+            for _ in 0..20 {
+                let status = Error::Overloaded.into_status(None, attempts(text));
+                let pushback = status.metadata().get("grpc-retry-pushback-ms");
+                let pushback = pushback.expect("a pushback").to_str().expect("ASCII");
+                let pushback = pushback.parse::<i64>().expect("a number");
+                assert!((least..=most).contains(&pushback), "{text}: {pushback}");
+            }
+        }
+        assert_eq!(previous_attempts(&HeaderMap::new()), 0);
     }
 }

@@ -3,7 +3,13 @@
 //!
 //! Knows nothing of Redis, sockets or HTTP/2.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
 
 use crate::{
     auth::{Grant, Right},
@@ -35,6 +41,23 @@ pub(crate) struct CallContext {
     pub(crate) grant: Grant,
     /// Its span, if there are traces.
     pub(crate) span: Option<CallSpan>,
+    /// For a call that writes: whether the store was asked. A call that only reads has none.
+    pub(crate) asked: Option<Asked>,
+}
+
+/// Whether a call has handed its write to the store. From then on the write may take effect,
+/// whatever becomes of the call.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Asked(Arc<AtomicBool>);
+
+impl Asked {
+    fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl DynDataService {
@@ -64,6 +87,9 @@ impl DynDataService {
         let id = Id::try_from(id)?;
         let value = Value::parse(value, &self.limits)?;
         let ttl = Ttl::parse(ttl, &self.limits)?;
+        if let Some(asked) = &call.asked {
+            asked.set();
+        }
         let observed = self.observe(Operation::Mark, call);
         let marked = self.store.mark(&namespace, &id, value, ttl).await;
         let expire_time = observed.end(marked)?;
@@ -152,8 +178,8 @@ struct Observed<'a> {
 
 impl Observed<'_> {
     /// The store has answered; notes how it failed, if it did.
-    fn end<T>(self, result: Result<T, StoreError>) -> Result<T, StoreError> {
-        if let Err(error) = result.as_ref().map_err(|error| *error) {
+    fn end<T, E: Into<StoreError> + Copy>(self, result: Result<T, E>) -> Result<T, E> {
+        if let Err(error) = result.as_ref().map_err(|error| (*error).into()) {
             self.recorder.store_failed(error);
             if let Some(span) = &self.span {
                 span.failed(error.reason());

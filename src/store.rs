@@ -42,7 +42,7 @@ pub enum StoreError {
     /// There is no connection to it.
     #[error("the data store is not reachable")]
     Unavailable,
-    /// It did not answer in time; whether a write happened is unknown.
+    /// It did not answer in time.
     #[error("the data store did not answer in time")]
     Timeout,
     /// It is up, but cannot serve right now.
@@ -81,6 +81,58 @@ pub enum StoreError {
     /// It answered something that it never should.
     #[error("the data store gave an unexpected answer")]
     Unexpected,
+}
+
+/// Whether a write that failed may have an effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The write never takes effect.
+    NotExecuted,
+    /// The write has taken effect, takes effect once at some later time, or never does.
+    Unknown,
+}
+
+impl Outcome {
+    /// Its name in the metadata of an `ErrorInfo`.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::NotExecuted => "not_executed",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// Why a write failed, and whether it may have an effect all the same.
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+#[error("{error}")]
+pub struct WriteError {
+    /// What went wrong.
+    pub error: StoreError,
+    /// Whether the write may have an effect.
+    pub outcome: Outcome,
+}
+
+impl WriteError {
+    pub(crate) fn not_executed(error: StoreError) -> Self {
+        Self {
+            error,
+            outcome: Outcome::NotExecuted,
+        }
+    }
+
+    pub(crate) fn unknown(error: StoreError) -> Self {
+        Self {
+            error,
+            outcome: Outcome::Unknown,
+        }
+    }
+}
+
+/// For reads, which have no outcome.
+impl From<WriteError> for StoreError {
+    fn from(failed: WriteError) -> Self {
+        failed.error
+    }
 }
 
 impl StoreError {
@@ -134,9 +186,12 @@ impl Store {
         id: &Id,
         value: Value,
         ttl: Ttl,
-    ) -> Result<SystemTime, StoreError> {
+    ) -> Result<SystemTime, WriteError> {
         match self {
-            Self::Memory(store) => store.mark(namespace, id, value, ttl),
+            Self::Memory(store) => store
+                .mark(namespace, id, value, ttl)
+                // Written is the last thing that it does.
+                .map_err(WriteError::not_executed),
             Self::Redis(store) => store.mark(namespace, id, &value, ttl).await,
             #[cfg(test)]
             Self::Panicking => Ok(SystemTime::now()),

@@ -17,7 +17,7 @@ use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::{body::Incoming, service::Service};
 use tokio::sync::watch;
-use tonic::{Code, Status, body::Body, codegen::BoxFuture, service::Routes};
+use tonic::{Code, body::Body, codegen::BoxFuture, service::Routes};
 use tonic_health::server::HealthReporter;
 use tower_service::Service as _;
 
@@ -33,10 +33,10 @@ use super::{
 use crate::{
     auth::{Access, Grant, San},
     config::Reflection,
-    error::Error,
+    error::{Error, previous_attempts},
     metrics::{Method, Recorder},
     model::{Limits, MAX_ID_BYTES},
-    service::{CallContext, DynDataService},
+    service::{Asked, CallContext, DynDataService},
     trace::Tracing,
 };
 
@@ -145,6 +145,7 @@ impl Dispatch {
         rpc: Rpc,
         request: Request<Incoming>,
         guard: &mut Guard,
+        asked: Option<Asked>,
     ) -> Result<Running, Error> {
         let grant = self.identify(request.headers())?;
         guard.identified(&grant);
@@ -156,6 +157,7 @@ impl Dispatch {
         let context = CallContext {
             grant,
             span: guard.span().cloned(),
+            asked,
         };
         Ok(Running::DynData {
             call: Box::pin(unary::call(
@@ -222,10 +224,12 @@ impl Service<Request<Incoming>> for Dispatch {
         let span = self.worker.tracing.as_ref();
         let span = span.map(|tracing| tracing.call(label, request.headers()));
         let mut guard = Guard::start(&self.worker.recorder, label, span);
+        let asked = rpc.filter(|rpc| rpc.is_write()).map(|_| Asked::default());
+        let previous_attempts = previous_attempts(request.headers());
         let running = if !is_grpc(request.headers()) {
             Ok(Running::NotGrpc)
         } else if let Some(rpc) = rpc {
-            self.dyn_data(rpc, request, &mut guard)
+            self.dyn_data(rpc, request, &mut guard, asked.clone())
         } else {
             self.other(request, guard.started())
         };
@@ -233,6 +237,8 @@ impl Service<Request<Incoming>> for Dispatch {
         Call {
             running,
             guard: Some(guard),
+            asked,
+            previous_attempts,
         }
     }
 }
@@ -241,6 +247,9 @@ impl Service<Request<Incoming>> for Dispatch {
 pub(super) struct Call {
     running: Running,
     guard: Option<Guard>,
+    /// For a call that writes.
+    asked: Option<Asked>,
+    previous_attempts: u32,
 }
 
 enum Running {
@@ -308,7 +317,10 @@ impl Future for Call {
                 if let Some(guard) = &this.guard {
                     guard.failed(&error);
                 }
-                this.finish_other(Status::from(error).into_http())
+                let outcome = this.asked.as_ref();
+                let outcome = outcome.map(|asked| error.outcome(asked.get()));
+                let status = error.into_status(outcome, this.previous_attempts);
+                this.finish_other(status.into_http())
             }
         }))
     }

@@ -49,6 +49,14 @@ impl Rpc {
         }
     }
 
+    /// Whether the method changes what the store holds.
+    pub(super) fn is_write(self) -> bool {
+        match self {
+            Self::Mark => true,
+            Self::Get | Self::BatchGet => false,
+        }
+    }
+
     /// The method as a metric label.
     pub(super) fn label(self) -> Method {
         match self {

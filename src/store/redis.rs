@@ -39,7 +39,7 @@ pub(crate) use self::{
 use crate::{
     config::{RedisConfig, RedisMode},
     model::{ExpireTime, Found, Id, Namespace, Ttl, Value},
-    store::{StoreError, StoreStatus},
+    store::{StoreError, StoreStatus, WriteError},
 };
 
 /// What Redis adds to a value in its reply, and the reply to PTTL.
@@ -101,7 +101,7 @@ impl RedisStore {
         id: &Id,
         value: &Value,
         ttl: Ttl,
-    ) -> Result<SystemTime, StoreError> {
+    ) -> Result<SystemTime, WriteError> {
         // Taken before Redis starts to count, so that the promise is never later than the expiry.
         let expire_time = SystemTime::now() + ttl.as_duration();
         let reply = self.request(namespace, id, |commands| {
@@ -112,9 +112,10 @@ impl RedisStore {
             argument(out, b"PX");
             argument(out, itoa::Buffer::new().format(ttl.as_millis()).as_bytes());
         });
-        match Replies::new(&reply.await?).next() {
+        let reply = reply.await.map_err(WriteError::unknown)?;
+        match Replies::new(&reply).next() {
             Some(Reply::Status(b"OK")) => Ok(expire_time),
-            reply => Err(failed("SET", reply)),
+            reply => Err(refused("SET", reply)),
         }
     }
 
@@ -304,6 +305,15 @@ fn value(command: &'static str, reply: Option<Reply<'_>>) -> Result<Option<Found
             expire_time: None,
         })),
         reply => Err(failed(command, reply)),
+    }
+}
+
+/// Why a write was not answered as it should be. An error that is known says that Redis refused the
+/// write. One that is not may come from a proxy, which need not know what became of it.
+fn refused(command: &'static str, reply: Option<Reply<'_>>) -> WriteError {
+    match failed(command, reply) {
+        error @ StoreError::Unexpected => WriteError::unknown(error),
+        error => WriteError::not_executed(error),
     }
 }
 

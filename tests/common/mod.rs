@@ -414,9 +414,13 @@ pub fn assert_error<T: std::fmt::Debug>(
         (info.domain.as_str(), info.reason.as_str()),
         ("dyndata", reason)
     );
+    let is_unknown = info
+        .metadata
+        .get("outcome")
+        .is_some_and(|it| it == "unknown");
     assert_eq!(
         status.get_details_retry_info().is_some(),
-        code == Code::Unavailable,
+        code == Code::Unavailable && !is_unknown,
         "RetryInfo says what may be retried"
     );
     status
