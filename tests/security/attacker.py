@@ -39,6 +39,7 @@ class Attacker:
     seconds: float
     random: random.Random
     certificates: Path | None = None
+    admin: tuple[str, int] | None = None
     sent: int = 0
     connections: int = 0
     fates: Counter = field(default_factory=Counter)
@@ -58,7 +59,8 @@ class Attacker:
 
     def open(self, **how) -> Connection:
         """A connection that stays until the end of the attack."""
-        connection = Connection(self.address, deadline=self.ends, **how)
+        address = how.pop("address", self.address)
+        connection = Connection(address, deadline=self.ends, **how)
         self.connections += 1
         self.held.append(connection)
         return connection
@@ -118,6 +120,11 @@ class Attacker:
         return context
 
 
+def host_and_port(address: str) -> tuple[str, int]:
+    host, port = address.removeprefix("http://").rsplit(":", 1)
+    return host, int(port)
+
+
 def call(connection: Connection, stream: int, path: str, payload: bytes, **changes: str) -> None:
     """Sends a whole call."""
     connection.send(frames.headers(stream, frames.request(path, **changes)))
@@ -151,14 +158,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("attack", choices=sorted(ATTACKS))
     parser.add_argument("--address", required=True, help="HOST:PORT")
+    parser.add_argument("--admin", required=True, help="http://HOST:PORT")
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--certificates", type=Path)
     options = parser.parse_args()
 
-    host, port = options.address.rsplit(":", 1)
     attacker = Attacker(
-        (host, int(port)), options.seconds, random.Random(options.seed), options.certificates
+        host_and_port(options.address),
+        options.seconds,
+        random.Random(options.seed),
+        options.certificates,
+        host_and_port(options.admin),
     )
     try:
         ATTACKS[options.attack].run(attacker)

@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import admin
+import bodies
 import crowds
 import floods
+import health
 import holders
 import malformed
 import tls_attacks
@@ -64,6 +67,12 @@ class Attack:
     wants: tuple[str, ...] = ()
     # Settings of servers that have them, and none of others.
     settings_if_known: tuple[str, ...] = ()
+    # The server has an access file; the good clients have a token, and the attackers none.
+    anonymous: bool = False
+    # By how much the server's memory may grow.
+    growth_mebibytes: int = 64
+    # False if there is no room for others because the row's own limit says so.
+    lets_others_connect: bool = True
 
     @property
     def tls(self) -> bool:
@@ -73,6 +82,10 @@ class Attack:
 CALM = "ENHANCE_YOUR_CALM"
 SLOW = ("--send-timeout=2s",)
 TLS = ("--tls-cert",)
+# What an attack by callers without credentials may make the server hold.
+LITTLE_MEBIBYTES = 32
+NOBODY = {"anonymous": True, "growth_mebibytes": LITTLE_MEBIBYTES}
+OPEN_REFLECTION = ("--reflection=open",)
 # The attackers come from one address, and what is attacked here is the limit over all of them.
 ANY_PEER = ("--max-connections-per-peer=10000",)
 
@@ -103,15 +116,67 @@ ATTACKS: dict[str, Attack] = {
         holders.slow_socket_batches, bounded, "bounded", settings_if_known=SLOW
     ),
     "unfinished-bodies": Attack(
-        holders.unfinished_bodies, bounded, "bounded: --max-deadline", processes=4
+        bodies.unfinished_bodies, bounded, "bounded: --max-deadline", processes=4
     ),
     "slow-bodies": Attack(
-        holders.slow_bodies, bounded, "DEADLINE_EXCEEDED within 5 s", seconds=7.5
+        bodies.slow_bodies, bounded, "DEADLINE_EXCEEDED within 5 s", seconds=7.5
     ),
     "header-bomb": Attack(holders.header_bomb, bounded, f"HTTP 431, reset or GOAWAY {CALM}"),
     "hpack-bomb": Attack(holders.hpack_bomb, goaway(CALM, "COMPRESSION_ERROR"), f"GOAWAY {CALM}"),
     "gzip-bomb": Attack(holders.gzip_bomb, bounded, "UNIMPLEMENTED"),
-    "open-watches": Attack(holders.open_watches, bounded, "bounded: 8 streams"),
+    "open-watches": Attack(health.open_watches, bounded, "bounded"),
+    "small-replies": Attack(
+        holders.small_replies, bounded, "bounded", 2, growth_mebibytes=LITTLE_MEBIBYTES
+    ),
+    "unfinished-heads": Attack(
+        bodies.unfinished_heads, bounded, "bounded", growth_mebibytes=LITTLE_MEBIBYTES
+    ),
+    "unfinished-heads-everywhere": Attack(
+        bodies.unfinished_heads_everywhere, bounded, "bounded", growth_mebibytes=LITTLE_MEBIBYTES
+    ),
+    "unfinished-bodies-everywhere": Attack(
+        bodies.unfinished_bodies_everywhere,
+        bounded,
+        "bounded",
+        processes=4,
+        growth_mebibytes=LITTLE_MEBIBYTES,
+    ),
+    "endless-bodies": Attack(
+        bodies.endless_bodies, bounded, "reset within 2 s and 4 MiB", seconds=7, **NOBODY
+    ),
+    "health-unfinished": Attack(health.unfinished_checks, bounded, "refused", **NOBODY),
+    "health-unfinished-everywhere": Attack(
+        health.unfinished_everywhere, bounded, "bounded", processes=2, **NOBODY
+    ),
+    "health-lengths": Attack(
+        health.lying_lengths, bounded, "statuses", settings=OPEN_REFLECTION, **NOBODY
+    ),
+    "health-check-flood": Attack(health.check_flood, bounded, "bounded", **NOBODY),
+    "health-watch-flood": Attack(health.watch_flood, bounded, "bounded", **NOBODY),
+    "health-window-0": Attack(
+        health.window_0_checks, bounded, "reset within 2 s", settings=SLOW, **NOBODY
+    ),
+    "not-grpc-window-0": Attack(
+        health.window_0_not_grpc, bounded, "reset within 2 s", settings=SLOW, **NOBODY
+    ),
+    "errors-window-0": Attack(
+        health.window_0_errors, bounded, "over within 2 s", settings=SLOW, **NOBODY
+    ),
+    "unread-errors": Attack(
+        health.unread_errors, bounded, "closed after 2 s", settings=SLOW, **NOBODY
+    ),
+    "reflection-unfinished": Attack(
+        health.unfinished_reflection,
+        bounded,
+        "refused",
+        processes=2,
+        settings=OPEN_REFLECTION,
+        **NOBODY,
+    ),
+    "admin-silent": Attack(admin.silent, bounded, "closed for others", **NOBODY),
+    "admin-slow-heads": Attack(admin.slow_heads, bounded, "closed for others", **NOBODY),
+    "admin-unread": Attack(admin.unread_replies, bounded, "closed for others", **NOBODY),
+    "admin-flood": Attack(admin.request_flood, bounded, "served", **NOBODY),
     "unfinished-preface": Attack(crowds.unfinished_preface, closed, "closed within 5 s", seconds=8),
     "silent-connections": Attack(crowds.silent_after_preface, bounded, "bounded: keepalive"),
     "reconnects": Attack(crowds.reconnects, bounded, "bounded"),
@@ -121,6 +186,7 @@ ATTACKS: dict[str, Attack] = {
         "1,000 stay, the rest closed at once",
         seconds=6,
         settings=("--max-connections=1000",),
+        lets_others_connect=False,
         settings_if_known=ANY_PEER,
     ),
     "idle-5000-one-peer": Attack(
@@ -141,6 +207,22 @@ ATTACKS: dict[str, Attack] = {
     "malformed-requests": Attack(malformed.malformed_requests, bounded, "reset or GOAWAY"),
     "tls-half-open": Attack(
         tls_attacks.half_open_handshakes, closed, "closed within 5 s", seconds=8, wants=TLS
+    ),
+    "tls-silent": Attack(
+        tls_attacks.silent_handshakes,
+        bounded,
+        "closed after 5 s",
+        seconds=8,
+        wants=TLS,
+        growth_mebibytes=LITTLE_MEBIBYTES,
+    ),
+    "tls-half-hello": Attack(
+        tls_attacks.half_hellos,
+        bounded,
+        "closed after 5 s",
+        seconds=8,
+        wants=TLS,
+        growth_mebibytes=LITTLE_MEBIBYTES,
     ),
     "tls-unfinished": Attack(
         tls_attacks.unfinished_handshakes, closed, "closed within 5 s", wants=TLS

@@ -38,9 +38,12 @@ class Connection:
         source: str | None = None,
         receive_buffer: int | None = None,
         tls: ssl.SSLContext | None = None,
+        session: ssl.SSLSession | None = None,
+        answers_pings: bool = True,
     ):
         self.deadline = deadline
         self.reads = reads
+        self.answers_pings = answers_pings
         self.opened = time.monotonic()
         self.closed = False
         self.closed_after = 0.0
@@ -49,14 +52,19 @@ class Connection:
         self.frames_sent = 0
         self.resets: Counter[str] = Counter()
         self.reset_streams: set[int] = set()
+        # Reset, or ended by the server's last frame.
+        self.over: set[int] = set()
         self.answers: dict[int, dict[str, str]] = {}
         self.data_bytes = 0
         # What the server still takes in DATA, on all streams together.
         self.send_window = frames.DEFAULT_WINDOW
+        # And on each stream: what it takes at first, and what was added to that or used of it.
+        self._first_window = frames.DEFAULT_WINDOW
+        self._stream_windows: Counter[int] = Counter()
         self.raw = b""
         self._buffer = bytearray()
-        # The server's own settings, its windows among them, hold from when they are acknowledged.
-        # Never sent in the middle of something else.
+        # For the server's SETTINGS, which hold from when they are acknowledged, and its PINGs, for
+        # whose answer a graceful end waits. Never sent in the middle of something else.
         self._ack = b""
         self._decoder = Decoder()
         plain = socket.socket()
@@ -67,7 +75,9 @@ class Connection:
         plain.settimeout(5)
         plain.connect(address)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket = tls.wrap_socket(plain, server_hostname="localhost") if tls else plain
+        self.socket = plain
+        if tls:
+            self.socket = tls.wrap_socket(plain, server_hostname="localhost", session=session)
         self.socket.setblocking(False)
 
     def greet(self, **values: int) -> "Connection":
@@ -98,17 +108,29 @@ class Connection:
         if self.reads:
             self.receive()
 
+    def room(self, stream: int) -> int:
+        """What the server takes now in DATA on a stream."""
+        return min(self.send_window, self._first_window + self._stream_windows[stream])
+
+    def send_data(self, stream: int, payload: bytes, *, end: bool = False) -> None:
+        """Sends one frame of DATA, and keeps count of it."""
+        self.send_window -= len(payload)
+        self._stream_windows[stream] -= len(payload)
+        self.send(frames.data(stream, payload, end=end))
+
     def send_body(self, stream: int, payload: bytes, *, end: bool = True) -> None:
         """Sends a request body, as the server has room for it. Who does not read cannot know."""
         parts = frames.pieces(payload)
         for at, part in enumerate(parts):
             left = max(0.1, self.deadline - time.monotonic())
-            has_room = lambda part=part: self.send_window >= len(part)
+            has_room = lambda part=part: self.room(stream) >= len(part) or stream in self.over
             if self.reads and not self.read_until(has_room, left):
                 self.stalled = True
                 raise Stalled
-            self.send_window -= len(part)
-            self.send(frames.data(stream, part, end=end and at == len(parts) - 1))
+            if stream in self.reset_streams or (self.reads and self.room(stream) < len(part)):
+                # The server has answered already, and takes no more.
+                return
+            self.send_data(stream, part, end=end and at == len(parts) - 1)
 
     def receive(self) -> None:
         """Takes in what has come; raises Closed at the end of the connection."""
@@ -210,20 +232,32 @@ class Connection:
         del self._buffer[:at]
 
     def _on_frame(self, kind: int, flags: int, stream: int, payload: bytearray) -> None:
+        if kind in (frames.HEADERS, frames.DATA) and flags & frames.END_STREAM:
+            self.over.add(stream)
         if kind == frames.GOAWAY and len(payload) >= 8:
             code = struct.unpack_from(">I", payload, 4)[0]
             self.goaway = f"{error(code)} {payload[8:].decode(errors='replace')}".strip()
         elif kind == frames.RST_STREAM and len(payload) == 4:
             self.resets[error(struct.unpack(">I", payload)[0])] += 1
             self.reset_streams.add(stream)
+            self.over.add(stream)
         elif kind == frames.HEADERS:
             with contextlib.suppress(HPACKError):
                 fields = dict(self._decoder.decode(bytes(payload)))
                 self.answers.setdefault(stream, {}).update(fields)
         elif kind == frames.SETTINGS and not flags & frames.ACK:
-            self._ack = frames.frame(frames.SETTINGS, frames.ACK)
-        elif kind == frames.WINDOW_UPDATE and stream == 0:
-            self.send_window += struct.unpack(">I", payload)[0]
+            self._ack += frames.frame(frames.SETTINGS, frames.ACK)
+            for name, value in struct.iter_unpack(">HI", payload):
+                if name == frames.INITIAL_WINDOW_SIZE:
+                    self._first_window = value
+        elif kind == frames.PING and not flags & frames.ACK and self.answers_pings:
+            self._ack += frames.frame(frames.PING, frames.ACK, payload=bytes(payload))
+        elif kind == frames.WINDOW_UPDATE:
+            more = struct.unpack(">I", payload)[0]
+            if stream == 0:
+                self.send_window += more
+            else:
+                self._stream_windows[stream] += more
         elif kind == frames.DATA:
             self.data_bytes += len(payload)
 

@@ -1,6 +1,7 @@
 """Many connections that do nothing, or nothing that gRPC would do."""
 
 import time
+from collections.abc import Callable
 
 import frames
 from attacker import Attacker, NotAsExpected
@@ -11,15 +12,34 @@ PREFACE_SECONDS = 5
 CLOSED_WITHIN_SECONDS = PREFACE_SECONDS + 1.5
 
 
-def crowd(attacker: Attacker, size: int, source: str | None = None) -> list[Connection]:
+def crowd(attacker: Attacker, size: int, **how) -> list[Connection]:
     """Many connections; a refused one counts as closed."""
     connections = []
     for _ in range(size):
         try:
-            connections.append(attacker.open(source=source))
+            connections.append(attacker.open(**how))
         except OSError:
             attacker.notes["connect failed"] += 1
     return connections
+
+
+def keep_crowd(
+    attacker: Attacker, size: int, go_on: Callable[[Connection], None] | None = None, **how
+) -> None:
+    """Keeps so many connections open for the time of the attack: what the server closes is opened
+    anew. `go_on` is called for each of them, five times a second."""
+    while attacker.running():
+        began = time.monotonic()
+        for connection in list(attacker.held):
+            try:
+                if go_on:
+                    go_on(connection)
+                else:
+                    connection.receive()
+            except Closed:
+                attacker.let_go(connection)
+        crowd(attacker, size - len(attacker.held), **how)
+        time.sleep(max(0.0, began + 0.2 - time.monotonic()))
 
 
 def living(connections: list[Connection]) -> list[Connection]:
@@ -59,7 +79,7 @@ def silent_after_preface(attacker: Attacker) -> None:
 
 def idle_crowd(attacker: Attacker, size: int, cap: int, source: str | None = None) -> None:
     """Idle connections beyond a cap: those beyond are closed at once, the others stay."""
-    connections = crowd(attacker, size, source)
+    connections = crowd(attacker, size, source=source)
     attacker.expect(len(connections) == size, f"only {len(connections)} of {size} could connect")
     for connection in connections:
         try:

@@ -7,8 +7,9 @@ from attacker import Attacker
 from connection import Connection
 
 BURST = 100
-# Streams beyond this are refused; more than that many refusals, and the connection is closed.
-MAX_CONCURRENT_STREAMS = 256
+# Streams of one connection; those beyond are refused. More than that many refusals, and the
+# connection is closed.
+STREAMS = 256
 MAX_LOCAL_RESETS = 1024
 
 
@@ -195,7 +196,7 @@ def ignored_frames(attacker: Attacker) -> None:
 
 
 def stream_flood(attacker: Attacker) -> None:
-    """Calls beyond MAX_CONCURRENT_STREAMS, none of which ever ends."""
+    """Calls beyond STREAMS, none of which ever ends."""
     block = frames.request(frames.GET)
 
     def attack(connection: Connection) -> None:
@@ -210,7 +211,7 @@ def stream_flood(attacker: Attacker) -> None:
                 if opened <= MAX_LOCAL_RESETS:
                     connection.read_for(0.05)
                     living = opened - connection.resets["REFUSED_STREAM"]
-                    attacker.expect(living <= MAX_CONCURRENT_STREAMS, "more than 256 streams")
+                    attacker.expect(living <= STREAMS, "more than 256 streams")
         finally:
             attacker.notes["refused streams"] += connection.resets["REFUSED_STREAM"]
 

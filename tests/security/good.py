@@ -69,8 +69,9 @@ class Window:
 class Client:
     """Connections, and the calls that go over them in turn."""
 
-    def __init__(self, address: str, ca: Path | None, number: int):
+    def __init__(self, address: str, ca: Path | None, token: str | None, number: int):
         self.window = Window()
+        self.metadata = (("authorization", f"Bearer {token}"),) if token else None
         self.reconnects = 0
         self.calls = []
         for at in range(CONNECTIONS):
@@ -112,7 +113,7 @@ class Client:
             method, request, reply_starts = self.calls[number % len(self.calls)]
             window, began = self.window, time.monotonic()
             window.begin()
-            call = method.future(request, timeout=DEADLINE_SECONDS)
+            call = method.future(request, timeout=DEADLINE_SECONDS, metadata=self.metadata)
             call.add_done_callback(
                 lambda call, window=window, began=began, reply_starts=reply_starts: window.end(
                     call, began, reply_starts
@@ -124,10 +125,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--address", required=True)
     parser.add_argument("--ca", type=Path, help="speak TLS, and trust this CA")
+    parser.add_argument("--token-file", type=Path)
     parser.add_argument("--number", type=int, default=0, help="to tell the ids of clients apart")
     options = parser.parse_args()
 
-    client = Client(options.address, options.ca, options.number)
+    token = options.token_file.read_text().strip() if options.token_file else None
+    client = Client(options.address, options.ca, token, options.number)
     # What is there now stays; looking through it again and again would show as latency.
     gc.collect()
     gc.freeze()

@@ -1,5 +1,5 @@
-"""What makes the server hold memory: readers that do not read, requests that do not end, headers
-that grow when they are unpacked."""
+"""What makes the server hold memory: readers that do not read, and headers that grow when they are
+unpacked. Requests that do not end are in bodies.py."""
 
 import gzip
 import time
@@ -7,27 +7,28 @@ import time
 import frames
 from attacker import Attacker, call, status
 from connection import Closed, Connection, Stalled
-from floods import stream_ids
+from floods import STREAMS, stream_ids
 
-STREAMS = 256
 VALUE_BYTES = 65_536
 BATCH = 1_000
 # Room in this process for a receive buffer that is soon full.
 SMALL_BUFFER = 4_096
 
 
-def mark_largest(attacker: Attacker) -> str:
-    """Marks the largest value that is allowed, and gives its id."""
-    # Short, so that a batch of it is, too.
-    id = "L"
+def mark_value(attacker: Attacker, id: str, size: int) -> str:
+    """Marks a value of so many bytes, and gives its id."""
     with attacker.connection() as connection:
         connection.greet()
-        call(
-            connection, 1, frames.MARK, frames.message(frames.mark_request(id, bytes(VALUE_BYTES)))
-        )
+        call(connection, 1, frames.MARK, frames.message(frames.mark_request(id, bytes(size))))
         answer = status(connection, 1)
-        attacker.expect(answer == "0", f"the largest value cannot be marked: {answer}")
+        attacker.expect(answer == "0", f"{size} bytes cannot be marked: {answer}")
     return id
+
+
+def mark_largest(attacker: Attacker) -> str:
+    """Marks the largest value that is allowed, and gives its id."""
+    # The id is short, so that a batch of it is, too.
+    return mark_value(attacker, "L", VALUE_BYTES)
 
 
 def slow_readers(attacker: Attacker, path: str, payload: bytes, connections: int, **how) -> None:
@@ -87,6 +88,13 @@ def window_0_batches(attacker: Attacker) -> None:
     slow_readers(attacker, frames.BATCH_GET, frames.batch_get_request([id] * BATCH), 2)
 
 
+def small_replies(attacker: Attacker) -> None:
+    """Gets of 4,000 bytes on 100 connections of each of two processes, with a window of 0: replies
+    that are too small to be worth a thought, and that many of them are not."""
+    id = mark_value(attacker, "S", 4_000)
+    slow_readers(attacker, frames.GET, frames.get_request(id), 100)
+
+
 def window_1_dribble(attacker: Attacker) -> None:
     """A window that is opened a byte at a time, so that a reply always makes some progress."""
     id = mark_largest(attacker)
@@ -137,50 +145,6 @@ def slow_socket_batches(attacker: Attacker) -> None:
         settings={"initial_window_size": frames.LARGEST_WINDOW},
         window=frames.LARGEST_WINDOW - frames.DEFAULT_WINDOW,
     )
-
-
-def unfinished_bodies(attacker: Attacker) -> None:
-    """Requests of almost the largest size that lack their last byte: gathered, and never run."""
-    most_of_it = frames.message(bytes(257_000), length=258_000)
-    block = frames.request(frames.BATCH_GET)
-
-    def attack(connection: Connection) -> None:
-        connection.greet()
-        for stream in stream_ids(STREAMS):
-            connection.send(frames.headers(stream, block))
-            connection.send_body(stream, most_of_it, end=False)
-        connection.read_for(max(0.0, attacker.ends - time.monotonic()))
-        for answer in connection.answers.values():
-            attacker.notes[f"status {answer.get('grpc-status', 'none yet')}"] += 1
-
-    attacker.again(attack)
-
-
-def slow_bodies(attacker: Attacker) -> None:
-    """Slow loris: HEADERS, and then a byte of DATA a second. A call ends at --max-deadline (5 s)
-    whatever its caller's deadline."""
-    streams = list(stream_ids(128))
-    paths = (frames.GET, frames.MARK, frames.BATCH_GET, frames.HEALTH_CHECK)
-    with attacker.connection() as connection:
-        connection.greet()
-        for at, stream in enumerate(streams):
-            block = frames.request(paths[at % len(paths)], grpc_timeout="1H")
-            connection.send(frames.headers(stream, block))
-        for byte in frames.message(b"\x12\x0242"):
-            if time.monotonic() - connection.opened >= 6.5:
-                break
-            connection.send(
-                b"".join(
-                    frames.data(stream, bytes([byte]))
-                    for stream in streams
-                    if stream not in connection.answers and stream not in connection.reset_streams
-                ),
-                len(streams),
-            )
-            connection.read_for(1)
-        for at, stream in enumerate(streams):
-            answer = status(connection, stream, 0.01)
-            attacker.expect(answer == "4", f"{paths[at % len(paths)]}: {answer} after 6.5 s, not 4")
 
 
 def header_bomb(attacker: Attacker) -> None:
@@ -247,22 +211,3 @@ def gzip_bomb(attacker: Attacker) -> None:
             attacker.expect(answer == "12", f"answered with {answer}, not 12 (UNIMPLEMENTED)")
 
     attacker.again(attack)
-
-
-def open_watches(attacker: Attacker) -> None:
-    """Health watches and reflection streams, which have no deadline, as many as there is room for,
-    by a client that takes no message."""
-    check = frames.message(b"")
-    # The file that contains this symbol, again and again.
-    ask = frames.message(frames.length_delimited(4, b"dyndata.v1.DynData")) * 100
-    for number in range(8):
-        connection = attacker.open().greet(initial_window_size=0).settle()
-        for stream in stream_ids(STREAMS):
-            if number % 2:
-                part = frames.headers(stream, frames.request(frames.REFLECTION))
-                payload = frames.data(stream, ask)
-            else:
-                part = frames.headers(stream, frames.request(frames.HEALTH_WATCH))
-                payload = frames.data(stream, check, end=True)
-            connection.send(part + payload, 2)
-    attacker.rest()

@@ -1,4 +1,4 @@
-"""The good client as seen from here, and who had the processors meanwhile."""
+"""The good clients as seen from here, and who had the processors meanwhile."""
 
 import json
 import math
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from server import Server, clean_environment, process_cpu_seconds, stop
@@ -21,52 +22,88 @@ QUIET_SECONDS = 0.75
 QUIET_WINDOWS = 5
 
 
-class GoodClient:
-    """The well-behaved client, for the time of a block."""
+@dataclass
+class Quiet:
+    """The p99 of the last windows in which nothing was attacked."""
 
-    def __init__(self, server: Server, ca: Path | None, quiet: deque[float]):
+    calls: deque[float] = field(default_factory=lambda: deque(maxlen=QUIET_WINDOWS))
+    connections: deque[float] = field(default_factory=lambda: deque(maxlen=QUIET_WINDOWS))
+
+
+class GoodClient:
+    """The well-behaved clients, for the time of a block: the one that stays, and the newcomers."""
+
+    def __init__(self, server: Server, ca: Path | None, token_file: Path | None, quiet: Quiet):
         """`quiet` has what was measured on servers before this one."""
         self.ca = ca
-        self.quiet = quiet
-        command = [sys.executable, HERE / "good.py", "--address", server.address]
-        self.process = subprocess.Popen(
-            command + (["--ca", ca] if ca else []),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=clean_environment(),
-        )
+        self.token_file = token_file
+        self._quiet = quiet
+        who = ["--address", server.address]
+        who += ["--ca", ca] if ca else []
+        who += ["--token-file", token_file] if token_file else []
+        self.process = helper("good.py", *who)
+        self.newcomers = helper("newcomer.py", *who, "--admin", server.admin)
 
     def __enter__(self) -> "GoodClient":
         self.window()
         time.sleep(WARM_UP_SECONDS)
         self.window()
         self.be_quiet()
-        while len(self.quiet) < QUIET_WINDOWS:
+        while len(self._quiet.calls) < QUIET_WINDOWS:
             self.be_quiet()
         return self
 
     def __exit__(self, *_) -> None:
         stop(self.process)
+        stop(self.newcomers)
 
     def window(self) -> dict:
         """How the calls since the last window went."""
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
+        say(self.process)
         return json.loads(self.process.stdout.readline())
+
+    def begin_newcomers(self) -> None:
+        say(self.newcomers)
+
+    def end_newcomers(self) -> dict:
+        """How new connections and the admin listener's probes went since they began."""
+        say(self.newcomers)
+        return json.loads(self.newcomers.stdout.readline())
 
     def be_quiet(self) -> dict:
         """Measures while nothing is attacked."""
+        self.window()
+        self.begin_newcomers()
         time.sleep(QUIET_SECONDS)
-        window = self.window()
-        self.quiet.append(p99(window["milliseconds"]))
+        window, new = self.window(), self.end_newcomers()
+        self._quiet.calls.append(p99(window["milliseconds"]))
+        self._quiet.connections.append(p99(new["connections"]["milliseconds"]))
         return window
 
     def quiet_p99(self) -> float:
-        return statistics.median(self.quiet)
+        return statistics.median(self._quiet.calls)
+
+    def quiet_connection_p99(self) -> float:
+        return statistics.median(self._quiet.connections)
 
     def cpu_seconds(self) -> float:
-        return process_cpu_seconds(self.process.pid)
+        return process_cpu_seconds(self.process.pid) + process_cpu_seconds(self.newcomers.pid)
+
+
+def helper(program: str, *arguments: str | Path) -> subprocess.Popen:
+    """A process that is asked, and answers, in lines."""
+    return subprocess.Popen(
+        [sys.executable, HERE / program, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=clean_environment(),
+    )
+
+
+def say(process: subprocess.Popen) -> None:
+    process.stdin.write("\n")
+    process.stdin.flush()
 
 
 class Usage:

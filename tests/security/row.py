@@ -1,9 +1,7 @@
 """One attack as a row: starts it, watches the server and the good client, and judges."""
 
 import argparse
-import http.client
 import json
-import ssl
 import subprocess
 import sys
 import time
@@ -11,34 +9,24 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import frames
-from attacker import call, status
 from attacks import Attack
-from connection import Closed, Connection
 from measure import GoodClient, Usage, p99
-from server import (
-    ENOUGH_MEBIBYTES,
-    Sampler,
-    Server,
-    ServerGone,
-    clean_environment,
-    stop,
-)
+from recovery import recover
+from server import ENOUGH_MEBIBYTES, Sampler, Server, clean_environment, stop
 
 HERE = Path(__file__).parent
 LEAST_SUCCESS_PERCENT = 99.9
 LARGEST_RATIO = 3.0
-# The p99 of a short run is that of its eight slowest calls, on a machine that may have other work to do:
+# The p99 of a short run is that of its eight slowest calls, on a machine that may have other work:
 # it shows disasters only.
 SHORT_SECONDS = 20
 LARGEST_RATIO_WHEN_SHORT = 20.0
 # A quiet p99 below this is taken as this, or the noise of a busy machine would decide.
 QUIET_FLOOR_MILLISECONDS = 3.0
-LARGEST_GROWTH_MEBIBYTES = 64
-# How long the server has to be as it was, but for what its allocator keeps: mimalloc gives pages back
-# when it is used again, and may sit on all that an attack made it take.
-LASTING_GROWTH_MEBIBYTES = LARGEST_GROWTH_MEBIBYTES
-RECOVERY_SECONDS = 10
+# Of new connections, whatever is attacked: far more than they need, and far less than a client
+# waits for one. Their p99 when nothing is attacked is in the table.
+LARGEST_CONNECTION_MILLISECONDS = 500
+LEAST_CONNECTIONS_PERCENT = 99
 ATTACKER_GRACE_SECONDS = 20
 LOWER_PRIORITY = 10
 # More of the processors than this used by others may be why calls were slow.
@@ -58,6 +46,9 @@ class Row:
     success_percent: float
     quiet_p99: float
     p99: float
+    quiet_connection_p99: float
+    connection_p99: float
+    probe_p99: float
     growth: float
     log_lines: int
     others_cores: float
@@ -71,9 +62,10 @@ class Row:
 
     HEADER = (
         "| attack | s | frames sent | connections | good calls | good % | quiet p99 ms | p99 ms | "
-        "ratio | RSS growth MiB | log lines | the attacker | |"
+        "ratio | new connection quiet p99 ms | new connection p99 ms | probe p99 ms | "
+        "RSS growth MiB | log lines | the attacker | |"
     )
-    RULE = "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|---|"
+    RULE = "|---" + "|--:" * 13 + "|---|---|"
 
     @property
     def ratio(self) -> float:
@@ -95,6 +87,9 @@ class Row:
             f"{self.quiet_p99:.1f}",
             f"{self.p99:.1f}",
             f"{self.ratio:.1f}",
+            f"{self.quiet_connection_p99:.1f}",
+            f"{self.connection_p99:.1f}",
+            f"{self.probe_p99:.1f}",
             f"{self.growth:.1f}",
             f"{self.log_lines:,}",
             f"{fates} (expected: {self.expected})",
@@ -126,11 +121,12 @@ def run_attack(
     # What was before is not of this row.
     reconnects_before = good.window()["reconnects"]
     began = time.monotonic()
+    good.begin_newcomers()
     attackers = start(server, name, attack, options, certificates)
     with Sampler(server, lambda: [attacker.kill() for attacker in attackers]) as memory:
         reports, complaints = gather(attackers, attack, options)
     seconds = time.monotonic() - began
-    window = good.window()
+    window, newcomers = good.window(), good.end_newcomers()
     others = usage.others(seconds)
 
     report = merged(reports)
@@ -149,6 +145,9 @@ def run_attack(
         success_percent=100 * window["good"] / max(1, len(window["milliseconds"])),
         quiet_p99=quiet_p99,
         p99=p99(window["milliseconds"]),
+        quiet_connection_p99=good.quiet_connection_p99(),
+        connection_p99=p99(newcomers["connections"]["milliseconds"]),
+        probe_p99=p99(newcomers["probes"]["milliseconds"]),
         growth=memory.growth,
         log_lines=server.log_lines() - lines_before,
         others_cores=others,
@@ -157,7 +156,7 @@ def run_attack(
         expected=attack.expected,
         reconnects=window["reconnects"] - reconnects_before,
     )
-    judge(row, window, complaints)
+    judge(row, attack, window, newcomers, complaints)
     recovery = recover(server, good, memory.start, connections_before)
     if recovery:
         row.complaints.append(recovery)
@@ -165,14 +164,20 @@ def run_attack(
     return row
 
 
-def judge(row: Row, window: dict, complaints: list[str]) -> None:
-    if row.growth >= LARGEST_GROWTH_MEBIBYTES:
+def judge(
+    row: Row, attack: Attack, window: dict, newcomers: dict, complaints: list[str]
+) -> None:
+    if row.growth >= attack.growth_mebibytes:
         complaints.append(f"memory grew by {row.growth:.0f} MiB")
     if row.reconnects:
         complaints.append(f"the good client lost its connection {row.reconnects} times")
     if row.log_lines > 20 + LARGEST_LOG_LINES_PER_SECOND * row.seconds:
         complaints.append(f"{row.log_lines} lines of log, which an attacker can thus fill")
     row.slow_only = not complaints
+    if failures := newcomers["probes"]["failures"]:
+        complaints.append(f"probes of the admin listener: {failures}")
+    if attack.lets_others_connect:
+        judge_connections(row, newcomers["connections"], complaints)
     if row.success_percent < LEAST_SUCCESS_PERCENT:
         complaints.append(f"good calls: {row.success_percent:.2f} %: {window['failures']}")
     largest = LARGEST_RATIO if row.seconds >= SHORT_SECONDS else LARGEST_RATIO_WHEN_SHORT
@@ -182,51 +187,12 @@ def judge(row: Row, window: dict, complaints: list[str]) -> None:
     row.complaints = complaints
 
 
-def recover(server: Server, good: GoodClient, memory: float, connections: int) -> str | None:
-    """Waits for the server to be as it was before the attack; says what is not."""
-    until = time.monotonic() + RECOVERY_SECONDS
-    good.window()
-    while True:
-        wrong = []
-        try:
-            if (still := server.connections()) > connections:
-                wrong.append(f"{still - connections} connections are still open")
-            if (more := server.rss() - memory) > LASTING_GROWTH_MEBIBYTES:
-                wrong.append(f"memory is still {more:.0f} MiB more")
-        except (OSError, http.client.HTTPException, ServerGone) as error:
-            if server.has_ended():
-                return f"the server is gone: {server.log_tail()}"
-            wrong.append(f"/metrics fails: {error!r}")
-        if not wrong or time.monotonic() > until:
-            break
-        time.sleep(0.1)
-    if said := serves(server, good.ca):
-        wrong.append(said)
-    good.window()
-    if failures := good.be_quiet()["failures"]:
-        wrong.append(f"good calls fail: {failures}")
-    if wrong:
-        return f"{RECOVERY_SECONDS} s after the attack: {', '.join(wrong)}"
-    return None
-
-
-def serves(server: Server, ca: Path | None) -> str | None:
-    """Asks over a new connection."""
-    host, port = server.address.rsplit(":", 1)
-    context = None
-    if ca:
-        context = ssl.create_default_context(cafile=str(ca))
-        context.set_alpn_protocols(["h2"])
-    until = time.monotonic() + 5
-    try:
-        connection = Connection((host, int(port)), deadline=until, tls=context)
-        connection.greet()
-        call(connection, 1, frames.GET, frames.message(frames.get_request("42")))
-        answer = status(connection, 1)
-        connection.close()
-    except (OSError, Closed) as error:
-        return f"a new connection fails: {error!r}"
-    return None if answer == "0" else f"a new connection is answered with {answer}"
+def judge_connections(row: Row, new: dict, complaints: list[str]) -> None:
+    failed, made = sum(new["failures"].values()), len(new["milliseconds"])
+    if 100 * failed > (100 - LEAST_CONNECTIONS_PERCENT) * made:
+        complaints.append(f"{failed} of {made} new connections: {new['failures']}")
+    if row.connection_p99 > LARGEST_CONNECTION_MILLISECONDS:
+        complaints.append(f"new connections take {row.connection_p99:.0f} ms (p99)")
 
 
 def start(
@@ -234,7 +200,7 @@ def start(
 ) -> list[subprocess.Popen]:
     seconds = max(options.seconds, attack.seconds)
     command = ["nice", "-n", str(LOWER_PRIORITY), sys.executable, str(HERE / "attacker.py"), name]
-    command += ["--address", server.address, "--seconds", str(seconds)]
+    command += ["--address", server.address, "--admin", server.admin, "--seconds", str(seconds)]
     command += ["--certificates", str(certificates)]
     return [
         subprocess.Popen(

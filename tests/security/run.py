@@ -2,8 +2,9 @@
 
 Each attack is a row of a table: what it sent, what became of it, and what the good client saw of
 it. A row passes if the good client's calls succeed (99.9 %) in at most three times the quiet time
-(p99), the server's memory grows by less than 64 MiB and comes back, and the attacker is closed or
-bounded as attacks.py says. The exit code is 1 if a row failed. tests/security/setup.sh installs
+(p99), newcomers are let in soon, probes of the admin listener are answered, the server's memory
+grows by less than 64 MiB (32 MiB where attacks.py says so) and comes back, and the attacker is closed
+or bounded as attacks.py says. The exit code is 1 if a row failed. tests/security/setup.sh installs
 what this needs.
 """
 
@@ -12,26 +13,35 @@ import random
 import shutil
 import sys
 import tempfile
-from collections import deque
 from pathlib import Path
 
 from attacks import ATTACKS, Attack
-from measure import QUIET_WINDOWS, GoodClient
+from checks import CHECKS
+from measure import GoodClient, Quiet
 from row import Row, run_attack
-from server import Server, flags, serving, tls_settings, write_certificates
+from server import (
+    Server,
+    flags,
+    serving,
+    tls_settings,
+    write_access_file,
+    write_certificates,
+)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--dyndata", type=Path, required=True, help="the binary under test")
     parser.add_argument("--seconds", type=float, default=5, help="of each attack; default 5")
-    parser.add_argument("--only", nargs="+", choices=sorted(ATTACKS), metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=sorted(ATTACKS | CHECKS), metavar="NAME")
     parser.add_argument("--list", action="store_true", help="say what there is, and end")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     options = parser.parse_args()
     if options.list:
         for name, attack in ATTACKS.items():
             print(f"{name}: {' '.join(attack.run.__doc__.split())}")
+        for name, check in CHECKS.items():
+            print(f"{name}: {' '.join(check.__doc__.split())}")
         return 0
     binary = options.dyndata.resolve()
     if shutil.which(binary) is None:
@@ -45,21 +55,36 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="dyndata-security-") as directory:
         certificates = Path(directory)
         write_certificates(certificates)
+        write_access_file(binary, certificates)
         runnable = [name for name in chosen if name not in skipped]
         # By whether it is over TLS, which costs the good client something as well.
-        quiet = {False: deque(maxlen=QUIET_WINDOWS), True: deque(maxlen=QUIET_WINDOWS)}
+        quiet = {False: Quiet(), True: Quiet()}
         for settings, names in groups(runnable, known, certificates).items():
             rows += run_group(binary, settings, names, options, certificates, quiet)
+        wrong = {
+            name: run_check(name, binary, certificates)
+            for name in CHECKS
+            if not options.only or name in options.only
+        }
 
     print("\n" + "\n".join([Row.HEADER, Row.RULE, *(row.line() for row in rows)]))
     for name in skipped:
         missing = " ".join(sorted(set(ATTACKS[name].wants) - known))
         print(f"SKIPPED: {name}: this build has no {missing}")
-    failed = [row for row in rows if row.complaints]
-    for row in failed:
-        print(row.failure())
-    print(f"{len(rows) - len(failed)} passed, {len(failed)} failed, {len(skipped)} skipped")
+    failed = [row.failure() for row in rows if row.complaints]
+    failed += [f"FAILED  {name}: {why}" for name, why in wrong.items() if why]
+    print("\n".join(failed))
+    passed = len(rows) + len(wrong) - len(failed)
+    print(f"{passed} passed, {len(failed)} failed, {len(skipped)} skipped")
     return 1 if failed else 0
+
+
+def run_check(name: str, binary: Path, certificates: Path) -> list[str]:
+    check = CHECKS[name]
+    print(f"{name}: {' '.join(check.__doc__.split())}", flush=True)
+    wrong = check(binary, certificates)
+    print(f"    {name}: {'FAILED' if wrong else 'ok'}", flush=True)
+    return wrong
 
 
 def groups(
@@ -71,7 +96,8 @@ def groups(
         attack = ATTACKS[name]
         optional = [flag for flag in attack.settings_if_known if flag.split("=")[0] in known]
         tls = tls_settings(certificates) if attack.tls else []
-        by_settings.setdefault((*attack.settings, *optional, *tls), []).append(name)
+        access = [f"--access-file={certificates / 'access.toml'}"] if attack.anonymous else []
+        by_settings.setdefault((*attack.settings, *optional, *tls, *access), []).append(name)
     return by_settings
 
 
@@ -81,16 +107,17 @@ def run_group(
     names: list[str],
     options: argparse.Namespace,
     certificates: Path,
-    quiet: dict[bool, deque[float]],
+    quiet: dict[bool, Quiet],
 ) -> list[Row]:
     """Attacks one server, one attack after the other. One that does not survive is replaced."""
     rows: list[Row] = []
     waiting = list(names)
     while waiting:
         with serving(binary, *settings) as server:
-            tls = ATTACKS[names[0]].tls
-            ca = certificates / "ca.pem" if tls else None
-            with GoodClient(server, ca, quiet[tls]) as good:
+            first = ATTACKS[names[0]]
+            ca = certificates / "ca.pem" if first.tls else None
+            token = certificates / "token" if first.anonymous else None
+            with GoodClient(server, ca, token, quiet[first.tls]) as good:
                 while waiting:
                     name = waiting.pop(0)
                     row = attack_once_or_twice(server, good, name, options, certificates)

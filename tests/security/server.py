@@ -20,6 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "clients"))
 from children import clean_environment, stop  # noqa: E402
 
 START_SECONDS = 20
+DRAIN = "--drain-timeout=1s"
 SAMPLE_SECONDS = 0.05
 # An attack that gets this far has won; the machine belongs to others as well.
 ENOUGH_MEBIBYTES = 1024
@@ -89,9 +90,10 @@ def serving(binary: Path, *settings: str) -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="dyndata-security-") as directory:
         log = Path(directory) / "log"
         with log.open("wb") as output:
+            drain = [] if any("--drain-timeout" in flag for flag in settings) else [DRAIN]
             process = subprocess.Popen(
                 [binary, "serve", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"]
-                + ["--drain-timeout=1s", *settings],
+                + [*drain, *settings],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=output,
@@ -154,13 +156,25 @@ def flags(binary: Path) -> set[str]:
     return set(re.findall(r"--[a-z][a-z-]+", done.stdout))
 
 
-def write_certificates(directory: Path) -> None:
+def write_certificates(directory: Path) -> trustme.CA:
     """A CA, and a server certificate by it for localhost."""
     ca = trustme.CA()
     server = ca.issue_cert("localhost", "127.0.0.1")
     ca.cert_pem.write_to_path(str(directory / "ca.pem"))
     server.private_key_pem.write_to_path(str(directory / "server.key"))
     (directory / "server.pem").write_bytes(b"".join(pem.bytes() for pem in server.cert_chain_pems))
+    return ca
+
+
+def write_access_file(binary: Path, directory: Path) -> None:
+    """An access file with one caller, who may do everything, and the caller's token."""
+    command = [binary, "token", "new", "--name", "good", "--allow", "read,write"]
+    done = subprocess.run(
+        [*command, "--namespace", "*"], capture_output=True, text=True, timeout=20, check=True
+    )
+    token, entry = done.stdout.split("# For the access file:\n")
+    (directory / "token").write_text(re.search(r"^dyn_\S+$", token, re.MULTILINE).group())
+    (directory / "access.toml").write_text(entry)
 
 
 def tls_settings(certificates: Path) -> list[str]:

@@ -9,7 +9,7 @@ import time
 import frames
 from attacker import Attacker, call, status
 from connection import Closed, Connection
-from crowds import CLOSED_WITHIN_SECONDS, crowd, living
+from crowds import CLOSED_WITHIN_SECONDS, crowd, keep_crowd, living
 from floods import rapid_reset
 from malformed import CLIENT_HELLO
 
@@ -29,6 +29,24 @@ def half_open_handshakes(attacker: Attacker) -> None:
     for number, connection in enumerate(connections):
         send_all(connection, (b"", hello[: len(hello) // 2], hello[:-1])[number % 3])
     all_closed_in_time(attacker, connections)
+
+
+def silent_handshakes(attacker: Attacker) -> None:
+    """990 connections that send no ClientHello; what is closed is opened anew."""
+    keep_crowd(attacker, 990)
+
+
+def half_hellos(attacker: Attacker) -> None:
+    """990 connections that send half a ClientHello; what is closed is opened anew."""
+    hello = client_hello()
+
+    def begin(connection: Connection) -> None:
+        if connection.frames_sent:
+            connection.receive()
+        else:
+            connection.send(hello[: len(hello) // 2])
+
+    keep_crowd(attacker, 990, begin)
 
 
 def unfinished_handshakes(attacker: Attacker) -> None:

@@ -1,0 +1,64 @@
+"""What the server has to be after an attack: as it was before."""
+
+import http.client
+import ssl
+import time
+
+import frames
+from attacker import call, host_and_port, status
+from connection import Closed, Connection
+from measure import GoodClient
+from server import Server, ServerGone
+
+# How soon the server has to be as it was, but for what its allocator keeps: mimalloc gives pages
+# back when it is used again, and may sit on all that an attack made it take.
+LASTING_GROWTH_MEBIBYTES = 64
+RECOVERY_SECONDS = 10
+
+
+def recover(server: Server, good: GoodClient, memory: float, connections: int) -> str | None:
+    """Waits for the server to be as it was before the attack; says what is not."""
+    until = time.monotonic() + RECOVERY_SECONDS
+    good.window()
+    while True:
+        wrong = []
+        try:
+            if (still := server.connections()) > connections:
+                wrong.append(f"{still - connections} connections are still open")
+            if (more := server.rss() - memory) > LASTING_GROWTH_MEBIBYTES:
+                wrong.append(f"memory is still {more:.0f} MiB more")
+        except (OSError, http.client.HTTPException, ServerGone) as error:
+            if server.has_ended():
+                return f"the server is gone: {server.log_tail()}"
+            wrong.append(f"/metrics fails: {error!r}")
+        if not wrong or time.monotonic() > until:
+            break
+        time.sleep(0.1)
+    if said := serves(server, good):
+        wrong.append(said)
+    good.window()
+    if failures := good.be_quiet()["failures"]:
+        wrong.append(f"good calls fail: {failures}")
+    if wrong:
+        return f"{RECOVERY_SECONDS} s after the attack: {', '.join(wrong)}"
+    return None
+
+
+def serves(server: Server, good: GoodClient) -> str | None:
+    """Asks over a new connection."""
+    context = None
+    if good.ca:
+        context = ssl.create_default_context(cafile=str(good.ca))
+        context.set_alpn_protocols(["h2"])
+    token = good.token_file.read_text() if good.token_file else None
+    credentials = {"authorization": f"Bearer {token}"} if token else {}
+    until = time.monotonic() + 5
+    try:
+        connection = Connection(host_and_port(server.address), deadline=until, tls=context)
+        connection.greet()
+        call(connection, 1, frames.GET, frames.message(frames.get_request("42")), **credentials)
+        answer = status(connection, 1)
+        connection.close()
+    except (OSError, Closed) as error:
+        return f"a new connection fails: {error!r}"
+    return None if answer == "0" else f"a new connection is answered with {answer}"
