@@ -36,15 +36,15 @@ test-examples:
 	CARGO_TARGET_DIR=target $(CARGO) build --locked --manifest-path examples/rust/Cargo.toml
 	env -u REDIS_URL .tools/examples-venv/bin/python tests/examples/run.py --dyndata target/debug/dyndata
 
-## test-security: attacks while a good client measures, 4 s each, and h2spec; four minutes
-# On the release binary: how long the good client waits is a matter of what each frame costs.
+## test-security: attacks while good clients measure, 4 s each, and h2spec; six minutes
+# On the release binary: how long the good clients wait is a matter of what each frame costs.
 test-security:
 	tests/security/setup.sh
 	$(CARGO) build --release --locked
 	.tools/security-venv/bin/python tests/security/h2spec.py --dyndata target/release/dyndata
 	.tools/security-venv/bin/python tests/security/run.py --dyndata target/release/dyndata --seconds 4
 
-## attacks: the same attacks for 30 s each; under half an hour
+## attacks: the same attacks for 30 s each; three quarters of an hour
 attacks:
 	tests/security/setup.sh
 	$(CARGO) build --release --locked
