@@ -1,7 +1,8 @@
 //! Values in Redis: the commands, over supervised links of each worker's own.
 //!
 //! A Mark is one atomic `SET key value PX ttl`, so that no crash leaves a value behind that never
-//! expires. The parts of this module: [`layout`] has keys and values as other programs see them,
+//! expires. Where a value is read with its expiry, both are read in one transaction, so that they
+//! belong together (`docs/performance.md` has what that costs). The parts of this module: [`layout`] has keys and values as other programs see them,
 //! [`resp`] the wire protocol, [`pipe`] one pipelined connection, [`link`](mod@link) its
 //! supervisor, [`cluster`] a link to each master of a cluster, [`connect`] sockets and handshake,
 //! [`sentinel`] where the master is, [`url`] addresses, [`failure`] the meaning of Redis's errors.
@@ -20,7 +21,10 @@ mod sentinel;
 mod tls;
 mod url;
 
-use std::time::{Duration, SystemTime};
+use std::{
+    slice,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 
@@ -28,7 +32,7 @@ use self::{
     cluster::Cluster,
     connect::Connector,
     layout::KeyLayout,
-    link::Link,
+    link::{Effect, Link},
     resp::{Commands, Replies, Reply, argument},
     sentinel::Sentinels,
 };
@@ -42,8 +46,11 @@ use crate::{
     store::{StoreError, StoreStatus, WriteError},
 };
 
-/// What Redis adds to a value in its reply, and the reply to PTTL.
-const OVERHEAD_PER_ID: usize = 64;
+/// What Redis adds to a value in its reply: the other replies of a transaction, or an error.
+const OVERHEAD_PER_ID: usize = 128;
+/// How many ids of a batch are read with their expiries in one transaction. Redis serves nobody
+/// else meanwhile.
+const IDS_PER_TRANSACTION: usize = 100;
 
 /// One worker's way to Redis. Clones share its links.
 #[derive(Debug, Clone)]
@@ -104,7 +111,7 @@ impl RedisStore {
     ) -> Result<SystemTime, WriteError> {
         // Taken before Redis starts to count, so that the promise is never later than the expiry.
         let expire_time = SystemTime::now() + ttl.as_duration();
-        let reply = self.request(namespace, id, |commands| {
+        let reply = self.request(Effect::Write, namespace, id, |commands| {
             let out = commands.command(5);
             argument(out, b"SET");
             self.layout.write_key(namespace, id, out);
@@ -112,8 +119,7 @@ impl RedisStore {
             argument(out, b"PX");
             argument(out, itoa::Buffer::new().format(ttl.as_millis()).as_bytes());
         });
-        let reply = reply.await.map_err(WriteError::unknown)?;
-        match Replies::new(&reply).next() {
+        match Replies::new(&reply.await?).next() {
             Some(Reply::Status(b"OK")) => Ok(expire_time),
             reply => Err(refused("SET", reply)),
         }
@@ -127,7 +133,7 @@ impl RedisStore {
     ) -> Result<Option<Found>, StoreError> {
         match expire_time {
             ExpireTime::Omit => {
-                let reply = self.request(namespace, id, |commands| {
+                let reply = self.request(Effect::Read, namespace, id, |commands| {
                     self.write_get(namespace, id, commands);
                 });
                 value("GET", Replies::new(&reply.await?).next())
@@ -135,11 +141,13 @@ impl RedisStore {
             ExpireTime::Include => {
                 // Taken before Redis answers, so that no expire time is later than the expiry.
                 let asked = SystemTime::now();
-                let reply = self.request(namespace, id, |commands| {
-                    self.write_get(namespace, id, commands);
-                    self.write_pttl(namespace, id, commands);
+                let reply = self.request(Effect::Read, namespace, id, |commands| {
+                    self.write_get_with_expiry(namespace, slice::from_ref(id), commands);
                 });
-                value_with_expiry(&mut Replies::new(&reply.await?), asked)
+                let reply = reply.await?;
+                let mut replies = Replies::new(&reply);
+                executed(1, &mut replies)?;
+                value_with_expiry(&mut replies, asked)
             }
         }
     }
@@ -172,18 +180,22 @@ impl RedisStore {
             }
             (Servers::One(link), ExpireTime::Include) => {
                 let asked = SystemTime::now();
-                let reply = link.request(|commands| {
-                    for id in ids {
-                        self.write_get(namespace, id, commands);
-                        self.write_pttl(namespace, id, commands);
+                let reply = link.request(Effect::Read, |commands| {
+                    for ids in ids.chunks(IDS_PER_TRANSACTION) {
+                        self.write_get_with_expiry(namespace, ids, commands);
                     }
                 });
                 let reply = reply.await?;
                 check(reply.len())?;
                 let mut replies = Replies::new(&reply);
-                ids.iter()
-                    .map(|_| value_with_expiry(&mut replies, asked))
-                    .collect()
+                let mut found = Vec::with_capacity(ids.len());
+                for ids in ids.chunks(IDS_PER_TRANSACTION) {
+                    executed(ids.len(), &mut replies)?;
+                    for _ in ids {
+                        found.push(or_another_type(value_with_expiry(&mut replies, asked))?);
+                    }
+                }
+                Ok(found)
             }
             (Servers::Cluster(cluster), expire_time) => {
                 let asked = SystemTime::now();
@@ -191,14 +203,13 @@ impl RedisStore {
                 check(replies.iter().map(Bytes::len).sum())?;
                 let found = replies.into_iter().map(|reply| {
                     let mut replies = Replies::new(&reply);
-                    match expire_time {
-                        ExpireTime::Omit => match value("GET", replies.next()) {
-                            // As MGET has it.
-                            Err(StoreError::WrongType) => Ok(None),
-                            found => found,
-                        },
-                        ExpireTime::Include => value_with_expiry(&mut replies, asked),
-                    }
+                    or_another_type(match expire_time {
+                        ExpireTime::Omit => value("GET", replies.next()),
+                        ExpireTime::Include => {
+                            executed(1, &mut replies)?;
+                            value_with_expiry(&mut replies, asked)
+                        }
+                    })
                 });
                 found.collect()
             }
@@ -211,17 +222,17 @@ impl RedisStore {
         namespace: &Namespace,
         ids: &[Id],
     ) -> Result<Bytes, StoreError> {
-        let reply = link.request(|commands| {
+        let reply = link.request(Effect::Read, |commands| {
             let out = commands.command(1 + ids.len());
             argument(out, b"MGET");
             for id in ids {
                 self.layout.write_key(namespace, id, out);
             }
         });
-        reply.await
+        Ok(reply.await?)
     }
 
-    /// A GET for each id: an MGET over slots is not served, and one slot on the move would fail
+    /// A GET or a transaction for each id: an MGET over slots is not served, and one slot on the move would fail
     /// it all.
     async fn get_each(
         &self,
@@ -233,29 +244,31 @@ impl RedisStore {
         let slots: Vec<_> = ids.iter().map(|id| self.slot(namespace, id)).collect();
         let each = match expire_time {
             ExpireTime::Omit => 1,
-            ExpireTime::Include => 2,
+            // Of MULTI, GET and PTTL that are queued, and EXEC.
+            ExpireTime::Include => 4,
         };
-        let replies = cluster.request_each(&slots, each, |item, commands| {
-            self.write_get(namespace, &ids[item], commands);
-            if expire_time == ExpireTime::Include {
-                self.write_pttl(namespace, &ids[item], commands);
+        let replies = cluster.request_each(&slots, each, |item, commands| match expire_time {
+            ExpireTime::Omit => self.write_get(namespace, &ids[item], commands),
+            ExpireTime::Include => {
+                self.write_get_with_expiry(namespace, slice::from_ref(&ids[item]), commands);
             }
         });
         replies.await
     }
 
-    /// Sends commands about one id.
+    /// Sends one unit about one id: a command or a transaction.
     async fn request(
         &self,
+        effect: Effect,
         namespace: &Namespace,
         id: &Id,
         encode: impl Fn(&mut Commands<'_>),
-    ) -> Result<Bytes, StoreError> {
+    ) -> Result<Bytes, WriteError> {
         match &self.servers {
-            Servers::One(link) => link.request(encode).await,
+            Servers::One(link) => link.request(effect, encode).await,
             Servers::Cluster(cluster) => {
                 // Boxed, so that its room is not in every call to a single server.
-                Box::pin(cluster.request(self.slot(namespace, id), encode)).await
+                Box::pin(cluster.request(effect, self.slot(namespace, id), encode)).await
             }
         }
     }
@@ -270,21 +283,50 @@ impl RedisStore {
         self.layout.write_key(namespace, id, out);
     }
 
-    fn write_pttl(&self, namespace: &Namespace, id: &Id, commands: &mut Commands<'_>) {
-        let out = commands.command(2);
-        argument(out, b"PTTL");
-        self.layout.write_key(namespace, id, out);
+    /// GET and PTTL of each id, all of them in one transaction: another program's write between the
+    /// two would pair a value with the expiry of another.
+    fn write_get_with_expiry(
+        &self,
+        namespace: &Namespace,
+        ids: &[Id],
+        commands: &mut Commands<'_>,
+    ) {
+        commands.transaction(|commands| {
+            for id in ids {
+                self.write_get(namespace, id, commands);
+                let out = commands.command(2);
+                argument(out, b"PTTL");
+                self.layout.write_key(namespace, id, out);
+            }
+        });
     }
 }
 
-/// The replies to GET and PTTL of one key, `asked` before. A value that expires between the two
-/// counts as expired.
+/// Checks that Redis executed a transaction that reads `ids` values and their expiries.
+fn executed(ids: usize, replies: &mut Replies<'_>) -> Result<(), StoreError> {
+    let executed = replies.executed(2 * ids);
+    executed.map_err(|reply| failed("EXEC", reply))
+}
+
+/// What a batch makes of a key of another type: no value, as MGET has it.
+fn or_another_type(found: Result<Option<Found>, StoreError>) -> Result<Option<Found>, StoreError> {
+    match found {
+        Err(StoreError::WrongType) => Ok(None),
+        found => found,
+    }
+}
+
+/// What GET and PTTL of one key gave; `asked` was before.
 fn value_with_expiry(
     replies: &mut Replies<'_>,
     asked: SystemTime,
 ) -> Result<Option<Found>, StoreError> {
-    let found = value("GET", replies.next())?;
-    match replies.next() {
+    let found = value("GET", replies.next());
+    // Read in any case, so that what comes next is the next key's.
+    let time_to_live = replies.next();
+    let found = found?;
+    match time_to_live {
+        // It expired between the two.
         Some(Reply::Int(-2)) => Ok(None),
         Some(Reply::Int(-1)) => Ok(found),
         Some(Reply::Int(millis)) => Ok(found.map(|found| Found {

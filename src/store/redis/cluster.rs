@@ -33,10 +33,10 @@ use tokio::{
 use self::supervisor::Supervisor;
 use super::{
     connect::Connector,
-    link::{AbortOnDrop, Link, Report},
+    link::{AbortOnDrop, Effect, Link, Report},
     resp::{Commands, Replies, Reply, Scanner},
 };
-use crate::store::StoreError;
+use crate::store::{StoreError, WriteError};
 
 /// How many slots there are.
 const SLOTS: u16 = 16_384;
@@ -111,31 +111,44 @@ impl Cluster {
         }
     }
 
-    /// Sends commands about one key to the node that has its slot, wherever that is by now.
+    /// Sends one unit about one key, a command or a transaction, to the node that has its slot,
+    /// wherever that is by now.
     pub(super) async fn request(
         &self,
+        effect: Effect,
         slot: u16,
         encode: impl Fn(&mut Commands<'_>),
-    ) -> Result<Bytes, StoreError> {
+    ) -> Result<Bytes, WriteError> {
         let deadline = Instant::now() + self.shared.timeout;
-        let node = self.shared.node_of(slot)?;
-        let reply = node.link.request(&encode).await?;
+        let node = self.shared.node_of(slot);
+        let node = node.map_err(WriteError::not_executed)?;
+        let reply = node.link.request(effect, &encode).await?;
         let Some(redirect) = redirect(&reply) else {
             self.shared.note(&reply);
             return Ok(reply);
         };
-        let followed = self.follow(redirect, node, slot, encode);
-        let followed = Box::pin(timeout_at(deadline, followed));
-        followed.await.unwrap_or(Err(StoreError::Timeout))
+        let redirected = Redirected {
+            redirect,
+            node,
+            slot,
+            deadline,
+        };
+        Box::pin(self.follow(effect, redirected, encode)).await
     }
 
+    /// Sends a unit that a node has refused to the node that it names.
     async fn follow(
         &self,
-        mut redirect: Redirect,
-        mut node: Node,
-        slot: u16,
+        effect: Effect,
+        redirected: Redirected,
         encode: impl Fn(&mut Commands<'_>),
-    ) -> Result<Bytes, StoreError> {
+    ) -> Result<Bytes, WriteError> {
+        let Redirected {
+            mut redirect,
+            mut node,
+            slot,
+            deadline,
+        } = redirected;
         for _ in 0..MAX_REDIRECTS {
             let (asking, mut addr) = match redirect {
                 Redirect::Moved(addr) => (false, addr),
@@ -146,17 +159,26 @@ impl Cluster {
                 addr.host.clone_from(&node.addr.host);
             }
             node = self.shared.node_at(addr);
-            node.link.connected().await?;
-            let reply = if asking {
-                let request = node.link.request(|commands| {
-                    commands.ask_first();
-                    encode(commands);
-                });
-                every_second(&request.await?)
-            } else {
+            if !asking {
                 self.shared.set_slot(slot, &node);
-                node.link.request(&encode).await?
-            };
+            }
+            let connected = timeout_at(deadline, node.link.connected()).await;
+            let connected = connected.unwrap_or(Err(StoreError::Timeout));
+            connected.map_err(WriteError::not_executed)?;
+            let request = node.link.request(effect, |commands| {
+                if asking {
+                    // The node then serves the next unit, although it does not own the slot yet.
+                    commands.whole(&[b"ASKING"]);
+                }
+                encode(commands);
+            });
+            let reply = timeout_at(deadline, request).await;
+            let mut reply = reply.unwrap_or(Err(WriteError::unknown(StoreError::Timeout)))?;
+            if asking {
+                // The first reply is that to ASKING.
+                let length = Scanner::new(1).scan(&reply).ok().flatten();
+                _ = reply.split_to(length.unwrap_or(0));
+            }
             redirect = match self::redirect(&reply) {
                 Some(redirect) => redirect,
                 None => {
@@ -166,17 +188,18 @@ impl Cluster {
             };
         }
         tracing::warn!(slot, "the nodes of the cluster send a request in circles");
-        Err(StoreError::Busy)
+        Err(WriteError::not_executed(StoreError::Busy))
     }
 
-    /// Sends commands about many keys, each to the node that has its slot, as one request a node;
-    /// gives for each key its `each` replies.
+    /// Reads many keys, one unit for each. Each goes to the node that has its slot, as one request
+    /// for each node. Gives for each key its `each` replies.
     pub(super) async fn request_each(
         &self,
         slots: &[u16],
         each: usize,
         encode: impl Fn(usize, &mut Commands<'_>),
     ) -> Result<Vec<Bytes>, StoreError> {
+        let deadline = Instant::now() + self.shared.timeout;
         let mut groups: Vec<(Node, Vec<usize>)> = Vec::new();
         for (item, slot) in slots.iter().enumerate() {
             let node = self.shared.node_of(*slot)?;
@@ -187,28 +210,36 @@ impl Cluster {
         }
         let encode = &encode;
         let replies = try_join_all(groups.iter().map(|(node, items)| {
-            node.link.request(move |commands| {
+            node.link.request(Effect::Read, move |commands| {
                 for item in items {
                     encode(*item, commands);
                 }
             })
         }));
         let mut pieces = vec![Bytes::new(); slots.len()];
-        let mut redirected = Vec::new();
-        for ((_, items), mut reply) in groups.iter().zip(replies.await?) {
+        let mut refused = Vec::new();
+        for ((node, items), mut reply) in groups.iter().zip(replies.await?) {
             for item in items {
                 let length = Scanner::new(each).scan(&reply).ok().flatten();
                 let piece = reply.split_to(length.ok_or(StoreError::Unexpected)?);
-                if redirect(&piece).is_some() {
-                    redirected.push(*item);
+                if let Some(redirect) = redirect(&piece) {
+                    let redirected = Redirected {
+                        redirect,
+                        node: node.clone(),
+                        slot: slots[*item],
+                        deadline,
+                    };
+                    refused.push((*item, redirected));
                 }
                 self.shared.note(&piece);
                 pieces[*item] = piece;
             }
         }
-        let again = try_join_all(redirected.iter().map(async |item| {
-            let piece = self.request(slots[*item], |commands| encode(*item, commands));
-            Ok::<_, StoreError>((*item, piece.await?))
+        // Within the time of the first requests: a batch takes no longer than one of them.
+        let again = try_join_all(refused.into_iter().map(async |(item, redirected)| {
+            let encode = |commands: &mut Commands<'_>| encode(item, commands);
+            let piece = self.follow(Effect::Read, redirected, encode);
+            Ok::<_, StoreError>((item, piece.await?))
         }));
         for (item, piece) in again.await? {
             pieces[item] = piece;
@@ -232,6 +263,15 @@ enum Redirect {
     Ask(Addr),
 }
 
+/// A unit that a node has refused, and by when it must be answered.
+struct Redirected {
+    redirect: Redirect,
+    /// The node that refused it.
+    node: Node,
+    slot: u16,
+    deadline: Instant,
+}
+
 /// The redirect among replies, if there is one: `MOVED 3999 127.0.0.1:6381`.
 fn redirect(replies: &[u8]) -> Option<Redirect> {
     Replies::new(replies).find_map(|reply| {
@@ -250,23 +290,6 @@ fn redirect(replies: &[u8]) -> Option<Redirect> {
             port: port.parse().ok()?,
         }))
     })
-}
-
-/// Leaves out the replies to ASKING.
-fn every_second(replies: &Bytes) -> Bytes {
-    let mut kept = Vec::with_capacity(replies.len());
-    let mut rest = &replies[..];
-    let mut keep = false;
-    while let Ok(Some(length)) = Scanner::new(1).scan(rest)
-        && length > 0
-    {
-        if keep {
-            kept.extend_from_slice(&rest[..length]);
-        }
-        keep = !keep;
-        rest = &rest[length..];
-    }
-    kept.into()
 }
 
 impl Shared {
@@ -371,11 +394,5 @@ mod tests {
         ] {
             assert_eq!(redirect(replies.as_bytes()), expected, "{replies:?}");
         }
-    }
-
-    #[test]
-    fn the_replies_to_asking_are_left_out() {
-        let replies = Bytes::from_static(b"+OK\r\n$2\r\n42\r\n+OK\r\n:-1\r\n");
-        assert_eq!(every_second(&replies), &b"$2\r\n42\r\n:-1\r\n"[..]);
     }
 }

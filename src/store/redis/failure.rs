@@ -8,7 +8,7 @@ static LOG: OncePerSecond = OncePerSecond::new();
 /// most once a second, and never to a caller.
 pub(super) fn classify(line: &[u8]) -> StoreError {
     let text = String::from_utf8_lossy(line);
-    let (code, detail) = split(&text);
+    let (code, detail) = split(cause(&text));
     let error = match code {
         "LOADING" | "BUSY" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "NOREPLICAS" => {
             StoreError::Busy
@@ -54,6 +54,13 @@ pub(super) fn of_ping(code: &str) -> PingFailure {
         "NOPERM" | "MISCONF" | "NOREPLICAS" | "READONLY" | "OOM" => PingFailure::Harmless,
         _ => PingFailure::Refused,
     }
+}
+
+/// What an error reply is about: where Redis refuses EXEC itself, it puts the reason behind words of
+/// its own.
+pub(super) fn cause(text: &str) -> &str {
+    let cause = text.strip_prefix("EXECABORT Transaction discarded because of: ");
+    cause.unwrap_or(text)
 }
 
 /// The first word of an error reply, and the rest.
@@ -113,6 +120,14 @@ mod tests {
             (
                 "EXECABORT Transaction discarded because of previous errors.",
                 StoreError::Unexpected,
+            ),
+            (
+                "EXECABORT Transaction discarded because of: BUSY Redis is busy running a script.",
+                StoreError::Busy,
+            ),
+            (
+                "EXECABORT Transaction discarded because of: READONLY You can't write",
+                StoreError::ReadOnly,
             ),
             ("NOSCRIPT No matching script.", StoreError::Unexpected),
             ("READONLYX is another code", StoreError::Unexpected),

@@ -115,7 +115,7 @@ pub fn stored_value(data: &[u8]) {
 pub fn redis_error(data: &[u8]) {
     let error = failure::classify(data);
     let text = String::from_utf8_lossy(data);
-    let (code, _) = failure::split(&text);
+    let (code, _) = failure::split(failure::cause(&text));
     assert_eq!(
         error == StoreError::Auth,
         failure::is_about_credentials(code)

@@ -4,12 +4,18 @@
 //! costs several times as much CPU. A supervisor task owns the connection: it connects, drives it
 //! until it breaks, and connects again. While there is none, commands fail at once.
 //!
-//! A command whose connection ends under it is repeated, once: all that this service sends may be
-//! repeated. Not if the connection was given up as a silent one, since the command may then still
-//! be on its way, and run after later ones; and for no more than a tenth of all commands, so that
-//! an outage is not multiplied.
+//! A request whose connection ends under it is repeated, once, if it may be: a read always, a write
+//! only if it was certainly not executed. A repeated write could otherwise land after somebody
+//! else's newer one, and bring an older value back. Requests to a connection that was given up as a
+//! silent one are not repeated, because their time is mostly over. At most a tenth of all requests
+//! is repeated, so that an outage is not multiplied.
+//!
+//! READONLY, NOAUTH and sentinels that name another master make the supervisor *retire* a
+//! connection: it connects anew, and new requests fail until it has. The old connection serves what
+//! is in flight on it for as long as that may take, beside the new one.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     fmt,
     ops::RangeInclusive,
@@ -31,12 +37,12 @@ use tokio::{
 };
 
 use super::{
-    connect::{Connected, Connector},
+    connect::{Connected, Connector, Stream},
     failure::{self, PingFailure},
-    pipe::{Broken, Pipe},
+    pipe::{Broken, Driver, Pipe},
     resp::{Commands, Replies, Reply},
 };
-use crate::store::{LinkState, StoreError};
+use crate::store::{LinkState, Outcome, StoreError, WriteError};
 
 /// How long one attempt to connect may take, name resolution, TLS and PING included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -46,6 +52,18 @@ const BACKOFF: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::
 const GOOD: Duration = Duration::from_secs(5);
 /// How often a connection is asked for a sign of life, so that health knows without any calls.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// How many retired connections may still serve what is in flight on them. More come about only if
+/// connections are retired faster than requests time out; the oldest is then closed.
+const MAX_RETIRED: usize = 4;
+
+/// What a request does to Redis: decides whether it may be repeated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// It changes nothing.
+    Read,
+    /// It changes what Redis holds.
+    Write,
+}
 
 /// A handle to the connection. Clones share it; the last one to go ends the supervisor.
 #[derive(Clone)]
@@ -86,6 +104,7 @@ impl Link {
             attempts: ended,
             report,
             last_state: None,
+            retired: VecDeque::new(),
         };
         let task = tokio::spawn(supervisor.run());
         Self {
@@ -100,26 +119,42 @@ impl Link {
     /// replies included.
     pub(super) async fn request(
         &self,
+        effect: Effect,
         encode: impl Fn(&mut Commands<'_>),
-    ) -> Result<Bytes, StoreError> {
+    ) -> Result<Bytes, WriteError> {
         self.budget.earn();
         let request = self.pipe.request(&encode);
-        let request = request.map_err(|error| self.reason(error))?;
+        let request = request.map_err(|error| WriteError::not_executed(self.reason(error)))?;
         let (connection, deadline) = (request.connection(), request.deadline());
         let result = request.await;
         let again = match &result {
-            Ok(reply) => is_reason_to_distrust(reply) && self.pipe.distrust(connection),
-            Err(error) => *error == StoreError::Unavailable,
+            // Redis has refused the request, so that also a write may be repeated.
+            Ok(reply) => is_reason_to_retire(reply) && self.pipe.retire(connection),
+            Err(failed) => {
+                failed.error == StoreError::Unavailable
+                    && (effect == Effect::Read || failed.outcome == Outcome::NotExecuted)
+            }
         };
         if !again || !self.budget.spend() {
             return result;
         }
         // Boxed, so that its room is not in every call for the few that need it.
-        let repeated = Box::pin(timeout_at(deadline, async {
-            self.connected_after(connection).await?;
-            self.pipe.request(&encode)?.await
-        }));
-        repeated.await.unwrap_or(Err(StoreError::Unavailable))
+        Box::pin(self.repeat(connection, deadline, encode)).await
+    }
+
+    /// Sends a request again, on the connection after number `connection`.
+    async fn repeat(
+        &self,
+        connection: u64,
+        deadline: Instant,
+        encode: impl Fn(&mut Commands<'_>),
+    ) -> Result<Bytes, WriteError> {
+        let connected = timeout_at(deadline, self.connected_after(connection)).await;
+        let connected = connected.unwrap_or(Err(StoreError::Unavailable));
+        let request = connected.and_then(|()| self.pipe.request(encode));
+        let request = request.map_err(WriteError::not_executed)?;
+        let reply = timeout_at(deadline, request).await;
+        reply.unwrap_or(Err(WriteError::unknown(StoreError::Timeout)))
     }
 
     /// Why a request could not be sent: without a connection, what came of the last attempt at one.
@@ -158,7 +193,7 @@ impl fmt::Debug for Link {
 
 /// Whether another connection may answer better: it may lead to the master that this one no
 /// longer leads to, or log in with a password that has changed.
-fn is_reason_to_distrust(reply: &[u8]) -> bool {
+fn is_reason_to_retire(reply: &[u8]) -> bool {
     reply.starts_with(b"-READONLY") || reply.starts_with(b"-NOAUTH")
 }
 
@@ -205,6 +240,8 @@ struct Supervisor {
     attempts: watch::Sender<Attempt>,
     report: Report,
     last_state: Option<LinkState>,
+    /// The drivers of retired connections, the oldest first.
+    retired: VecDeque<AbortOnDrop>,
 }
 
 impl Supervisor {
@@ -222,7 +259,7 @@ impl Supervisor {
                     if since.elapsed() >= GOOD {
                         pause = *BACKOFF.start();
                     }
-                    if let Broken::Distrusted = broken {
+                    if let Broken::Retired = broken {
                         // Not a failure; how often that may happen is bounded elsewhere.
                         continue;
                     }
@@ -245,7 +282,7 @@ impl Supervisor {
             addr,
             unwell,
         } = connected;
-        let driver = self.pipe.drive(stream, number);
+        let mut driver = self.pipe.drive(stream, number);
         self.attempts.send_replace(Attempt {
             number,
             failure: None,
@@ -257,14 +294,27 @@ impl Supervisor {
         });
         let served = async {
             tokio::select! {
-                broken = driver => broken,
+                broken = &mut driver => broken,
                 never = self.probe(&addr, number) => match never {},
             }
         };
         // A panic must not end the supervisor, or nobody would connect again. What it leaves behind
         // goes with the driver, which fails everybody who waits.
         let served = AssertUnwindSafe(served).catch_unwind();
-        served.await.unwrap_or(Broken::Panicked)
+        let broken = served.await.unwrap_or(Broken::Panicked);
+        if let Broken::Retired = broken {
+            self.retire(driver);
+        }
+        broken
+    }
+
+    /// Lets a retired connection serve what is in flight on it.
+    fn retire(&mut self, driver: Driver<Box<dyn Stream>>) {
+        if self.retired.len() == MAX_RETIRED {
+            self.retired.pop_front();
+        }
+        let task = tokio::spawn(driver.finish());
+        self.retired.push_back(AbortOnDrop(task.abort_handle()));
     }
 
     /// Looks after a connection for as long as it lasts.
@@ -275,13 +325,13 @@ impl Supervisor {
                 commands.whole(&[b"PING"]);
             });
             let answer = match ping {
-                Ok(request) => request.await,
+                Ok(request) => request.await.map_err(StoreError::from),
                 Err(error) => Err(error),
             };
             match answer {
                 Ok(reply) => {
-                    if is_reason_to_distrust(&reply) {
-                        self.pipe.distrust(number);
+                    if is_reason_to_retire(&reply) {
+                        self.pipe.retire(number);
                     }
                     match Replies::new(&reply).next() {
                         Some(Reply::Error(line)) => self.pinged(&String::from_utf8_lossy(line)),
@@ -292,7 +342,7 @@ impl Supervisor {
             }
             if let Ok(false) = timeout(CONNECT_TIMEOUT, self.connector.is_right(addr)).await {
                 tracing::warn!(%addr, "the sentinels name another master");
-                self.pipe.distrust(number);
+                self.pipe.retire(number);
             }
         }
     }
@@ -386,6 +436,7 @@ mod tests {
             attempts: watch::Sender::default(),
             report: Box::new(|_| {}),
             last_state: None,
+            retired: VecDeque::new(),
         };
         let connected = Connected {
             stream: Box::new(Buggy),

@@ -5,9 +5,18 @@
 //! [`Driver`], one task, writes what has gathered with one system call, reads what is there with
 //! another, and hands each reply to its request as one piece of bytes, unparsed.
 //!
-//! The lock is never contended: requests and driver run on one thread, and it is not held across
-//! a wait. A request that is dropped leaves its place in the queue, and its reply is thrown away:
-//! dropping cancels the wait, not the command.
+//! A [`Connection`] is what requests and one driver share. A [`Pipe`] has the connection that new
+//! requests go to. A connection that is *retired* gets no new requests; its driver goes on until
+//! those in flight are answered, beside the driver of the next connection.
+//!
+//! When a connection ends, nothing tells which commands its peer has run or will still run: bytes
+//! that have left our buffer may be on the line, and a device on it may deliver them later. Only a
+//! request of which no byte has left is certain not to be executed. The end of a request says which
+//! of the two it is ([`WriteError`]).
+//!
+//! The locks are never contended: requests and drivers run on one thread, and no lock is held
+//! across a wait. A request that is dropped leaves its place in the queue, and its reply is thrown
+//! away: dropping cancels the wait, not the command.
 
 use std::{
     collections::VecDeque,
@@ -27,7 +36,7 @@ use tokio::{
 use tokio_util::io::poll_read_buf;
 
 use super::resp::{Commands, ProtocolError, Scanner};
-use crate::store::StoreError;
+use crate::store::{Outcome, StoreError, WriteError};
 
 /// Room for a read: many small replies at once.
 const READ_BYTES: usize = 16 * 1024;
@@ -37,23 +46,32 @@ const MAX_QUEUED_BYTES: usize = 64 << 20;
 const MAX_SPARE_BYTES: usize = 1 << 20;
 /// Requests in a row without an answer in time that make a connection a dead one.
 const MAX_TIMEOUTS: usize = 3;
-/// The least time between two connections of which the first was given up for what Redis answered
-/// on it. A replica would otherwise have every refused Mark disturb the Gets beside it.
-const MIN_TRUST: Duration = Duration::from_secs(2);
+/// Minimum age of a connection before it may be retired. Without it, a read-only replica would be
+/// connected to anew for every refused Mark, and calls would fail meanwhile.
+const MIN_AGE: Duration = Duration::from_secs(2);
 
 /// The callers' end. Clones share the connection; it outlives the sockets that it is driven by.
 #[derive(Clone)]
 pub(super) struct Pipe {
-    shared: Arc<Mutex<State>>,
+    /// The connection that new requests go to; none while the pipe is down.
+    current: Arc<Mutex<Option<Arc<Connection>>>>,
     timeout: Duration,
+}
+
+/// What the requests on one connection share with its driver.
+struct Connection {
+    state: Mutex<State>,
+    /// As given to [`Pipe::drive`].
+    number: u64,
+    since: Instant,
 }
 
 #[derive(Default)]
 struct State {
-    /// What is being driven; none while the pipe is down.
-    connection: Option<Connection>,
     /// Commands that the driver has not taken yet.
     out: Vec<u8>,
+    /// How many bytes of commands the driver has taken since the connection began.
+    taken: u64,
     /// Requests in the order of their commands.
     queue: VecDeque<Entry>,
     /// The number of the request at the front of the queue.
@@ -62,16 +80,13 @@ struct State {
     answered: usize,
     /// Set while the driver waits.
     driver: Option<Waker>,
-}
-
-struct Connection {
-    /// As given to [`Pipe::drive`].
-    number: u64,
-    since: Instant,
-    distrusted: bool,
+    /// Set once the connection gets no new requests.
+    retired: bool,
 }
 
 struct Entry {
+    /// Where its first command begins among all bytes of the connection.
+    start: u64,
     /// Replies that it is still owed, for the scanner.
     replies: usize,
     deadline: Instant,
@@ -84,7 +99,7 @@ enum Caller {
     /// It waits; the waker is there once it was polled.
     Waiting(Option<Waker>),
     /// Its result is there.
-    Ready(Result<Bytes, StoreError>),
+    Ready(Result<Bytes, WriteError>),
     /// It has taken its result, or went away without.
     Gone,
 }
@@ -103,7 +118,7 @@ pub(super) enum Broken {
     #[error("no answer in time, {MAX_TIMEOUTS} times in a row")]
     Silent,
     #[error("it answers, but as the wrong server or without our credentials")]
-    Distrusted,
+    Retired,
     #[error("a bug of this program; the log has the panic")]
     Panicked,
 }
@@ -112,29 +127,32 @@ impl Pipe {
     /// A pipe that is down until it is driven. All requests may take as long as `timeout`.
     pub(super) fn new(timeout: Duration) -> Self {
         Self {
-            shared: Arc::default(),
+            current: Arc::default(),
             timeout,
         }
     }
 
-    /// Sends what `encode` writes, a command or several, and waits for their replies.
+    /// Sends what `encode` writes, a command or several, and waits for their replies. An error
+    /// means that nothing was sent.
     pub(super) fn request(
         &self,
         encode: impl FnOnce(&mut Commands<'_>),
     ) -> Result<Request, StoreError> {
-        let mut state = self.state();
-        let Some(connection) = state.connection.as_ref().map(|current| current.number) else {
+        let Some(connection) = self.current().clone() else {
             return Err(StoreError::Unavailable);
         };
+        let mut state = lock(&connection.state);
         if state.out.len() > MAX_QUEUED_BYTES {
             return Err(StoreError::Busy);
         }
+        let start = state.taken + state.out.len() as u64;
         let mut commands = Commands::new(&mut state.out);
         encode(&mut commands);
         let replies = commands.replies();
         let number = state.front + state.queue.len() as u64;
         let deadline = Instant::now() + self.timeout;
         state.queue.push_back(Entry {
+            start,
             replies,
             deadline,
             late: false,
@@ -145,52 +163,56 @@ impl Pipe {
         }
         drop(state);
         Ok(Request {
-            shared: Arc::clone(&self.shared),
-            number,
             connection,
+            number,
             deadline,
         })
     }
 
     /// Whether it is being driven.
     pub(super) fn is_up(&self) -> bool {
-        self.state().connection.is_some()
+        self.current().is_some()
     }
 
-    /// Gives up connection `number` because of what Redis answers on it, unless it is too new for
-    /// that. Whether there is or will soon be another one.
-    pub(super) fn distrust(&self, number: u64) -> bool {
-        let mut state = self.state();
-        match &mut state.connection {
-            Some(current) if current.number == number => {
-                if current.since.elapsed() < MIN_TRUST {
-                    return false;
-                }
-                current.distrusted = true;
-                if let Some(driver) = state.driver.take() {
-                    driver.wake();
-                }
-                true
-            }
+    /// Gives connection `number` no new requests, unless it is too new for that; those in flight go
+    /// on. Whether there is or will soon be another connection.
+    pub(super) fn retire(&self, number: u64) -> bool {
+        let mut current = self.current();
+        let is_too_new = match &*current {
+            Some(connection) if connection.number == number => connection.since.elapsed() < MIN_AGE,
             // It has been replaced, or is being replaced, already.
-            _ => true,
+            Some(_) | None => return true,
+        };
+        if is_too_new {
+            return false;
         }
+        let Some(connection) = current.take() else {
+            return true;
+        };
+        drop(current);
+        let mut state = lock(&connection.state);
+        state.retired = true;
+        if let Some(driver) = state.driver.take() {
+            driver.wake();
+        }
+        true
     }
 
     /// Drives the pipe over a connected and authenticated `stream`, the connection `number`.
     pub(super) fn drive<S>(&self, stream: S, number: u64) -> Driver<S> {
-        let mut state = self.state();
-        state.connection = Some(Connection {
+        let connection = Arc::new(Connection {
+            state: Mutex::default(),
             number,
             since: Instant::now(),
-            distrusted: false,
         });
-        drop(state);
+        *self.current() = Some(Arc::clone(&connection));
         Driver {
             pipe: self.clone(),
+            connection,
             stream,
             writing: Vec::new(),
             written: 0,
+            left: 0,
             unflushed: false,
             reading: BytesMut::new(),
             scanner: None,
@@ -200,13 +222,13 @@ impl Pipe {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.shared)
+    fn current(&self) -> MutexGuard<'_, Option<Arc<Connection>>> {
+        lock(&self.current)
     }
 }
 
-fn lock(shared: &Mutex<State>) -> MutexGuard<'_, State> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl State {
@@ -229,21 +251,32 @@ impl State {
         }
     }
 
-    /// The connection is gone: nobody will get an answer any more.
-    fn close(&mut self, error: StoreError) {
-        self.connection = None;
+    /// The connection is gone, after the first `left` bytes of commands have left our buffer:
+    /// nobody will get an answer any more.
+    fn close(&mut self, error: StoreError, left: u64) {
         self.out = Vec::new();
         self.answered = self.queue.len();
         for entry in &mut self.queue {
-            entry.caller.finish(Err(error));
+            let outcome = if entry.start < left {
+                Outcome::Unknown
+            } else {
+                Outcome::NotExecuted
+            };
+            entry.caller.finish(Err(WriteError { error, outcome }));
         }
         self.trim();
+    }
+
+    /// Whether all requests have got a reply or are late.
+    fn is_done(&self) -> bool {
+        let mut unanswered = self.queue.iter().skip(self.answered);
+        unanswered.all(|entry| entry.late)
     }
 }
 
 impl Caller {
     /// Gives it its result, if it still waits for one.
-    fn finish(&mut self, result: Result<Bytes, StoreError>) {
+    fn finish(&mut self, result: Result<Bytes, WriteError>) {
         if let Self::Waiting(waker) = self {
             let waker = waker.take();
             *self = Self::Ready(result);
@@ -256,22 +289,19 @@ impl Caller {
 
 /// Waits for the replies to what [`Pipe::request`] sent: all of them, complete, as they came.
 ///
-/// [`StoreError::Unavailable`] says that the connection ended first, which its peer did or this
-/// end for what the peer said; [`StoreError::Timeout`] that no answer came, be it that the
-/// connection was then given up as a silent one. The difference matters to whoever repeats a
-/// command: a peer that has closed a connection will not run what is still on its way there, one
-/// that is only slow might, later than what is sent on the next connection.
+/// [`StoreError::Unavailable`] says that the connection ended first, [`StoreError::Timeout`] that
+/// no answer came in time, or none to the requests before it and the connection was given up. The
+/// outcome says whether the commands may have been executed, or may still be.
 pub(super) struct Request {
-    shared: Arc<Mutex<State>>,
+    connection: Arc<Connection>,
     number: u64,
-    connection: u64,
     deadline: Instant,
 }
 
 impl Request {
     /// The number of the connection that it was sent on.
     pub(super) fn connection(&self) -> u64 {
-        self.connection
+        self.connection.number
     }
 
     /// When it gives up.
@@ -281,13 +311,16 @@ impl Request {
 }
 
 impl Future for Request {
-    type Output = Result<Bytes, StoreError>;
+    type Output = Result<Bytes, WriteError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut state = lock(&self.shared);
+        const POLLED_AFTER_ITS_END: WriteError = WriteError {
+            error: StoreError::Unexpected,
+            outcome: Outcome::Unknown,
+        };
+        let mut state = lock(&self.connection.state);
         let Some(entry) = state.entry(self.number) else {
-            // Only a request that was polled after its end is no longer in the queue.
-            return Poll::Ready(Err(StoreError::Unexpected));
+            return Poll::Ready(Err(POLLED_AFTER_ITS_END));
         };
         match &mut entry.caller {
             Caller::Waiting(Some(waker)) if waker.will_wake(cx.waker()) => Poll::Pending,
@@ -300,7 +333,7 @@ impl Future for Request {
                     state.trim();
                     Poll::Ready(result)
                 }
-                Caller::Gone | Caller::Waiting(_) => Poll::Ready(Err(StoreError::Unexpected)),
+                Caller::Gone | Caller::Waiting(_) => Poll::Ready(Err(POLLED_AFTER_ITS_END)),
             },
         }
     }
@@ -308,7 +341,7 @@ impl Future for Request {
 
 impl Drop for Request {
     fn drop(&mut self) {
-        let mut state = lock(&self.shared);
+        let mut state = lock(&self.connection.state);
         if let Some(entry) = state.entry(self.number) {
             entry.caller = Caller::Gone;
             state.trim();
@@ -316,14 +349,18 @@ impl Drop for Request {
     }
 }
 
-/// Moves bytes between the pipe and a socket. Ends when the connection does, and then fails
-/// everybody who waits; so does dropping it.
+/// Moves bytes between a connection's requests and its socket. Ends when the socket does or when
+/// the connection is retired; [`Driver::finish`] then serves what is in flight. Dropping it fails
+/// everybody who waits.
 pub(super) struct Driver<S> {
     pipe: Pipe,
+    connection: Arc<Connection>,
     stream: S,
     /// Commands on their way into the socket, and how much of them is there.
     writing: Vec<u8>,
     written: usize,
+    /// How many bytes of commands have been given to the stream since the connection began.
+    left: u64,
     /// Whether the stream may hold back what it was given, as TLS does.
     unflushed: bool,
     reading: BytesMut,
@@ -341,33 +378,62 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Driver<S> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Broken> {
         let this = &mut *self;
-        // Both directions, always: a peer that waits for us to read must not keep us from it.
-        if let Poll::Ready(broken) = this.poll_read(cx) {
+        if let Poll::Ready(broken) = this.poll_io(cx) {
             return Poll::Ready(broken);
         }
-        if let Poll::Ready(error) = this.poll_write(cx) {
-            return Poll::Ready(error.into());
+        match lock(&this.connection.state).retired {
+            true => Poll::Ready(Broken::Retired),
+            false => Poll::Pending,
         }
-        if this.distrusted() {
-            return Poll::Ready(Broken::Distrusted);
-        }
-        let silent = this.poll_timeouts(cx);
-        if silent.is_ready() {
-            this.pipe.state().close(StoreError::Timeout);
-        }
-        silent
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
+    /// Serves a retired connection until its requests have got their replies, which takes no longer
+    /// than they may take.
+    pub(super) async fn finish(mut self) {
+        std::future::poll_fn(|cx| {
+            let ended = self.poll_io(cx).is_ready();
+            if ended || lock(&self.connection.state).is_done() {
+                return Poll::Ready(());
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Moves what can be moved; ready when the connection has ended.
+    fn poll_io(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {
+        // Both directions, always: a peer that waits for us to read must not keep us from it.
+        if let Poll::Ready(broken) = self.poll_read(cx) {
+            return Poll::Ready(broken);
+        }
+        if let Poll::Ready(error) = self.poll_write(cx) {
+            return Poll::Ready(error.into());
+        }
+        let silent = self.poll_timeouts(cx);
+        if silent.is_ready() {
+            self.close(StoreError::Timeout);
+        }
+        silent
+    }
+
     /// Writes until there is nothing left or the socket is full.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         loop {
             if self.written < self.writing.len() {
                 let rest = &self.writing[self.written..];
-                match ready!(Pin::new(&mut self.stream).poll_write(cx, rest)) {
+                let Poll::Ready(result) = Pin::new(&mut self.stream).poll_write(cx, rest) else {
+                    // Not only the socket wakes the driver: so does whoever retires it.
+                    lock(&self.connection.state).driver = Some(cx.waker().clone());
+                    return Poll::Pending;
+                };
+                match result {
                     Ok(0) => return Poll::Ready(io::ErrorKind::WriteZero.into()),
-                    Ok(written) => self.written += written,
+                    Ok(written) => {
+                        self.written += written;
+                        self.left += written as u64;
+                    }
                     Err(error) => return Poll::Ready(error),
                 }
                 self.unflushed = true;
@@ -376,8 +442,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             self.writing.clear();
             self.writing.shrink_to(MAX_SPARE_BYTES);
             self.written = 0;
-            let mut state = self.pipe.state();
+            let mut state = lock(&self.connection.state);
             if !state.out.is_empty() {
+                state.taken += state.out.len() as u64;
                 std::mem::swap(&mut self.writing, &mut state.out);
                 continue;
             }
@@ -414,7 +481,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
 
     /// Gives complete replies to those who wait for them, in order.
     fn hand_out(&mut self) -> Result<(), Broken> {
-        let mut state = self.pipe.state();
+        let mut state = lock(&self.connection.state);
         let state = &mut *state;
         while !self.reading.is_empty() {
             let entry = state.queue.get_mut(state.answered).ok_or(Broken::Unasked)?;
@@ -436,11 +503,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         Ok(())
     }
 
-    fn distrusted(&self) -> bool {
-        let state = self.pipe.state();
-        state.connection.as_ref().is_some_and(|it| it.distrusted)
-    }
-
     /// Fails requests whose time is up. One timer serves all of them: requests are in the order
     /// of their deadlines, because all have the same timeout.
     fn poll_timeouts(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {
@@ -448,7 +510,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             let timer = match &mut self.timer {
                 Some(timer) => timer,
                 None => {
-                    let state = self.pipe.state();
+                    let state = lock(&self.connection.state);
                     let Some(oldest) = state.queue.get(state.answered) else {
                         return Poll::Pending;
                     };
@@ -459,7 +521,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             ready!(timer.as_mut().poll(cx));
             self.timer = None;
             let now = Instant::now();
-            let mut state = self.pipe.state();
+            let mut state = lock(&self.connection.state);
             let answered = state.answered;
             let mut next = None;
             for entry in state.queue.iter_mut().skip(answered) {
@@ -472,7 +534,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 if !entry.late {
                     entry.late = true;
                     self.timeouts += 1;
-                    entry.caller.finish(Err(StoreError::Timeout));
+                    // Its bytes may leave our buffer yet.
+                    let failed = WriteError::unknown(StoreError::Timeout);
+                    entry.caller.finish(Err(failed));
                 }
             }
             let silence = now.duration_since(self.heard);
@@ -490,8 +554,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     }
 }
 
+impl<S> Driver<S> {
+    /// Fails everybody who waits.
+    fn close(&self, error: StoreError) {
+        let mut current = self.pipe.current();
+        current.take_if(|current| current.number == self.connection.number);
+        drop(current);
+        lock(&self.connection.state).close(error, self.left);
+    }
+}
+
 impl<S> Drop for Driver<S> {
     fn drop(&mut self) {
-        self.pipe.state().close(StoreError::Unavailable);
+        self.close(StoreError::Unavailable);
     }
 }

@@ -23,33 +23,18 @@ pub(super) struct ProtocolError(&'static str);
 #[derive(Debug)]
 pub(super) struct Commands<'a> {
     out: &'a mut Vec<u8>,
-    asking: bool,
     replies: usize,
 }
 
 impl<'a> Commands<'a> {
     /// Appends to `out`.
     pub(super) fn new(out: &'a mut Vec<u8>) -> Self {
-        Self {
-            out,
-            asking: false,
-            replies: 0,
-        }
-    }
-
-    /// Puts ASKING before each command that follows: a cluster node then serves a slot that it is
-    /// about to take over. Every second reply is that command's, the others are ASKING's.
-    pub(super) fn ask_first(&mut self) {
-        self.asking = true;
+        Self { out, replies: 0 }
     }
 
     /// Starts a command of `arguments` parts, its name included, which are written to what this
     /// gives.
     pub(super) fn command(&mut self, arguments: usize) -> &mut Vec<u8> {
-        if self.asking {
-            self.out.extend_from_slice(b"*1\r\n$6\r\nASKING\r\n");
-            self.replies += 1;
-        }
         self.replies += 1;
         array_length(self.out, arguments);
         self.out
@@ -61,6 +46,14 @@ impl<'a> Commands<'a> {
         for bytes in arguments {
             argument(out, bytes);
         }
+    }
+
+    /// Writes a transaction, which Redis executes in one step: MULTI, what `write` writes, EXEC.
+    /// [`Replies::executed`] reads the replies.
+    pub(super) fn transaction(&mut self, write: impl FnOnce(&mut Self)) {
+        self.whole(&[b"MULTI"]);
+        write(self);
+        self.whole(&[b"EXEC"]);
     }
 
     /// How many replies there will be.
@@ -244,6 +237,26 @@ impl<'a> Replies<'a> {
     pub(super) fn new(input: &'a [u8]) -> Self {
         Self { input, at: 0 }
     }
+
+    /// Reads the replies to a transaction of so many `commands` up to what they gave, which is what
+    /// comes next: one reply for each. If Redis refused the transaction, gives the reply that says
+    /// why: the first error, because EXEC only says that there was one.
+    pub(super) fn executed(&mut self, commands: usize) -> Result<(), Option<Reply<'a>>> {
+        match self.next() {
+            Some(Reply::Status(b"OK")) => {}
+            reply => return Err(reply),
+        }
+        for _ in 0..commands {
+            match self.next() {
+                Some(Reply::Status(b"QUEUED")) => {}
+                reply => return Err(reply),
+            }
+        }
+        match self.next() {
+            Some(Reply::Array(length)) if length == commands => Ok(()),
+            reply => Err(reply),
+        }
+    }
 }
 
 impl<'a> Iterator for Replies<'a> {
@@ -354,6 +367,36 @@ mod tests {
             };
             prop_assert_eq!(found, length);
         }
+    }
+
+    #[test]
+    fn a_transaction_is_read_up_to_what_its_commands_gave() {
+        let mut out = Vec::new();
+        let mut commands = Commands::new(&mut out);
+        commands.transaction(|commands| commands.whole(&[b"PTTL", b"k"]));
+        assert_eq!(commands.replies(), 3);
+        let text = "*1\r\n$5\r\nMULTI\r\n*2\r\n$4\r\nPTTL\r\n$1\r\nk\r\n*1\r\n$4\r\nEXEC\r\n";
+        assert_eq!(out, text.as_bytes());
+
+        let mut replies = Replies::new(b"+OK\r\n+QUEUED\r\n*1\r\n:7\r\n:8\r\n");
+        assert_eq!(replies.executed(1), Ok(()));
+        assert_eq!(replies.next(), Some(Reply::Int(7)));
+        for (refused, why) in [
+            (
+                "-NOPERM no\r\n-NOPERM no\r\n-ERR EXEC without MULTI\r\n",
+                "NOPERM no",
+            ),
+            (
+                "+OK\r\n-LOADING wait\r\n-EXECABORT Transaction discarded because of previous errors.\r\n",
+                "LOADING wait",
+            ),
+            ("+OK\r\n+QUEUED\r\n-MOVED 1 h:1\r\n", "MOVED 1 h:1"),
+        ] {
+            let mut replies = Replies::new(refused.as_bytes());
+            let why = Some(Reply::Error(why.as_bytes()));
+            assert_eq!(replies.executed(1), Err(why), "{refused}");
+        }
+        assert_eq!(Replies::new(b"+OK\r\n").executed(1), Err(None));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tokio::{
 use super::{
     super::{
         connect::{ConnectError, Connector},
-        link::Report,
+        link::{Effect, Report},
     },
     Map, Node, SLOTS, Shared,
     view::View,
@@ -98,7 +98,7 @@ impl Supervisor {
         let mut asked = JoinSet::new();
         for Node { addr, link } in nodes {
             asked.spawn(async move {
-                let reply = link.request(|commands| {
+                let reply = link.request(Effect::Read, |commands| {
                     commands.whole(&[b"CLUSTER", b"INFO"]);
                     commands.whole(&[b"CLUSTER", b"SLOTS"]);
                 });
