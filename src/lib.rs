@@ -75,6 +75,7 @@
 pub mod cli;
 pub mod config;
 pub mod error;
+pub mod event_loop;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod model;

@@ -7,6 +7,7 @@ use dyndata::{
     Config, Server,
     cli::{self, Cli, Command},
     config::ServeArgs,
+    event_loop,
     systemd::{self, Inherited},
     telemetry,
 };
@@ -50,7 +51,7 @@ fn serve(mut args: ServeArgs) -> ExitCode {
         .enable_all()
         .build()
         .map_err(Into::into)
-        .and_then(|runtime| runtime.block_on(run(config, inherited)));
+        .and_then(|runtime| event_loop::run(runtime, run(config, inherited)));
     match served {
         Ok(code) => code,
         Err(error) => {

@@ -37,6 +37,7 @@ use super::{
 use crate::{
     auth::San,
     config::{ConnectionAge, ConnectionLimits},
+    event_loop,
     metrics::Recorder,
 };
 
@@ -91,9 +92,8 @@ impl Worker {
         thread::Builder::new()
             .name(format!("worker-{}", config.number))
             .spawn(move || {
-                runtime.block_on(serve(config, incoming, open));
-                // Connections that did not finish in time end here.
-                drop(runtime);
+                // Connections that did not finish in time end with it.
+                event_loop::run(runtime, serve(config, incoming, open));
                 _ = end.send(());
             })?;
         Ok(Self {
