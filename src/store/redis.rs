@@ -5,7 +5,7 @@
 //! belong together (`docs/performance.md` has what that costs). The parts of this module: [`layout`] has keys and values as other programs see them,
 //! [`resp`] the wire protocol, [`pipe`] one pipelined connection, [`link`](mod@link) its
 //! supervisor, [`cluster`] a link to each master of a cluster, [`connect`] sockets and handshake,
-//! [`sentinel`] where the master is, [`url`] addresses, [`failure`] the meaning of Redis's errors.
+//! [`sentinel`] where the master is, [`survey`] asks several servers at once, [`url`] addresses, [`failure`] the meaning of Redis's errors.
 //! This module and its parts are the only users of the redis crate.
 
 mod cluster;
@@ -18,6 +18,7 @@ mod link;
 mod pipe;
 mod resp;
 mod sentinel;
+mod survey;
 mod tls;
 mod url;
 

@@ -97,10 +97,14 @@ pub(super) enum ConnectError {
     Closed,
     #[error("no node of the cluster answers")]
     NoNode,
+    #[error("no node of the cluster that answers knows who has its slots")]
+    NoSlots,
     #[error("no sentinel answers")]
     NoSentinel,
     #[error("the sentinels know no master of this name")]
     UnknownMaster,
+    #[error("the sentinels disagree about who the master is")]
+    Disagreement,
     #[error("{0} is not a master")]
     NotMaster(String),
 }
@@ -174,12 +178,12 @@ impl Connector {
         }
     }
 
-    /// Whether a connection to `addr` still leads to the right place, as far as can be told.
-    /// Waits for other servers, so bound it. Cancel-safe.
+    /// Whether a connection to `addr` is to be kept: false if it should be given up because
+    /// another server has taken its place. Waits for other servers, so bound it. Cancel-safe.
     pub(super) async fn is_right(&self, addr: &ConnectionAddr) -> bool {
         match &self.place {
             Place::Address(_) => true,
-            Place::Master(sentinels) => sentinels.name(self, addr).await,
+            Place::Master(sentinels) => sentinels.agree_on(self, addr).await,
         }
     }
 
@@ -213,27 +217,34 @@ impl Connector {
         })
     }
 
-    /// Asks a sentinel one thing. It need not know our credentials; it gets them if it wants them.
+    /// Asks a sentinel these questions; the replies are put beside them. It need not know our
+    /// credentials: it gets them if it does not answer the last question without.
     pub(super) async fn ask_sentinel(
         &self,
         addr: &ConnectionAddr,
-        question: Cmd,
-    ) -> Result<Value, ConnectError> {
-        let mut conversation = [(question, Value::Nil)];
-        for settings in [RedisConnectionInfo::default(), self.settings()?.set_db(0)] {
+        questions: &mut [(Cmd, Value)],
+    ) -> Result<(), ConnectError> {
+        let ours = self.settings()?.set_db(0);
+        let nobody = RedisConnectionInfo::default();
+        let identities = match ours.password() {
+            Some(_) => vec![nobody, ours],
+            None => vec![nobody],
+        };
+        for identity in identities {
             let stream = self.open(addr).await?;
-            handshake(&settings, stream, async |connection| {
-                converse(connection, &mut conversation).await
+            handshake(&identity, stream, async |connection| {
+                converse(connection, questions).await
             })
             .await?;
-            let [(_, answer)] = &conversation;
-            match answer.clone().extract_error() {
-                Err(error) if error.code() == Some("NOAUTH") => {}
-                answer => return Ok(answer?),
+            let refused = questions.last().is_some_and(|(_, answer)| {
+                let error = answer.clone().extract_error().err();
+                error.is_some_and(|error| error.code().is_some_and(failure::is_about_credentials))
+            });
+            if !refused {
+                break;
             }
         }
-        let [(_, answer)] = conversation;
-        Ok(answer.extract_error()?)
+        Ok(())
     }
 
     /// User, password and database.
