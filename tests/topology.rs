@@ -1,0 +1,494 @@
+//! Cluster nodes and sentinels that disagree: whom the service believes. Real processes.
+#![allow(
+    unreachable_pub,
+    dead_code,
+    reason = "the processes of the fault suite, of which these tests use a part"
+)]
+
+mod common;
+#[path = "faults/processes.rs"]
+mod processes;
+mod report {
+    /// The fault suite keeps logs for its table; here they are not needed.
+    pub fn keep_log(_: &str) {}
+}
+
+use std::{
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use common::{Client, PATIENCE, Running, assert_error, eventually, int, mark};
+use processes::{Directory, Redis, signal};
+use tonic::{Code, Status};
+
+/// For how long a test watches that something does not happen.
+const WATCHED: Duration = Duration::from_secs(4);
+
+fn plain_redis() -> Redis {
+    let mut redis = Redis::prepare("127.0.0.1", &["--save", ""]);
+    redis.run();
+    redis
+}
+
+/// How many keys a server has.
+fn keys(redis: &Redis) -> i64 {
+    redis::from_redis_value(redis.must(&["DBSIZE"])).expect("a number")
+}
+
+fn urls<'a>(servers: impl IntoIterator<Item = &'a Redis>) -> String {
+    let urls: Vec<_> = servers.into_iter().map(Redis::url).collect();
+    urls.join(",")
+}
+
+fn start(mode: &str, urls: &str, more: &[&str]) -> Running {
+    let (mode, urls) = (
+        format!("--redis-mode={mode}"),
+        format!("--redis-url={urls}"),
+    );
+    Running::start(&[&[mode.as_str(), urls.as_str()], more].concat())
+}
+
+/// Waits until all of these ids can be marked.
+async fn eventually_marks(client: &mut Client, ids: &[String]) {
+    let start = Instant::now();
+    while let Err(status) = mark_all(client, ids).await {
+        assert!(start.elapsed() < PATIENCE, "still not marked: {status}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn mark_all(client: &mut Client, ids: &[String]) -> Result<(), Status> {
+    for id in ids {
+        client.mark(mark(id, int(1))).await?;
+    }
+    Ok(())
+}
+
+fn ids(count: usize) -> Vec<String> {
+    (0..count).map(|number| number.to_string()).collect()
+}
+
+mod cluster {
+    use super::*;
+
+    /// A node that belongs to no cluster yet.
+    fn node() -> Redis {
+        let mut node = Redis::prepare(
+            "127.0.0.1",
+            &[
+                "--save",
+                "",
+                "--cluster-enabled",
+                "yes",
+                "--cluster-node-timeout",
+                "1000",
+                "--cluster-require-full-coverage",
+                "no",
+            ],
+        );
+        node.run();
+        node
+    }
+
+    fn says_ok(node: &Redis) -> bool {
+        node.text(&["CLUSTER", "INFO"]).contains("cluster_state:ok")
+    }
+
+    /// Three masters without replicas, which serve what is left if one of them is lost.
+    fn masters() -> Vec<Redis> {
+        let nodes: Vec<_> = (0..3).map(|_| node()).collect();
+        create(&nodes);
+        nodes
+    }
+
+    fn create(nodes: &[Redis]) {
+        let created = Command::new("redis-cli")
+            .args(["--cluster", "create"])
+            .args(nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)))
+            .arg("--cluster-yes")
+            .output()
+            .expect("redis-cli runs");
+        assert!(created.status.success(), "{created:?}");
+        eventually("the nodes serve", || nodes.iter().all(says_ok));
+    }
+
+    #[tokio::test]
+    async fn a_node_that_was_reset_does_not_take_the_others_down() {
+        let nodes = masters();
+        let server = start("cluster", &urls(&nodes), &[]);
+        server.ready().await;
+        let mut client = server.client().await;
+        // The first node has the slots up to 5460.
+        let slot = |id: &String| -> u16 {
+            let key = format!("dyn_data/{id}");
+            redis::from_redis_value(nodes[1].must(&["CLUSTER", "KEYSLOT", &key])).expect("a slot")
+        };
+        let (lost, kept): (Vec<_>, Vec<_>) = ids(60).into_iter().partition(|id| slot(id) <= 5460);
+        mark_all(&mut client, &kept).await.expect("all is well");
+
+        nodes[0].must(&["FLUSHALL"]);
+        nodes[0].must(&["CLUSTER", "RESET", "HARD"]);
+        eventually("the reset node serves nothing", || !says_ok(&nodes[0]));
+        let start = Instant::now();
+        while start.elapsed() < WATCHED {
+            mark_all(&mut client, &kept)
+                .await
+                .expect("two nodes are well");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        server.ready().await;
+        let refused = client.mark(mark(&lost[0], int(1))).await;
+        refused.expect_err("nobody has its slot");
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_start_with_an_empty_node_as_first_seed_finds_the_cluster() {
+        let (empty, nodes) = (node(), masters());
+        let server = start("cluster", &urls([&empty].into_iter().chain(&nodes)), &[]);
+        server.ready().await;
+        let mut client = server.client().await;
+        mark_all(&mut client, &ids(60)).await.expect("all is well");
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_start_with_a_hung_node_as_first_seed_finds_the_cluster() {
+        let (hung, nodes) = (node(), masters());
+        hung.freeze();
+        let server = start("cluster", &urls([&hung].into_iter().chain(&nodes)), &[]);
+        server.ready().await;
+        let mut client = server.client().await;
+        mark_all(&mut client, &ids(60)).await.expect("all is well");
+        server.stop().await;
+        hung.thaw();
+    }
+
+    /// The outdated node says that all is well and that every slot is its own.
+    #[tokio::test]
+    async fn an_outdated_map_loses_whoever_tells_it_first() {
+        let (outdated, nodes) = (node(), masters());
+        outdated.must(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+        eventually("the outdated node serves", || says_ok(&outdated));
+        let server = start("cluster", &urls([&outdated].into_iter().chain(&nodes)), &[]);
+        server.ready().await;
+        let mut client = server.client().await;
+        mark_all(&mut client, &ids(60)).await.expect("all is well");
+        assert_eq!(keys(&outdated), 0, "marks went to the outdated node");
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn the_map_is_kept_when_every_node_forgets_it() {
+        let nodes = masters();
+        let server = start("cluster", &urls(&nodes), &["--workers=1"]);
+        server.ready().await;
+        let mut client = server.client().await;
+        for node in &nodes {
+            node.must(&["CLUSTER", "RESET", "HARD"]);
+        }
+        let start = Instant::now();
+        while server.http("/readyz").await.0 == 200 {
+            assert!(start.elapsed() < PATIENCE, "still ready");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // The map leads to nodes that refuse; without one there would be nobody to ask.
+        let refused = client.mark(mark("1", int(1))).await;
+        assert_error(refused, Code::Unavailable, "BACKEND_BUSY");
+        create(&nodes);
+        eventually_marks(&mut client, &ids(60)).await;
+        server.stop().await;
+    }
+}
+
+mod sentinel {
+    use super::*;
+
+    /// A sentinel that believes in `master` since `epoch`. Sentinels of different masters do not
+    /// hear of each other, so each keeps its belief.
+    struct Sentinel {
+        redis: Redis,
+        directory: Directory,
+    }
+
+    impl Sentinel {
+        fn of(master: u16, epoch: u32) -> Self {
+            Self::with(master, epoch, "")
+        }
+
+        fn with(master: u16, epoch: u32, more: &str) -> Self {
+            let mut this = Self {
+                redis: Redis::prepare("127.0.0.1", &[]),
+                directory: Directory::new(),
+            };
+            this.believe("127.0.0.1", master, epoch, more);
+            this
+        }
+
+        /// Ends it and starts it again, on the same port, with another belief.
+        fn believe(&mut self, host: &str, master: u16, epoch: u32, more: &str) {
+            self.redis.kill();
+            let config = format!(
+                "{more}\n\
+                 sentinel monitor mymaster {host} {master} 3\n\
+                 sentinel down-after-milliseconds mymaster 60000\n\
+                 sentinel config-epoch mymaster {epoch}\n"
+            );
+            let file = self.directory.path().join("sentinel.conf");
+            fs::write(&file, config).expect("writes");
+            self.redis.run_as_sentinel(&file);
+        }
+    }
+
+    fn start_behind(sentinels: &[Sentinel], more: &[&str]) -> Running {
+        let urls = urls(sentinels.iter().map(|sentinel| &sentinel.redis));
+        start("sentinel", &urls, more)
+    }
+
+    /// How often a link came up, of all workers.
+    async fn connects(server: &Running) -> String {
+        let (_, metrics) = server.http("/metrics").await;
+        let line = metrics
+            .lines()
+            .find(|line| line.starts_with("dyndata_store_connects_total"));
+        line.expect("a metric").to_owned()
+    }
+
+    /// Marks for a while, none of which may be acknowledged.
+    async fn assert_nothing_is_marked(server: &Running) {
+        let mut client = server.client().await;
+        let start = Instant::now();
+        while start.elapsed() < WATCHED {
+            let refused = client.mark(mark("42", int(1))).await;
+            assert_error(refused, Code::Unavailable, "BACKEND_UNAVAILABLE");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_deposed_master_is_not_taken_because_the_new_one_cannot_be_reached() {
+        let deposed = plain_redis();
+        let mut new = Redis::prepare("127.0.0.1", &["--save", ""]);
+        let sentinels = [
+            Sentinel::of(deposed.port, 1),
+            Sentinel::of(new.port, 2),
+            Sentinel::of(new.port, 2),
+        ];
+        let server = start_behind(&sentinels, &[]);
+        assert_nothing_is_marked(&server).await;
+        assert_eq!(keys(&deposed), 0);
+        new.run();
+        server.ready().await;
+        let mut client = server.client().await;
+        mark_all(&mut client, &ids(10))
+            .await
+            .expect("the new master");
+        assert_eq!((keys(&deposed), keys(&new)), (0, 10));
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn the_highest_epoch_wins_over_the_majority() {
+        let (deposed, new) = (plain_redis(), plain_redis());
+        let sentinels = [
+            Sentinel::of(deposed.port, 4),
+            Sentinel::of(deposed.port, 4),
+            Sentinel::of(new.port, 5),
+        ];
+        let server = start_behind(&sentinels, &[]);
+        server.ready().await;
+        let mut client = server.client().await;
+        let start = Instant::now();
+        while start.elapsed() < WATCHED {
+            mark_all(&mut client, &ids(10)).await.expect("a master");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!((keys(&deposed), keys(&new)), (0, 10));
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_master_is_left_when_one_sentinel_has_a_higher_epoch() {
+        let (deposed, new) = (plain_redis(), plain_redis());
+        let mut sentinels = [(); 3].map(|()| Sentinel::of(deposed.port, 1));
+        let server = start_behind(&sentinels, &[]);
+        server.ready().await;
+        let mut client = server.client().await;
+        mark_all(&mut client, &ids(10)).await.expect("a master");
+        assert_eq!((keys(&deposed), keys(&new)), (10, 0));
+
+        sentinels[1].believe("127.0.0.1", new.port, 2, "");
+        let start = Instant::now();
+        while keys(&new) == 0 {
+            assert!(start.elapsed() < PATIENCE, "the new master is not followed");
+            _ = mark_all(&mut client, &ids(1)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_stale_sentinel_causes_no_reconnect() {
+        let (deposed, new) = (plain_redis(), plain_redis());
+        let sentinels = [
+            Sentinel::of(deposed.port, 1),
+            Sentinel::of(new.port, 2),
+            Sentinel::of(new.port, 2),
+        ];
+        let server = start_behind(&sentinels, &[]);
+        server.ready().await;
+        let before = connects(&server).await;
+        // Each worker asks once a second; the stale one must have been asked.
+        tokio::time::sleep(2 * WATCHED).await;
+        assert_eq!(connects(&server).await, before);
+        assert_eq!(keys(&deposed), 0);
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn equal_epochs_need_a_majority() {
+        let (first, second) = (plain_redis(), plain_redis());
+        let mut sentinels = [
+            Sentinel::of(first.port, 3),
+            Sentinel::of(second.port, 3),
+            Sentinel::of(second.port, 3),
+        ];
+        sentinels[2].redis.kill();
+        let server = start_behind(&sentinels, &[]);
+        assert_nothing_is_marked(&server).await;
+        sentinels[2].believe("127.0.0.1", second.port, 3, "");
+        server.ready().await;
+        let mut client = server.client().await;
+        mark_all(&mut client, &ids(10)).await.expect("a master");
+        assert_eq!((keys(&first), keys(&second)), (0, 10));
+        server.stop().await;
+    }
+
+    /// The user of the sentinels may ask for the address alone.
+    #[tokio::test]
+    async fn without_epochs_the_majority_decides() {
+        let user = "user default on nopass ~* &* +@all -sentinel \
+                    +sentinel|get-master-addr-by-name";
+        let (first, second) = (plain_redis(), plain_redis());
+        let sentinels = [
+            Sentinel::with(first.port, 9, user),
+            Sentinel::with(second.port, 1, user),
+            Sentinel::with(second.port, 1, user),
+        ];
+        let server = start_behind(&sentinels, &[]);
+        server.ready().await;
+        let mut client = server.client().await;
+        let start = Instant::now();
+        while start.elapsed() < WATCHED {
+            mark_all(&mut client, &ids(10)).await.expect("a master");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!((keys(&first), keys(&second)), (0, 10));
+        server.stop().await;
+    }
+
+    /// Two of three sentinels hang; the one that answers decides, and calls do not suffer.
+    #[tokio::test]
+    async fn hung_sentinels_do_not_end_a_connection() {
+        let master = plain_redis();
+        let sentinels = [(); 3].map(|()| Sentinel::of(master.port, 1));
+        let server = start_behind(&sentinels, &[]);
+        server.ready().await;
+        let before = connects(&server).await;
+        let mut client = server.client().await;
+        sentinels[0].redis.freeze();
+        sentinels[1].redis.freeze();
+        let start = Instant::now();
+        while start.elapsed() < WATCHED {
+            mark_all(&mut client, &ids(10)).await.expect("a master");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(connects(&server).await, before);
+        // A new connection is made with what one sentinel says.
+        master.try_to(&["CLIENT", "KILL", "TYPE", "NORMAL", "SKIPME", "YES"]);
+        eventually_marks(&mut client, &ids(10)).await;
+        server.stop().await;
+        sentinels[0].redis.thaw();
+        sentinels[1].redis.thaw();
+    }
+
+    #[tokio::test]
+    async fn sentinels_may_want_a_password_and_announce_a_host_name() {
+        let master = plain_redis();
+        master.must(&["CONFIG", "SET", "requirepass", "secret"]);
+        let more = "requirepass secret\n\
+                    sentinel resolve-hostnames yes\n\
+                    sentinel announce-hostnames yes";
+        let mut sentinels = [(); 3].map(|()| Redis::prepare("127.0.0.1", &[]));
+        for sentinel in &mut sentinels {
+            sentinel.use_password("secret");
+        }
+        let sentinels = sentinels.map(|redis| {
+            let mut sentinel = Sentinel {
+                redis,
+                directory: Directory::new(),
+            };
+            sentinel.believe("localhost", master.port, 1, more);
+            sentinel
+        });
+        let urls: Vec<_> = sentinels
+            .iter()
+            .map(|sentinel| format!("redis://:secret@127.0.0.1:{}", sentinel.redis.port))
+            .collect();
+        let server = start("sentinel", &urls.join(","), &[]);
+        server.ready().await;
+        let before = connects(&server).await;
+        let mut client = server.client().await;
+        let start = Instant::now();
+        while start.elapsed() < WATCHED {
+            mark_all(&mut client, &ids(10)).await.expect("a master");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(connects(&server).await, before);
+        server.stop().await;
+    }
+}
+
+/// A lookup that hangs is left behind when the process ends.
+#[test]
+fn a_hung_name_resolution_does_not_hold_the_shutdown() {
+    let directory = Directory::new();
+    let config = directory.path().join("resolv.conf");
+    // Nobody answers behind this socket, so that a lookup takes half a minute.
+    let silent = std::net::UdpSocket::bind("127.83.71.9:53");
+    fs::write(
+        &config,
+        "nameserver 127.83.71.9\noptions timeout:30 attempts:1\n",
+    )
+    .expect("writes");
+    let mount = format!(
+        r#"mount --bind '{}' /etc/resolv.conf && exec "$0" "$@""#,
+        config.display()
+    );
+    let through = ["unshare", "--mount", "sh", "-c", mount.as_str()];
+    let can = Command::new(through[0])
+        .args(&through[1..])
+        .arg("true")
+        .output();
+    if silent.is_err() || !can.is_ok_and(|output| output.status.success()) {
+        // Only root may do this. `src/event_loop.rs` has a unit test of the same that anybody can run.
+        return;
+    }
+    let url = "--redis-url=redis://hangs.test.example:6379";
+    let mut server = processes::Dyndata::start_through(&through, &[url]);
+    eventually("a lookup hangs", || {
+        server
+            .http("/readyz")
+            .is_ok_and(|reply| reply.contains("connecting timed out"))
+    });
+    let start = Instant::now();
+    signal(server.pid(), "TERM");
+    let ended = server.ended(Duration::from_secs(20));
+    assert!(
+        ended.is_some_and(|status| status.success()) && start.elapsed() < Duration::from_secs(5),
+        "ended as {ended:?} after {:?}",
+        start.elapsed()
+    );
+}
