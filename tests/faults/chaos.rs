@@ -15,6 +15,7 @@ use crate::{
     standalone,
     topology::{Cluster, Sentinels},
     trial::{Losses, Trial},
+    writers::Pressure,
 };
 
 pub const CASES: &[Case] = &[
@@ -75,11 +76,14 @@ fn one_redis(pace: &Pace) -> Report {
         ("refuse", Mode::Refuse),
         ("reset in reply", Mode::ResetInReply),
         ("stall", Mode::Stall),
+        ("reply swallowed", Mode::SwallowReply),
+        ("delivered later", Mode::DeliverLate),
     ];
     let mut redis = Redis::start();
     let line = Proxy::start(redis.port);
-    let server = Dyndata::on(&line.url(), &[]);
-    let mut trial = Trial::start(&server, standalone::LIMIT, Losses::None);
+    let servers = [(); 2].map(|()| Dyndata::on(&line.url(), &[]));
+    let mut trial = Trial::start(&servers[0], standalone::LIMIT, Losses::None);
+    trial.add_writers([&servers[0], &servers[1]], Pressure::of(pace));
     let mut dice = Dice::new(pace, 1);
     let mut names = Vec::new();
     while let Some(drawn) = dice.next(MODES.len() + standalone::DEEDS.len()) {
@@ -102,8 +106,9 @@ fn one_redis(pace: &Pace) -> Report {
 
 fn sentinels(pace: &Pace) -> Report {
     let mut store = Sentinels::start();
-    let server = Dyndata::on(&store.urls(), &["--redis-mode=sentinel"]);
-    let mut trial = Trial::start(&server, failover::LIMIT, Losses::Failover);
+    let servers = [(); 2].map(|()| Dyndata::on(&store.urls(), &["--redis-mode=sentinel"]));
+    let mut trial = Trial::start(&servers[0], failover::LIMIT, Losses::Failover);
+    trial.add_writers([&servers[0], &servers[1]], Pressure::of(pace));
     let mut dice = Dice::new(pace, 2);
     let mut names = Vec::new();
     while let Some(drawn) = dice.next(failover::SENTINEL_DEEDS.len()) {
@@ -122,8 +127,9 @@ fn sentinels(pace: &Pace) -> Report {
 
 fn cluster(pace: &Pace) -> Report {
     let mut store = Cluster::start();
-    let server = Dyndata::on(&store.urls(), &["--redis-mode=cluster"]);
-    let mut trial = Trial::start(&server, failover::LIMIT, Losses::Failover);
+    let servers = [(); 2].map(|()| Dyndata::on(&store.urls(), &["--redis-mode=cluster"]));
+    let mut trial = Trial::start(&servers[0], failover::LIMIT, Losses::Failover);
+    trial.add_writers([&servers[0], &servers[1]], Pressure::of(pace));
     let mut dice = Dice::new(pace, 3);
     let mut names = Vec::new();
     while let Some(drawn) = dice.next(failover::CLUSTER_DEEDS.len()) {

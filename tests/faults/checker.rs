@@ -17,7 +17,7 @@ use tonic::Code;
 use crate::history::{Call, Moment, Operation, Outcome, Refusal, Seen, Value};
 
 /// Between the callers' clock and the one that Redis expires by.
-const CLOCK: Duration = Duration::from_millis(25);
+pub const CLOCK: Duration = Duration::from_millis(25);
 
 /// The whole status contract: code and reason.
 const CONTRACT: &[(Code, &str)] = &[
@@ -47,15 +47,9 @@ const CONTRACT: &[(Code, &str)] = &[
     (Code::Internal, "INTERNAL"),
 ];
 
-/// Errors after which a Mark has certainly not taken effect.
-const HARMLESS: &[&str] = &[
-    "OVERLOADED",
-    "BACKEND_READONLY",
-    "BACKEND_OUT_OF_MEMORY",
-    "BACKEND_MISCONFIGURED",
-    "BACKEND_AUTH",
-    "BACKEND_BUSY",
-];
+/// What an error says about the write that it ended, in its ErrorInfo.
+const NOT_EXECUTED: &str = "not_executed";
+const UNKNOWN: &str = "unknown";
 
 /// What a case allows.
 #[derive(Debug, Clone, Default)]
@@ -116,10 +110,14 @@ struct Mark {
     lossy: bool,
 }
 
+/// What a Mark did to its register.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Fate {
+pub enum Fate {
+    /// It took effect before it ended.
     Acknowledged { expire_time: Moment },
+    /// It takes effect once, at any later time, or never.
     Open,
+    /// It never takes effect.
     NoEffect,
 }
 
@@ -194,7 +192,9 @@ fn answers(operation: &Operation, allowances: &Allowances, findings: &mut Findin
             findings.wrong_values.push(what.clone());
             None
         }
-        Outcome::Refused(refusal) => breach(refusal),
+        Outcome::Refused(refusal) => {
+            breach(refusal).or_else(|| operation.is_mark().then(|| breach_of_write(refusal))?)
+        }
         Outcome::NotAccepted(_) if allowances.service_stops => None,
         Outcome::NotAccepted(what) => Some(format!("the connection failed: {what}")),
         Outcome::CutOff(what) => Some(format!("cut off: {what}")),
@@ -234,6 +234,7 @@ fn breach(refusal: &Refusal) -> Option<String> {
         info,
         pushback,
         message,
+        outcome: _,
     } = refusal;
     let Some((domain, reason)) = info else {
         return Some(format!("{code:?} without ErrorInfo: {message}"));
@@ -253,14 +254,28 @@ fn breach(refusal: &Refusal) -> Option<String> {
     None
 }
 
-fn fate(outcome: &Outcome) -> Fate {
+/// What is wrong with an error status of a write.
+fn breach_of_write(refusal: &Refusal) -> Option<String> {
+    let reason = refusal.reason();
+    match refusal.outcome.as_deref() {
+        Some(NOT_EXECUTED) => None,
+        Some(UNKNOWN) if refusal.pushback => {
+            // A retry policy would take it for advice to repeat.
+            Some(format!("{reason} of unknown outcome with a pushback"))
+        }
+        Some(UNKNOWN) => None,
+        Some(other) => Some(format!("{reason} with the outcome {other}")),
+        None => Some(format!("{reason} without an outcome")),
+    }
+}
+
+/// An error without an outcome says nothing about what the Mark did.
+pub fn fate(outcome: &Outcome) -> Fate {
     match outcome {
         Outcome::Marked(expire_time) => Fate::Acknowledged {
             expire_time: *expire_time,
         },
-        Outcome::Refused(refusal)
-            if refusal.code == Code::InvalidArgument || HARMLESS.contains(&refusal.reason()) =>
-        {
+        Outcome::Refused(refusal) if refusal.outcome.as_deref() == Some(NOT_EXECUTED) => {
             Fate::NoEffect
         }
         Outcome::NotAccepted(_) => Fate::NoEffect,

@@ -82,8 +82,16 @@ impl Caller {
         }
     }
 
-    /// Marks, and records how that went.
-    pub async fn mark(&self, id: u32, value: u64, ttl: Duration, deadline: Duration) {
+    /// The same connection, with its calls recorded elsewhere.
+    pub fn recording(&self, recorder: &Arc<Recorder>) -> Self {
+        Self {
+            recorder: Arc::clone(recorder),
+            ..self.clone()
+        }
+    }
+
+    /// Marks, records how that went, and says so.
+    pub async fn mark(&self, id: u32, value: u64, ttl: Duration, deadline: Duration) -> Outcome {
         let request = MarkRequest {
             id: name(id),
             value: Some(encode(value)),
@@ -98,10 +106,10 @@ impl Caller {
                 None => Outcome::Malformed("a Mark without an expire time".to_owned()),
             })
         })
-        .await;
+        .await
     }
 
-    pub async fn get(&self, id: u32, expire_time: ExpireTime, deadline: Duration) {
+    pub async fn get(&self, id: u32, expire_time: ExpireTime, deadline: Duration) -> Outcome {
         let request = GetRequest {
             id: name(id),
             include_expire_time: expire_time == ExpireTime::Ask,
@@ -112,16 +120,17 @@ impl Caller {
             let reply = client.get(wrap.request(request)).await?.into_inner();
             Ok(self.found(&[id], reply.entry.as_slice()))
         })
-        .await;
+        .await
     }
 
     pub async fn batch_get(&self, ids: Vec<u32>, expire_time: ExpireTime, deadline: Duration) {
-        self.batch(ids, expire_time, deadline, false).await;
+        _ = self.batch(ids, expire_time, deadline, false).await;
     }
 
     /// Part of the reading of every id at the end; says whether it succeeded.
     pub async fn closing_read(&self, ids: Vec<u32>, deadline: Duration) -> bool {
-        self.batch(ids, ExpireTime::Omit, deadline, true).await
+        let outcome = self.batch(ids, ExpireTime::Omit, deadline, true).await;
+        matches!(outcome, Outcome::Found(_))
     }
 
     async fn batch(
@@ -130,7 +139,7 @@ impl Caller {
         expire_time: ExpireTime,
         deadline: Duration,
         closing: bool,
-    ) -> bool {
+    ) -> Outcome {
         let request = BatchGetRequest {
             ids: ids.iter().copied().map(name).collect(),
             include_expire_time: expire_time == ExpireTime::Ask,
@@ -160,14 +169,14 @@ impl Caller {
         Outcome::Found(seen.collect())
     }
 
-    /// Runs a call under its deadline, and records it; says whether it succeeded.
+    /// Runs a call under its deadline, records its outcome, and gives it.
     async fn record(
         &self,
         call: Call,
         deadline: Duration,
         closing: bool,
         act: impl AsyncFnOnce(DynDataClient<Connection>, Deadline) -> Result<Outcome, Status>,
-    ) -> bool {
+    ) -> Outcome {
         let start = self.recorder.now();
         let outcome = match timeout(deadline + PATIENCE, self.connected()).await {
             Err(_) => Outcome::NotAccepted("connecting takes too long".to_owned()),
@@ -184,17 +193,15 @@ impl Caller {
                 }
             }
         };
-        let operation = Operation {
+        self.recorder.record(Operation {
             start,
             end: self.recorder.now(),
             deadline,
             call,
-            outcome,
+            outcome: outcome.clone(),
             closing,
-        };
-        let is_ok = operation.is_ok();
-        self.recorder.record(operation);
-        is_ok
+        });
+        outcome
     }
 
     /// The connection that is there, or a new one.
@@ -243,11 +250,13 @@ impl Deadline {
 /// What a status means: said by the server, or made here because the connection failed.
 pub fn failed(status: &Status, served: bool) -> Outcome {
     if status.source().is_none() {
+        let info = status.get_details_error_info();
         return Outcome::Refused(Refusal {
             code: status.code(),
-            info: status
-                .get_details_error_info()
-                .map(|info| (info.domain, info.reason)),
+            outcome: info
+                .as_ref()
+                .and_then(|info| info.metadata.get("outcome").cloned()),
+            info: info.map(|info| (info.domain, info.reason)),
             pushback: status.metadata().contains_key("grpc-retry-pushback-ms"),
             message: status.message().to_owned(),
         });

@@ -10,7 +10,7 @@ use std::{
 };
 
 /// Microseconds since the history began; before it, if negative.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Moment(pub i64);
 
 impl Moment {
@@ -76,6 +76,8 @@ pub struct Refusal {
     pub code: tonic::Code,
     /// Domain and reason of its ErrorInfo.
     pub info: Option<(String, String)>,
+    /// The `outcome` in its ErrorInfo's metadata.
+    pub outcome: Option<String>,
     /// Whether it has `grpc-retry-pushback-ms`.
     pub pushback: bool,
     pub message: String,
@@ -151,6 +153,15 @@ impl Recorder {
         Self {
             began: Instant::now(),
             began_wall: SystemTime::now(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Another history on the same clock.
+    pub fn beside(&self) -> Self {
+        Self {
+            began: self.began,
+            began_wall: self.began_wall,
             state: Mutex::default(),
         }
     }

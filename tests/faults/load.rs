@@ -201,10 +201,10 @@ impl Mix {
             0..40 => {
                 let value = self.marks.fetch_add(1, Ordering::Relaxed);
                 let id = marked_by(value);
-                caller.mark(id, value, ttl(id), deadline).await;
+                _ = caller.mark(id, value, ttl(id), deadline).await;
             }
-            40..65 => caller.get(self.id(), ExpireTime::Omit, deadline).await,
-            65..80 => caller.get(self.id(), ExpireTime::Ask, deadline).await,
+            40..65 => _ = caller.get(self.id(), ExpireTime::Omit, deadline).await,
+            65..80 => _ = caller.get(self.id(), ExpireTime::Ask, deadline).await,
             _ => {
                 let ids = match fastrand::bool() {
                     true => (0..fastrand::usize(2..10)).map(|_| self.id()).collect(),

@@ -27,9 +27,11 @@ mod load;
 mod overload;
 mod processes;
 mod proxy;
+mod register;
 mod report;
 mod runner;
 mod selftest;
+mod selftest_register;
 mod service;
 mod settings;
 mod standalone;
@@ -37,6 +39,7 @@ mod starvation;
 mod tamper;
 mod topology;
 mod trial;
+mod writers;
 
 use std::process::ExitCode;
 
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
     runner::run(
         &[
             selftest::CASES,
+            selftest_register::CASES,
             tamper::CASES,
             standalone::CASES,
             settings::CASES,

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -37,6 +38,28 @@ pub enum Mode {
     Refuse,
     /// A connection is reset in the middle of a reply, after a few hundred bytes.
     ResetInReply,
+    /// After a few hundred bytes of replies one is swallowed, and the connection closed: the
+    /// command was executed, and its sender does not hear of it.
+    SwallowReply,
+    /// After a few hundred bytes of commands the connection is closed towards their sender. The
+    /// commands that have come are delivered later, after at most 600 ms.
+    DeliverLate,
+}
+
+/// When a device on the line delivers what it has kept.
+const LATE: Range<u64> = 50..600;
+/// How long it then keeps the connection.
+const LINGER: Duration = Duration::from_millis(200);
+
+/// How one direction of a connection has ended.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// One side is gone: the other one is closed.
+    Close,
+    /// The other one gets a reset.
+    Reset,
+    /// The sender is closed, and Redis gets these bytes later.
+    Late(Vec<u8>),
 }
 
 /// A proxy that runs until it is dropped.
@@ -135,7 +158,7 @@ async fn connection(mut client: TcpStream, upstream: SocketAddr, mut modes: watc
         _ = socket.set_nodelay(true);
     }
     let dead = AtomicBool::new(false);
-    let is_reset = {
+    let end = {
         let (from_client, to_client) = client.split();
         let (from_redis, to_redis) = redis.split();
         let requests = Pump {
@@ -149,14 +172,22 @@ async fn connection(mut client: TcpStream, upstream: SocketAddr, mut modes: watc
             replies: true,
         };
         tokio::select! {
-            is_reset = requests.run(from_client, to_redis) => is_reset,
-            is_reset = replies.run(from_redis, to_client) => is_reset,
+            end = requests.run(from_client, to_redis) => end,
+            end = replies.run(from_redis, to_client) => end,
             // Fails only with the proxy itself.
-            _ = modes.wait_for(|mode| *mode == Mode::Refuse) => true,
+            _ = modes.wait_for(|mode| *mode == Mode::Refuse) => End::Reset,
         }
     };
-    if is_reset {
-        reset(&client);
+    match end {
+        End::Close => {}
+        End::Reset => reset(&client),
+        End::Late(commands) => {
+            drop(client);
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(LATE))).await;
+            if redis.write_all(&commands).await.is_ok() {
+                _ = tokio::time::timeout(LINGER, swallow(&mut redis)).await;
+            }
+        }
     }
 }
 
@@ -180,18 +211,19 @@ struct Pump<'a> {
 }
 
 impl Pump<'_> {
-    /// Runs until one side is gone; says whether the other one is to get a reset.
-    async fn run(self, from: ReadHalf<'_>, to: WriteHalf<'_>) -> bool {
+    /// Runs until one side is gone, or is to go.
+    async fn run(self, from: ReadHalf<'_>, to: WriteHalf<'_>) -> End {
         // Bounded, so that a slow side holds up the other, as on a real network.
         let (queue, queued) = mpsc::channel(256);
         let (modes, replies) = (self.modes.clone(), self.replies);
         tokio::select! {
-            is_reset = self.read(from, queue) => is_reset,
-            is_reset = write(to, queued, modes, replies) => is_reset,
+            end = self.read(from, queue) => end,
+            end = write(to, queued, modes, replies) => end,
         }
     }
 
-    async fn read(&self, mut from: ReadHalf<'_>, queue: mpsc::Sender<(Instant, Vec<u8>)>) -> bool {
+    async fn read(&self, mut from: ReadHalf<'_>, queue: mpsc::Sender<(Instant, Vec<u8>)>) -> End {
+        let mut budget = budget();
         loop {
             let mut chunk = vec![0; 16 * 1024];
             let Ok(length @ 1..) = from.read(&mut chunk).await else {
@@ -199,7 +231,7 @@ impl Pump<'_> {
                     // The far end of a dead line can close what it wants.
                     std::future::pending::<()>().await;
                 }
-                return false;
+                return End::Close;
             };
             chunk.truncate(length);
             if self.replies {
@@ -217,12 +249,18 @@ impl Pump<'_> {
             if self.dead.load(Ordering::Relaxed) {
                 continue;
             }
+            if mode == Mode::DeliverLate && !self.replies {
+                if chunk.len() > budget {
+                    return End::Late(chunk);
+                }
+                budget -= chunk.len();
+            }
             let delay = match mode {
                 Mode::Delay(delay) if self.replies => delay,
                 _ => Duration::ZERO,
             };
             if queue.send((Instant::now() + delay, chunk)).await.is_err() {
-                return false;
+                return End::Close;
             }
         }
     }
@@ -233,9 +271,8 @@ async fn write(
     mut queued: mpsc::Receiver<(Instant, Vec<u8>)>,
     modes: watch::Receiver<Mode>,
     replies: bool,
-) -> bool {
-    // What is left of the bytes that come through before a reset.
-    let mut budget = fastrand::usize(200..2_000);
+) -> End {
+    let mut budget = budget();
     while let Some((due, chunk)) = queued.recv().await {
         tokio::time::sleep_until(due).await;
         let mode = *modes.borrow();
@@ -244,7 +281,14 @@ async fn write(
             Mode::ResetInReply if replies => {
                 if chunk.len() > budget {
                     _ = to.write_all(&chunk[..budget]).await;
-                    return true;
+                    return End::Reset;
+                }
+                budget -= chunk.len();
+                to.write_all(&chunk).await
+            }
+            Mode::SwallowReply if replies => {
+                if chunk.len() > budget {
+                    return End::Close;
                 }
                 budget -= chunk.len();
                 to.write_all(&chunk).await
@@ -252,10 +296,15 @@ async fn write(
             _ => to.write_all(&chunk).await,
         };
         if written.is_err() {
-            return false;
+            return End::Close;
         }
     }
-    false
+    End::Close
+}
+
+/// Bytes that come through in one direction before the fault.
+fn budget() -> usize {
+    fastrand::usize(200..2_000)
 }
 
 async fn trickle(to: &mut WriteHalf<'_>, chunk: &[u8]) -> std::io::Result<()> {

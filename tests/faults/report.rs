@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, fmt::Write as _, time::Duration};
 
-use crate::checker::Findings;
+use crate::{checker::Findings, writers::Summary};
 
 thread_local! {
     /// Logs of services whose case failed: each case has a thread of its own.
@@ -23,6 +23,8 @@ pub fn kept_logs() -> Vec<String> {
 #[derive(Debug, Default)]
 pub struct Report {
     pub findings: Findings,
+    /// What several writers for each id did, and what came of it.
+    pub written: Option<Summary>,
     /// What is not as it should be; the case has failed if there is any.
     pub failures: Vec<String>,
     /// Figures worth seeing.
@@ -81,6 +83,7 @@ impl Report {
         for report in reports {
             let Self {
                 findings,
+                written,
                 failures,
                 notes,
                 recovery,
@@ -89,6 +92,7 @@ impl Report {
                 logs,
             } = report;
             all.findings.add(findings);
+            all.written = all.written.or(written);
             all.failures.extend(failures);
             all.notes.extend(notes);
             all.recovery = all.recovery.max(recovery);
@@ -199,8 +203,16 @@ pub fn table<'a>(reports: impl Iterator<Item = (&'a str, &'a Report)>) -> String
         "| {:<44} | {:>6} | {:>5} | {:>7} | {:>7} | {:>7} | {:>7} | {:>5} | {:<7} |",
         "", "", "value", "absence", "marks", "ms", "ms", "ms", ""
     );
+    let mut several = String::new();
     for (name, report) in reports {
         text.push_str(&report.row(name));
+        if let Some(written) = &report.written {
+            several.push_str(&written.row(name));
+        }
+    }
+    if !several.is_empty() {
+        text.push_str(Summary::TITLE);
+        text.push_str(&several);
     }
     text
 }

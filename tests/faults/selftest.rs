@@ -23,7 +23,7 @@ pub const CASES: &[Case] = &[
     Case::new("checker: excuses what a failover loses", excuses),
 ];
 
-const TTL: Duration = Duration::from_secs(1);
+pub const TTL: Duration = Duration::from_secs(1);
 const DEADLINE: Duration = Duration::from_millis(500);
 
 /// What the checker is to say of a history.
@@ -210,6 +210,20 @@ const BREACHES: &[Example] = &[
         counts: [0, 0, 0, 1],
     },
     Example {
+        name: "an error of a Mark without an outcome, and one that advises to repeat it",
+        history: || {
+            let mut silent = refusal(Code::Unavailable, "BACKEND_UNAVAILABLE");
+            silent.outcome = None;
+            let mut advised = refusal(Code::Unavailable, "BACKEND_UNAVAILABLE");
+            advised.pushback = true;
+            vec![
+                marked(0, 10, 1, Outcome::Refused(silent)),
+                marked(0, 10, 2, Outcome::Refused(advised)),
+            ]
+        },
+        counts: [0, 0, 0, 2],
+    },
+    Example {
         name: "cut off, not accepted, unanswered",
         history: || {
             vec![
@@ -346,11 +360,11 @@ fn counts(findings: &Findings) -> [usize; 4] {
     ]
 }
 
-fn millis(millis: i64) -> Moment {
+pub fn millis(millis: i64) -> Moment {
     Moment(millis * 1_000)
 }
 
-fn marked(start: i64, end: i64, value: u64, outcome: Outcome) -> Operation {
+pub fn marked(start: i64, end: i64, value: u64, outcome: Outcome) -> Operation {
     Operation {
         start: millis(start),
         end: millis(end),
@@ -366,7 +380,7 @@ fn marked(start: i64, end: i64, value: u64, outcome: Outcome) -> Operation {
 }
 
 /// Acknowledged, as it should be.
-fn mark(start: i64, end: i64, value: u64) -> Operation {
+pub fn mark(start: i64, end: i64, value: u64) -> Operation {
     marked(start, end, value, Outcome::Marked(millis(start).after(TTL)))
 }
 
@@ -377,7 +391,7 @@ fn seen(value: Value) -> Seen {
     }
 }
 
-fn read(start: i64, end: i64, value: Value) -> Operation {
+pub fn read(start: i64, end: i64, value: Value) -> Operation {
     Operation {
         call: Call::Read { ids: vec![7] },
         outcome: Outcome::Found(vec![seen(value)]),
@@ -402,15 +416,18 @@ fn read_until(start: i64, end: i64, value: u64, expire_time: i64) -> Operation {
     }
 }
 
-fn refusal(code: Code, reason: &str) -> Refusal {
+pub fn refusal(code: Code, reason: &str) -> Refusal {
+    let pushback = reason == "OVERLOADED";
     Refusal {
         code,
         info: Some(("dyndata".to_owned(), reason.to_owned())),
-        pushback: true,
+        // An overloaded server has not begun with what it refuses.
+        outcome: Some(if pushback { "not_executed" } else { "unknown" }.to_owned()),
+        pushback,
         message: String::new(),
     }
 }
 
-fn refused(code: Code, reason: &str) -> Outcome {
+pub fn refused(code: Code, reason: &str) -> Outcome {
     Outcome::Refused(refusal(code, reason))
 }

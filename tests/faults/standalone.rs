@@ -11,6 +11,7 @@ use crate::{
     report::Report,
     runner::{Case, Pace},
     trial::{Fault, Losses, Trial, during},
+    writers::Pressure,
 };
 
 /// After a restart, and for a connection that hung and answers again.
@@ -30,6 +31,12 @@ pub const CASES: &[Case] = &[
     }),
     Case::new("line: half-open", |pace| proxied(pace, Mode::Silent)),
     Case::new("line: refused", |pace| proxied(pace, Mode::Refuse)),
+    Case::new("line: reply swallowed, then closed", |pace| {
+        with_writers(pace, Mode::SwallowReply)
+    }),
+    Case::new("line: closed, commands delivered later", |pace| {
+        with_writers(pace, Mode::DeliverLate)
+    }),
     Case::new("line: 300 ms delay", slow_line),
     Case::new("line: one byte at a time", trickle),
 ];
@@ -119,6 +126,25 @@ fn on_a_line(
         trial.over();
     }
     trial.judge_with(demands)
+}
+
+/// Two services on one line, and several writers for each id: a command that takes effect twice,
+/// or later than its answer says, leaves reads that no order explains.
+fn with_writers(pace: &Pace, mode: Mode) -> Report {
+    let redis = Redis::start();
+    let line = Proxy::start(redis.port);
+    let servers = [(); 2].map(|()| Dyndata::on(&line.url(), &[]));
+    let mut trial = Trial::start(&servers[0], LIMIT, Losses::None);
+    trial.add_writers([&servers[0], &servers[1]], Pressure::of(pace));
+    trial.calm();
+    for _ in 0..pace.times(2, 6) {
+        trial.fault();
+        line.set(mode);
+        sleep(Duration::from_secs(2));
+        line.set(Mode::Pass);
+        trial.over();
+    }
+    trial.judge()
 }
 
 /// Late is not lost: 300 ms are within the time that a command has.

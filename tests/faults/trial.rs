@@ -13,6 +13,7 @@ use crate::{
     processes::Dyndata,
     report::Report,
     starvation::Watch,
+    writers::{Pressure, Writers},
 };
 
 /// This many calls in a row that succeed end a recovery.
@@ -55,6 +56,7 @@ pub enum Losses {
 
 pub struct Trial {
     pub load: Load,
+    writers: Option<Writers>,
     _watch: Watch,
     limit: Duration,
     losses: Losses,
@@ -83,6 +85,7 @@ impl Trial {
         Self {
             _watch: Watch::start(server.pid(), Arc::clone(&load.recorder)),
             load,
+            writers: None,
             limit,
             losses,
             goes_away: false,
@@ -90,6 +93,12 @@ impl Trial {
             faults: Vec::new(),
             failures: Vec::new(),
         }
+    }
+
+    /// Puts the load of several writers for each id on these services too.
+    pub fn add_writers(&mut self, servers: [&Dyndata; 2], pressure: Pressure) {
+        let addrs = servers.map(|server| server.addr.as_str());
+        self.writers = Some(Writers::start(&addrs, &self.load.recorder, pressure));
     }
 
     /// A while in which all is well.
@@ -110,6 +119,11 @@ impl Trial {
     /// A fault begins.
     pub fn fault(&mut self) {
         let now = self.load.recorder.now();
+        if let Some(writers) = &self.writers
+            && self.losses == Losses::Failover
+        {
+            writers.losses_begin(now.before(REPLICATION_LAG));
+        }
         if let Some(last) = self.faults.last_mut() {
             last.calm_until = now;
         }
@@ -146,6 +160,9 @@ impl Trial {
         while !self.has_recovered(end) && start.elapsed() < self.limit + PATIENCE {
             thread::sleep(Duration::from_millis(5));
         }
+        if let Some(writers) = &self.writers {
+            writers.losses_end();
+        }
     }
 
     /// Enough calls in a row, and none that still waits may be about to fail.
@@ -179,6 +196,7 @@ impl Trial {
     pub fn judge_with(self, demands: impl FnOnce(&[Operation], &[Fault]) -> Vec<String>) -> Report {
         let Self {
             load,
+            writers,
             _watch,
             limit,
             losses,
@@ -192,6 +210,7 @@ impl Trial {
             last.calm_until = end;
         }
         let recorder = Arc::clone(&load.recorder);
+        let written = writers.map(Writers::finish);
         let operations = load.finish();
         let allowances = Allowances {
             lossy: match losses {
@@ -208,7 +227,7 @@ impl Trial {
             stalls: recorder.stalls(),
             late_expiry,
         };
-        let findings = checker::check(&operations, &allowances);
+        let mut findings = checker::check(&operations, &allowances);
         let steady = operations.iter().filter(|operation| !operation.closing);
         let rate = steady.count() as f64 / end.since(Moment::default()).as_secs_f64();
         if rate < LEAST_RATE {
@@ -234,7 +253,13 @@ impl Trial {
                 failures.push(format!("failed before the first fault: {before:?}"));
             }
         }
+        let written = written.map(|(summary, found)| {
+            findings.add(found);
+            failures.extend(summary.failures());
+            summary
+        });
         let mut report = Report::new(findings, failures);
+        report.written = written;
         let longest = allowances
             .stalls
             .iter()
