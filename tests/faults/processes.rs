@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
-        Mutex, PoisonError,
+        LazyLock, Mutex, PoisonError,
         atomic::{AtomicU16, AtomicU32, Ordering},
     },
     thread,
@@ -91,6 +91,36 @@ pub const DURABLE: &[&str] = &[
     "yes",
 ];
 
+/// Whether it is Redis 6 that the tests run on.
+pub fn is_redis_6() -> bool {
+    static VERSION: LazyLock<String> = LazyLock::new(|| {
+        let output = Command::new("redis-server").arg("--version").output();
+        // Who runs it says why that fails.
+        output.map_or_else(
+            |_| String::new(),
+            |output| String::from_utf8_lossy(&output.stdout).into_owned(),
+        )
+    });
+    VERSION.contains("v=6.")
+}
+
+/// The arguments without what Redis 6 does not know.
+fn understood(arguments: &[&str]) -> Vec<String> {
+    const SINCE_7: [&str; 2] = [
+        // Everybody may say DEBUG.
+        "--enable-debug-command",
+        "--loading-process-events-interval-bytes",
+    ];
+    let mut arguments: Vec<_> = arguments.iter().map(ToString::to_string).collect();
+    let is_unknown = |argument: &String| SINCE_7.contains(&argument.as_str());
+    while is_redis_6()
+        && let Some(place) = arguments.iter().position(is_unknown)
+    {
+        arguments.drain(place..place + 2);
+    }
+    arguments
+}
+
 impl Redis {
     /// One that keeps what it acknowledged over a kill -9.
     pub fn start() -> Self {
@@ -110,7 +140,7 @@ impl Redis {
             host,
             port: port(),
             directory: Directory::new(),
-            arguments: arguments.iter().map(ToString::to_string).collect(),
+            arguments: understood(arguments),
             password: Mutex::default(),
         }
     }
@@ -130,7 +160,7 @@ impl Redis {
             .arg("--dir")
             .arg(self.directory.path())
             .args(&self.arguments)
-            .args(more)
+            .args(understood(more))
             .stdout(File::create(log).expect("a log"))
             .spawn();
         self.process = Some(process.unwrap_or_else(|error| {

@@ -38,14 +38,20 @@ pub enum Mode {
     Refuse,
     /// A connection is reset in the middle of a reply, after a few hundred bytes.
     ResetInReply,
-    /// After a few hundred bytes of replies one is swallowed, and the connection closed: the
+    /// After some thousand bytes of replies one is swallowed, and the connection closed: the
     /// command was executed, and its sender does not hear of it.
     SwallowReply,
-    /// After a few hundred bytes of commands the connection is closed towards their sender. The
+    /// After some thousand bytes of commands the connection is closed towards their sender. The
     /// commands that have come are delivered later, after at most 600 ms.
     DeliverLate,
 }
 
+/// Bytes that come through in one direction before a connection is reset, a reply is swallowed or
+/// commands are kept. The last two hit one connection after the other, not all at once, so that
+/// somebody is there to see what comes of it.
+const BEFORE_RESET: Range<usize> = 200..2_000;
+const BEFORE_SWALLOWING: Range<usize> = 500..6_000;
+const BEFORE_KEEPING: Range<usize> = 2_000..25_000;
 /// When a device on the line delivers what it has kept.
 const LATE: Range<u64> = 50..600;
 /// How long it then keeps the connection.
@@ -223,7 +229,7 @@ impl Pump<'_> {
     }
 
     async fn read(&self, mut from: ReadHalf<'_>, queue: mpsc::Sender<(Instant, Vec<u8>)>) -> End {
-        let mut budget = budget();
+        let mut until_kept = fastrand::usize(BEFORE_KEEPING);
         loop {
             let mut chunk = vec![0; 16 * 1024];
             let Ok(length @ 1..) = from.read(&mut chunk).await else {
@@ -250,10 +256,10 @@ impl Pump<'_> {
                 continue;
             }
             if mode == Mode::DeliverLate && !self.replies {
-                if chunk.len() > budget {
+                if chunk.len() > until_kept {
                     return End::Late(chunk);
                 }
-                budget -= chunk.len();
+                until_kept -= chunk.len();
             }
             let delay = match mode {
                 Mode::Delay(delay) if self.replies => delay,
@@ -272,25 +278,26 @@ async fn write(
     modes: watch::Receiver<Mode>,
     replies: bool,
 ) -> End {
-    let mut budget = budget();
+    let mut until_reset = fastrand::usize(BEFORE_RESET);
+    let mut until_swallowed = fastrand::usize(BEFORE_SWALLOWING);
     while let Some((due, chunk)) = queued.recv().await {
         tokio::time::sleep_until(due).await;
         let mode = *modes.borrow();
         let written = match mode {
             Mode::Trickle if replies => trickle(&mut to, &chunk).await,
             Mode::ResetInReply if replies => {
-                if chunk.len() > budget {
-                    _ = to.write_all(&chunk[..budget]).await;
+                if chunk.len() > until_reset {
+                    _ = to.write_all(&chunk[..until_reset]).await;
                     return End::Reset;
                 }
-                budget -= chunk.len();
+                until_reset -= chunk.len();
                 to.write_all(&chunk).await
             }
             Mode::SwallowReply if replies => {
-                if chunk.len() > budget {
+                if chunk.len() > until_swallowed {
                     return End::Close;
                 }
-                budget -= chunk.len();
+                until_swallowed -= chunk.len();
                 to.write_all(&chunk).await
             }
             _ => to.write_all(&chunk).await,
@@ -300,11 +307,6 @@ async fn write(
         }
     }
     End::Close
-}
-
-/// Bytes that come through in one direction before the fault.
-fn budget() -> usize {
-    fastrand::usize(200..2_000)
 }
 
 async fn trickle(to: &mut WriteHalf<'_>, chunk: &[u8]) -> std::io::Result<()> {

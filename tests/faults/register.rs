@@ -22,6 +22,7 @@
 use std::{
     cell::Cell,
     collections::{BTreeSet, HashMap},
+    time::Duration,
 };
 
 use todc_utils::{
@@ -158,9 +159,9 @@ fn take_step() -> bool {
     left > 0
 }
 
-/// Judges all calls on one id.
-pub fn check(operations: &[Operation], lossy: &[Span]) -> Verdict {
-    let writes = writes(operations, lossy);
+/// Judges all calls on one id. Redis may let values live longer by `late_expiry`.
+pub fn check(operations: &[Operation], lossy: &[Span], late_expiry: Duration) -> Verdict {
+    let writes = writes(operations, lossy, late_expiry);
     let by_value: HashMap<u64, &Write> = writes
         .iter()
         .map(|write| (write.content.value, write))
@@ -229,7 +230,7 @@ fn overlaps(operation: &Operation, lossy: &[Span]) -> bool {
 }
 
 /// The Marks that took effect or may.
-fn writes(operations: &[Operation], lossy: &[Span]) -> Vec<Write> {
+fn writes(operations: &[Operation], lossy: &[Span], late_expiry: Duration) -> Vec<Write> {
     let write = |operation: &Operation| {
         let Call::Mark { value, ttl, .. } = operation.call else {
             return None;
@@ -245,7 +246,7 @@ fn writes(operations: &[Operation], lossy: &[Span]) -> Vec<Write> {
             content: Content {
                 value,
                 earliest: operation.start.after(ttl),
-                latest: end.map(|end| end.after(ttl)),
+                latest: end.map(|end| end.after(ttl + late_expiry)),
             },
             kept: end.is_some() && !overlaps(operation, lossy),
         })

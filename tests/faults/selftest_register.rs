@@ -301,8 +301,11 @@ fn report(examples: &[Example], expected: Expected) -> Report {
         let lossy: Vec<Span> = lossy
             .map(|(from, to)| (millis(*from), millis(*to)))
             .collect();
-        complaint(&check(&(example.history)(), &lossy), expected)
-            .map(|complaint| format!("{}: {complaint}", example.name))
+        complaint(
+            &check(&(example.history)(), &lossy, Duration::ZERO),
+            expected,
+        )
+        .map(|complaint| format!("{}: {complaint}", example.name))
     });
     Report::of(failures.collect())
 }
@@ -321,7 +324,7 @@ fn at_random(_: &Pace) -> Report {
     let mut failures = Vec::new();
     for seed in 0..10 {
         let mut history = simulated(&mut fastrand::Rng::with_seed(seed));
-        let verdict = check(&history, &[]);
+        let verdict = check(&history, &[], Duration::ZERO);
         if let Some(complaint) = complaint(&verdict, Expected::Linearizable) {
             failures.push(format!("seed {seed}: {complaint}"));
         }
@@ -343,7 +346,9 @@ fn at_random(_: &Pace) -> Report {
             end,
             ..sees(0, 0, old.expect("it has Marks"))
         };
-        if let Some(complaint) = complaint(&check(&history, &[]), Expected::Violated) {
+        if let Some(complaint) =
+            complaint(&check(&history, &[], Duration::ZERO), Expected::Violated)
+        {
             failures.push(format!("seed {seed}, with a stale read: {complaint}"));
         }
     }

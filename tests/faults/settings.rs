@@ -10,7 +10,7 @@ use crate::{
     report::Report,
     runner::{Case, Pace},
     standalone::LIMIT,
-    trial::{Fault, Losses, Trial, during},
+    trial::{Fault, Losses, Trial, during, late_replicas},
 };
 
 pub const CASES: &[Case] = &[
@@ -84,7 +84,7 @@ fn out_of_memory(pace: &Pace) -> Report {
 fn misconfigured(pace: &Pace) -> Report {
     let mut redis = Redis::prepare(
         "127.0.0.1",
-        &["--save", "3600 1", "--enable-debug-command", "yes"],
+        &["--save", "3600", "1", "--enable-debug-command", "yes"],
     );
     redis.run();
     let server = Dyndata::on(&redis.url(), &[]);
@@ -145,6 +145,7 @@ fn wrong_password(pace: &Pace) -> Report {
     let from_file = format!("--redis-password-file={}", file.display());
     let server = Dyndata::on(&redis.url(), &[&from_file]);
     let mut trial = trial(&server);
+    trial.expect_late_expiry(late_replicas());
     for round in 0..pace.times(1, 4) {
         let password = format!("{round}-{CANARY}");
         trial.fault();
@@ -184,10 +185,11 @@ fn no_permission(pace: &Pace) -> Report {
 
 /// It answers LOADING, to PING as well, until its data is there.
 fn loading(pace: &Pace) -> Report {
-    let mut redis = Redis::start();
+    // Redis 6 answers after every two megabytes only, so that there has to be more of them.
+    let mut redis = Redis::start_with(&["--rdbcompression", "no"]);
     let server = Dyndata::on(&redis.url(), &[]);
     let mut trial = trial(&server);
-    redis.must(&["DEBUG", "POPULATE", "2000", "filler", "200"]);
+    redis.must(&["DEBUG", "POPULATE", "2000", "filler", "5000"]);
     let mut seen = 0;
     let rounds = pace.times(1, 3);
     for _ in 0..rounds {
@@ -199,14 +201,12 @@ fn loading(pace: &Pace) -> Report {
         trial.fault();
         redis.kill();
         // A millisecond for each key.
-        let slowly = ["--key-load-delay", "1000"];
-        redis.spawn(
-            &[
-                &slowly[..],
-                &["--loading-process-events-interval-bytes", "1024"],
-            ]
-            .concat(),
-        );
+        redis.spawn(&[
+            "--key-load-delay",
+            "1000",
+            "--loading-process-events-interval-bytes",
+            "1024",
+        ]);
         eventually("redis-server has loaded", || {
             let answer = redis.command(&["PING"]);
             seen += usize::from(answer.as_ref().is_err_and(|error| {
@@ -222,7 +222,7 @@ fn loading(pace: &Pace) -> Report {
 }
 
 fn busy_script(pace: &Pace) -> Report {
-    let redis = Redis::start_with(&["--busy-reply-threshold", "100"]);
+    let redis = Redis::start_with(&["--lua-time-limit", "100"]);
     let server = Dyndata::on(&redis.url(), &[]);
     let mut trial = trial(&server);
     for _ in 0..pace.times(1, 4) {
@@ -359,6 +359,7 @@ fn renamed(pace: &Pace) -> Report {
     let server = Dyndata::start_through(&through, &[&url]);
     server.ready();
     let mut trial = trial(&server);
+    trial.expect_late_expiry(late_replicas());
     for round in 0..pace.times(1, 4) {
         let (from, to) = if round % 2 == 0 {
             (&mut first, &mut second)

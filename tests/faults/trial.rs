@@ -10,7 +10,7 @@ use crate::{
     checker::{self, Allowances},
     history::{Moment, Operation},
     load::{Load, Rate, endings},
-    processes::Dyndata,
+    processes::{Dyndata, is_redis_6},
     report::Report,
     starvation::Watch,
     writers::{Pressure, Writers},
@@ -89,7 +89,10 @@ impl Trial {
             limit,
             losses,
             goes_away: false,
-            late_expiry: Duration::ZERO,
+            late_expiry: match losses {
+                Losses::None => Duration::ZERO,
+                Losses::Failover => late_replicas(),
+            },
             faults: Vec::new(),
             failures: Vec::new(),
         }
@@ -98,6 +101,10 @@ impl Trial {
     /// Puts the load of several writers for each id on these services too.
     pub fn add_writers(&mut self, servers: [&Dyndata; 2], pressure: Pressure) {
         let addrs = servers.map(|server| server.addr.as_str());
+        let pressure = Pressure {
+            late_expiry: self.late_expiry,
+            ..pressure
+        };
         self.writers = Some(Writers::start(&addrs, &self.load.recorder, pressure));
     }
 
@@ -274,6 +281,15 @@ impl Trial {
         report.limit_recovery(slowest, limit);
         report.limit_overrun(OVERRUN);
         report
+    }
+}
+
+/// How much longer a replica may let values live. Redis 6 replicates what is left of a time to
+/// live, which starts anew when the replica hears of it; Redis 7 replicates the moment of expiry.
+pub fn late_replicas() -> Duration {
+    match is_redis_6() {
+        true => Duration::from_millis(250),
+        false => Duration::ZERO,
     }
 }
 

@@ -56,15 +56,18 @@ pub struct Pressure {
     pub calls_per_id: usize,
     /// The longest pause between two calls of one caller.
     pub pause: Duration,
+    /// How much longer Redis itself may let a value live.
+    pub late_expiry: Duration,
 }
 
 impl Pressure {
     /// What the short version can afford, beside other cases; and the long one.
     pub fn of(pace: &Pace) -> Self {
         Self {
-            ids: pace.times(2, 6) as u32,
+            ids: pace.times(3, 6) as u32,
             calls_per_id: pace.times(150, 300),
             pause: Duration::from_millis(40),
+            late_expiry: Duration::ZERO,
         }
     }
 }
@@ -135,7 +138,7 @@ impl Writers {
         let histories = Arc::new(Mutex::new(histories));
         let judges = (0..JUDGES).map(|_| {
             let (shared, histories) = (Arc::clone(&shared), Arc::clone(&histories));
-            thread::spawn(move || judge_all(&shared, &histories))
+            thread::spawn(move || judge_all(&shared, &histories, pressure.late_expiry))
         });
         let judges = judges.collect();
         let addrs: Vec<_> = addrs.iter().map(ToString::to_string).collect();
@@ -373,7 +376,7 @@ fn deadline() -> Duration {
     Duration::from_millis(fastrand::u64(400..1_200))
 }
 
-fn judge_all(shared: &Shared, histories: &Mutex<mpsc::Receiver<Retired>>) {
+fn judge_all(shared: &Shared, histories: &Mutex<mpsc::Receiver<Retired>>, late_expiry: Duration) {
     loop {
         let next = histories
             .lock()
@@ -382,10 +385,11 @@ fn judge_all(shared: &Shared, histories: &Mutex<mpsc::Receiver<Retired>>) {
         let Some(retired) = next else { return };
         let lossy = shared.closed_spans();
         let began = Instant::now();
-        let verdict = register::check(&retired.operations, &lossy);
+        let verdict = register::check(&retired.operations, &lossy, late_expiry);
         let took = began.elapsed();
         let allowances = Allowances {
             lossy,
+            late_expiry,
             ..Allowances::default()
         };
         let mut findings = checker::check(&retired.operations, &allowances);
