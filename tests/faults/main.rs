@@ -5,6 +5,10 @@
 //! Mark get lost, did a call outlive its deadline, was an error none of the contract's, how long
 //! until all was well again? The answers are a table.
 //!
+//! Two judges read the histories. [`checker`] works on intervals, with one writer for each id, and
+//! also looks at errors, deadlines and expire times. [`register`] looks for an order of all calls
+//! on an id that [`writers`] marked from several connections.
+//!
 //! `cargo test --test faults [-- NAME...]` runs the short versions, of the cases that have one of
 //! the names in theirs. With `DYNDATA_CHAOS_SECONDS` (`make chaos`) the cases are longer, and
 //! faults in random order follow until the time is up; `DYNDATA_CHAOS_SEED` repeats an order.
