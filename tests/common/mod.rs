@@ -6,6 +6,7 @@
 )]
 
 pub mod certificates;
+pub mod line;
 
 use std::{
     fs,
@@ -156,10 +157,15 @@ impl Drop for Redis {
     }
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago. A node of a cluster also uses the port 10,000 above it.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("an address").port()
+    loop {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = listener.local_addr().expect("an address").port();
+        if port < 55_000 {
+            return port;
+        }
+    }
 }
 
 /// Waits until something holds; fails the test if it never does.
@@ -446,4 +452,12 @@ pub fn now() -> f64 {
         .duration_since(std::time::UNIX_EPOCH)
         .expect("a clock after 1970")
         .as_secs_f64()
+}
+
+/// Checks that a write's error says this of its outcome.
+#[track_caller]
+pub fn assert_outcome(status: &Status, outcome: &str) {
+    let info = status.get_details_error_info().expect("an ErrorInfo");
+    let have = info.metadata.get("outcome").map(String::as_str);
+    assert_eq!(have, Some(outcome), "{status:?}");
 }
