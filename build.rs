@@ -5,7 +5,8 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message as _;
 
 const PROTO_ROOT: &str = "proto";
-const PROTO: &str = "dyndata/v1/dyndata.proto";
+/// The contract, and gRPC's own health service.
+const PROTOS: [&str; 2] = ["dyndata/v1/dyndata.proto", "grpc/health/v1/health.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     // Compiling from a descriptor set prints no rerun-if-changed of its own.
@@ -15,7 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     compiler
         .include_imports(true)
         .include_source_info(true)
-        .open_file(PROTO)?;
+        .open_files(PROTOS)?;
     let descriptors = compiler.file_descriptor_set();
 
     // What reflection serves. The source info makes `describe` show the comments.
@@ -26,7 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     )?;
 
     tonic_build::configure()
-        // Not what serves (src/server/unary.rs does), and so not in the crate.
+        // src/server/ serves, so the crate needs no generated server.
         .build_server(false)
         .compile_fds(descriptors)?;
     Ok(())

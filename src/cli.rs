@@ -20,9 +20,6 @@ use std::{
 use clap::{CommandFactory as _, Parser, Subcommand};
 use thiserror::Error;
 use tonic::Status;
-use tonic_health::pb::{
-    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
-};
 use tonic_types::StatusExt as _;
 
 use self::{
@@ -33,7 +30,12 @@ use crate::{
     Config,
     auth::{NewToken, Right},
     config::{ConfigError, ServeArgs},
-    proto::{BatchGetRequest, GetRequest, MarkRequest},
+    proto::{
+        BatchGetRequest, GetRequest, MarkRequest,
+        health::{
+            HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+        },
+    },
 };
 
 /// sysexits: wrong usage.

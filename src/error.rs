@@ -44,6 +44,12 @@ pub enum Error {
     /// The request is not a protobuf message of the right type.
     #[error("the request message could not be decoded")]
     MessageMalformed,
+    /// The server has no such method.
+    #[error("there is no such method")]
+    Unimplemented,
+    /// A health check of a service that the server does not have.
+    #[error("there is no such service")]
+    ServiceUnknown,
     /// The request is compressed.
     #[error("compressed messages are not supported")]
     CompressionUnsupported,
@@ -62,6 +68,9 @@ pub enum Error {
     /// There is more work in flight than the server takes on.
     #[error("too many calls are in flight; try again later")]
     Overloaded,
+    /// The server ends a stream because it stops.
+    #[error("the server is shutting down")]
+    ShuttingDown,
     /// The caller did not say who it is, or nobody knows it.
     #[error("missing or unknown credentials")]
     Unauthenticated,
@@ -114,10 +123,13 @@ impl Error {
             Self::Invalid(invalid) => (Code::InvalidArgument, invalid_reason(invalid), None),
             Self::MessageMalformed => (Code::InvalidArgument, "MESSAGE_MALFORMED", None),
             Self::CompressionUnsupported => (Code::Unimplemented, "COMPRESSION_UNSUPPORTED", None),
+            Self::Unimplemented => (Code::Unimplemented, "UNIMPLEMENTED", None),
+            Self::ServiceUnknown => (Code::NotFound, "SERVICE_UNKNOWN", None),
             Self::MessageTooLarge { .. } => (Code::ResourceExhausted, "MESSAGE_TOO_LARGE", None),
             Self::TimeoutInvalid => (Code::InvalidArgument, "TIMEOUT_INVALID", None),
             Self::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED", None),
             Self::Overloaded => (Code::ResourceExhausted, "OVERLOADED", SOON),
+            Self::ShuttingDown => (Code::Unavailable, "SHUTTING_DOWN", SOON),
             Self::Unauthenticated => (Code::Unauthenticated, "UNAUTHENTICATED", None),
             Self::PermissionDenied => (Code::PermissionDenied, "PERMISSION_DENIED", None),
             Self::Store(store) | Self::Write(WriteError { error: store, .. }) => {

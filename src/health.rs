@@ -1,20 +1,29 @@
 //! What the service says about itself: `grpc.health.v1` and `/readyz`, both from one state.
 //!
-//! The names "" and `dyndata.v1.DynData` follow the store: NOT_SERVING until it is there, while it
-//! is not (and has not been for two looks in a row), and from the start of a shutdown. The name
-//! `liveness` is SERVING for as long as the process answers.
+//! The services "" and `dyndata.v1.DynData` follow the store: NOT_SERVING until it is there, while
+//! it is not (and has not been for two looks in a row), and from the start of a shutdown. The
+//! service `liveness` is SERVING for as long as the process answers.
 
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::{service, store::LinkState};
+use crate::{
+    error::Error,
+    proto::health::{
+        HealthCheckRequest, HealthCheckResponse, HealthListResponse,
+        health_check_response::ServingStatus,
+    },
+    service,
+    store::LinkState,
+};
 
 /// How often the store is looked at, and how many looks in a row make a change, so that a link
 /// that is replaced at once does not move a whole fleet's traffic.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 const PROBES: u32 = 2;
+/// The service that is SERVING whatever the store does.
+const LIVENESS: &str = "liveness";
 
 /// Whether calls can be served; if not, why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,28 +35,22 @@ pub(crate) enum Readiness {
 /// Keeps the health service and `/readyz` in step with the store.
 #[derive(Debug)]
 pub(crate) struct Health {
-    reporter: HealthReporter,
     readiness: watch::Sender<Readiness>,
 }
 
 impl Health {
     /// Not ready until [`Health::follow`] says otherwise.
-    pub(crate) async fn new() -> Self {
-        let health = Self {
-            reporter: HealthReporter::new(),
+    pub(crate) fn new() -> Self {
+        Self {
             readiness: watch::Sender::new(Readiness::NotReady("starting".to_owned())),
-        };
-        health.report(ServingStatus::NotServing).await;
-        health
-            .reporter
-            .set_service_status("liveness", ServingStatus::Serving)
-            .await;
-        health
+        }
     }
 
-    /// What the gRPC health service reads.
-    pub(crate) fn reporter(&self) -> HealthReporter {
-        self.reporter.clone()
+    /// What the gRPC health service answers.
+    pub(crate) fn service(&self) -> HealthService {
+        HealthService {
+            readiness: self.readiness.subscribe(),
+        }
     }
 
     /// What `/readyz` reads.
@@ -63,12 +66,12 @@ impl Health {
             let LinkState::Down(reason) = seen else {
                 break;
             };
-            self.set(Readiness::NotReady(reason)).await;
+            self.set(Readiness::NotReady(reason));
             if store.changed().await.is_err() {
                 return;
             }
         }
-        self.set(Readiness::Ready).await;
+        self.set(Readiness::Ready);
         let mut ready = true;
         let mut against = 0;
         loop {
@@ -81,8 +84,8 @@ impl Health {
                 against = 0;
             }
             match seen {
-                LinkState::Up if ready => self.set(Readiness::Ready).await,
-                LinkState::Down(reason) if !ready => self.set(Readiness::NotReady(reason)).await,
+                LinkState::Up if ready => self.set(Readiness::Ready),
+                LinkState::Down(reason) if !ready => self.set(Readiness::NotReady(reason)),
                 // Not for long enough yet.
                 LinkState::Up | LinkState::Down(_) => {}
             }
@@ -90,33 +93,131 @@ impl Health {
     }
 
     /// From now on nothing is served.
-    pub(crate) async fn shut_down(&self) {
+    pub(crate) fn shut_down(&self) {
         self.readiness
             .send_replace(Readiness::NotReady("shutting down".to_owned()));
-        self.report(ServingStatus::NotServing).await;
     }
 
-    async fn set(&self, readiness: Readiness) {
+    fn set(&self, readiness: Readiness) {
         if *self.readiness.borrow() == readiness {
             return;
         }
-        let status = match &readiness {
-            Readiness::Ready => {
-                tracing::info!("ready");
-                ServingStatus::Serving
-            }
-            Readiness::NotReady(reason) => {
-                tracing::warn!(reason, "not ready");
-                ServingStatus::NotServing
-            }
-        };
+        match &readiness {
+            Readiness::Ready => tracing::info!("ready"),
+            Readiness::NotReady(reason) => tracing::warn!(reason, "not ready"),
+        }
         self.readiness.send_replace(readiness);
-        self.report(status).await;
+    }
+}
+
+/// The answers of `grpc.health.v1.Health`. Clones give the same answers.
+#[derive(Debug, Clone)]
+pub(crate) struct HealthService {
+    readiness: watch::Receiver<Readiness>,
+}
+
+impl HealthService {
+    /// The status of one service; an error if the server has no such service.
+    pub(crate) fn check(&self, request: &HealthCheckRequest) -> Result<HealthCheckResponse, Error> {
+        match self.status(&request.service) {
+            ServingStatus::ServiceUnknown => Err(Error::ServiceUnknown),
+            status => Ok(response(status)),
+        }
     }
 
-    async fn report(&self, status: ServingStatus) {
-        for name in ["", service::NAME] {
-            self.reporter.set_service_status(name, status).await;
+    /// The status of every service.
+    pub(crate) fn list(&self) -> HealthListResponse {
+        let statuses = ["", service::NAME, LIVENESS]
+            .map(|name| (name.to_owned(), response(self.status(name))));
+        HealthListResponse {
+            statuses: statuses.into(),
         }
+    }
+
+    /// The statuses of one service from now on.
+    pub(crate) fn watch(self, request: HealthCheckRequest) -> HealthWatch {
+        HealthWatch {
+            health: self,
+            service: request.service,
+            told: None,
+        }
+    }
+
+    fn status(&self, service: &str) -> ServingStatus {
+        match service {
+            "" | service::NAME => match *self.readiness.borrow() {
+                Readiness::Ready => ServingStatus::Serving,
+                Readiness::NotReady(_) => ServingStatus::NotServing,
+            },
+            LIVENESS => ServingStatus::Serving,
+            _ => ServingStatus::ServiceUnknown,
+        }
+    }
+}
+
+/// The statuses of one service: the present one, then each change. A service that the server does
+/// not have is SERVICE_UNKNOWN, for ever.
+#[derive(Debug)]
+pub(crate) struct HealthWatch {
+    health: HealthService,
+    service: String,
+    told: Option<ServingStatus>,
+}
+
+impl HealthWatch {
+    /// The next status; none when the server is gone. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Option<HealthCheckResponse> {
+        loop {
+            self.health.readiness.mark_unchanged();
+            let status = self.health.status(&self.service);
+            if self.told.replace(status) != Some(status) {
+                return Some(response(status));
+            }
+            self.health.readiness.changed().await.ok()?;
+        }
+    }
+}
+
+fn response(status: ServingStatus) -> HealthCheckResponse {
+    HealthCheckResponse {
+        status: status.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_watch_tells_each_change_of_status_once() {
+        let health = Health::new();
+        let watch = |service: &str| {
+            health.service().watch(HealthCheckRequest {
+                service: service.to_owned(),
+            })
+        };
+        let mut main = watch("");
+        let mut unknown = watch("other");
+        let told = async |watch: &mut HealthWatch| {
+            tokio::select! {
+                biased;
+                status = watch.next() => status.map(|response| response.status()),
+                () = std::future::ready(()) => None,
+            }
+        };
+        assert_eq!(told(&mut main).await, Some(ServingStatus::NotServing));
+        // Another reason for the same status is no change.
+        health.set(Readiness::NotReady("another reason".to_owned()));
+        assert_eq!(told(&mut main).await, None);
+        health.set(Readiness::Ready);
+        assert_eq!(told(&mut main).await, Some(ServingStatus::Serving));
+        health.shut_down();
+        assert_eq!(told(&mut main).await, Some(ServingStatus::NotServing));
+        assert_eq!(told(&mut main).await, None);
+        assert_eq!(
+            told(&mut unknown).await,
+            Some(ServingStatus::ServiceUnknown)
+        );
+        assert_eq!(told(&mut unknown).await, None);
     }
 }

@@ -107,7 +107,14 @@ pub use server::Server;
 pub mod proto {
     tonic::include_proto!("dyndata.v1");
 
-    /// The encoded `FileDescriptorSet` of the contract and its imports, comments included.
+    /// `grpc.health.v1`.
+    #[allow(rustdoc::bare_urls, reason = "the published file has one")]
+    pub mod health {
+        tonic::include_proto!("grpc.health.v1");
+    }
+
+    /// The encoded `FileDescriptorSet` of the contract, the health service and their imports,
+    /// comments included.
     pub const FILE_DESCRIPTOR_SET: &[u8] =
         include_bytes!(concat!(env!("OUT_DIR"), "/dyndata_descriptor.bin"));
 }

@@ -18,11 +18,12 @@ pub(crate) use self::exposition::{Format, Metrics, Reading};
 use crate::store::StoreError;
 
 /// The methods that are told apart: type, service and method, as go-grpc-prometheus names them.
-const METHODS: [Labels; 8] = [
+const METHODS: [Labels; 9] = [
     ("unary", "dyndata.v1.DynData", "Mark"),
     ("unary", "dyndata.v1.DynData", "Get"),
     ("unary", "dyndata.v1.DynData", "BatchGet"),
     ("unary", "grpc.health.v1.Health", "Check"),
+    ("unary", "grpc.health.v1.Health", "List"),
     ("server_stream", "grpc.health.v1.Health", "Watch"),
     (
         "bidi_stream",

@@ -13,9 +13,11 @@ mod admission;
 mod call;
 pub(crate) mod deadline;
 mod guard;
+mod health_calls;
 mod held;
 pub(crate) mod liveness;
-mod routes;
+mod message_stream;
+mod reflection;
 mod security;
 pub(crate) mod shutdown;
 mod socket;
@@ -188,7 +190,7 @@ impl Bound {
             shutdown_delay,
         } = self;
 
-        let health = Arc::new(Health::new().await);
+        let health = Arc::new(Health::new());
         // Tasks of this thread; they end with this function.
         let mut background = JoinSet::new();
         let stores = Stores::open(&config, &mut background);
@@ -248,7 +250,7 @@ impl Bound {
                     max_in_flight: config.limits.max_in_flight,
                     recorder,
                     tracing: tracing.clone(),
-                    health: health.reporter(),
+                    health: health.service(),
                 },
                 connections: ConnectionConfig {
                     tls: security.tls.as_ref().map(watch::Sender::subscribe),
@@ -265,7 +267,7 @@ impl Bound {
             shutdown.await;
             // Otherwise health would follow the store back to SERVING.
             following.abort();
-            health.shut_down().await;
+            health.shut_down();
             shutdown_delay.wait().await;
         };
         tokio::select! {

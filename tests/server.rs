@@ -9,14 +9,14 @@ use std::{
 };
 
 use common::{PATIENCE, Redis, Running, assert_error, int, mark};
+use dyndata::proto::health::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 use tokio_stream::StreamExt as _;
 use tonic::{
     Code,
     Code::{InvalidArgument, ResourceExhausted, Unavailable},
     Status,
-};
-use tonic_health::pb::{
-    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 use tonic_reflection::pb::{v1, v1alpha};
 
@@ -80,38 +80,6 @@ async fn a_health_watch_sees_the_shutdown_and_does_not_delay_it() {
     );
     server.stop().await;
     assert!(start.elapsed() < PATIENCE, "waited for the watch");
-}
-
-#[tokio::test]
-async fn a_connection_has_few_health_watches_and_gets_their_places_back() {
-    let server = Running::start(&[]);
-    let client = HealthClient::new(server.channel().await);
-    let watch = || {
-        let mut client = client.clone();
-        async move { client.watch(HealthCheckRequest::default()).await }
-    };
-    let mut open = Vec::new();
-    let refused = loop {
-        match watch().await {
-            Ok(stream) => open.push(stream),
-            Err(status) => break status,
-        }
-        assert!(open.len() < 100, "nobody stops it");
-    };
-    assert_eq!(open.len(), 8);
-    assert_eq!(refused.code(), ResourceExhausted, "{refused}");
-    // Others are not concerned, and neither are calls.
-    assert_eq!(
-        health(&server, "").await.expect("known"),
-        ServingStatus::Serving
-    );
-    drop(open);
-    let start = Instant::now();
-    while watch().await.is_err() {
-        assert!(start.elapsed() < PATIENCE, "the places stay taken");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    server.stop().await;
 }
 
 #[tokio::test]

@@ -20,6 +20,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tonic::Code;
 
 const GET: &str = "/dyndata.v1.DynData/Get";
+const CHECK: &str = "/grpc.health.v1.Health/Check";
+const WATCH: &str = "/grpc.health.v1.Health/Watch";
 /// A GetRequest for the id 42, with its prefix.
 const MESSAGE: [u8; 9] = [0, 0, 0, 0, 4, 0x12, 2, b'4', b'2'];
 
@@ -93,18 +95,21 @@ async fn an_unknown_method_is_unimplemented_and_counted_as_other() {
 async fn what_is_no_message_is_an_invalid_argument() {
     let server = Running::start(&[]);
     let mut caller = Caller::connect(&server).await;
-    for body in [
-        // A field of type 7, which does not exist.
-        &[0, 0, 0, 0, 2, 0x0f, 0x00][..],
-        // An id that is not UTF-8.
-        &[0, 0, 0, 0, 3, 0x12, 0x01, 0xff],
-        // Shorter than it says.
-        &[0, 0, 0, 0, 9, 0x12],
-        // Nothing at all.
-        &[],
-    ] {
-        let code = caller.call(GET, &[], body).await;
-        assert_eq!(code, Code::InvalidArgument, "{body:?}");
+    for (path, body) in [GET, CHECK, WATCH].into_iter().flat_map(|path| {
+        [
+            // A field of type 7, which does not exist.
+            &[0, 0, 0, 0, 2, 0x0f, 0x00][..],
+            // Not UTF-8: an id, and a service.
+            &[0, 0, 0, 0, 6, 0x12, 0x01, 0xff, 0x0a, 0x01, 0xff],
+            // Shorter than it says.
+            &[0, 0, 0, 0, 9, 0x12],
+            // Nothing at all.
+            &[],
+        ]
+        .map(|body| (path, body))
+    }) {
+        let code = caller.call(path, &[], body).await;
+        assert_eq!(code, Code::InvalidArgument, "{path} {body:?}");
     }
     drop(caller);
     server.stop().await;
@@ -149,6 +154,68 @@ async fn what_is_not_grpc_is_an_unsupported_media_type() {
             .post(GET, &[("content-type", content_type)], body)
             .await;
         assert_eq!(reply.status(), status, "{content_type}");
+    }
+    drop(caller);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_health_call_ends_at_its_callers_deadline() {
+    let server = Running::start(&[]);
+    let mut caller = Caller::connect(&server).await;
+    for method in ["Check", "List", "Watch"] {
+        let path = format!("/grpc.health.v1.Health/{method}");
+        // The message never comes.
+        let body = BoxBody::new(StreamBody::new(tokio_stream::pending()));
+        let call = async {
+            let reply = caller.post(&path, &[("grpc-timeout", "200m")], body).await;
+            grpc_status(reply).await
+        };
+        let code = tokio::time::timeout(Duration::from_secs(5), call).await;
+        assert_eq!(code, Ok(Code::DeadlineExceeded), "{method}");
+    }
+    drop(caller);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_timeout_of_0_has_passed() {
+    let server = Running::start(&[]);
+    let mut caller = Caller::connect(&server).await;
+    for path in [
+        GET,
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/List",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    ] {
+        for timeout in ["0n", "0u", "0m", "0S", "0M", "0H", "00000000n"] {
+            let headers = [("grpc-timeout", timeout)];
+            let call = caller.call(path, &headers, &[0, 0, 0, 0, 0]);
+            let code = tokio::time::timeout(Duration::from_secs(5), call).await;
+            assert_eq!(code, Ok(Code::DeadlineExceeded), "{path} {timeout}");
+        }
+    }
+    drop(caller);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn only_post_is_served() {
+    let server = Running::start(&[]);
+    let mut caller = Caller::connect(&server).await;
+    for path in [GET, "/grpc.health.v1.Health/Check", "/nobody.v1.Nothing/Do"] {
+        for method in ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "BREW"] {
+            let request = http::Request::builder()
+                .method(method)
+                .uri(format!("http://{}{path}", caller.addr))
+                .header("content-type", "application/grpc")
+                .body(Full::new(Bytes::from_static(&MESSAGE)).boxed());
+            let request = request.expect("a request");
+            let reply = caller.sender.send_request(request).await.expect("a reply");
+            assert_eq!(reply.status(), 405, "{method} {path}");
+            assert_eq!(reply.headers()["allow"], "POST", "{method} {path}");
+        }
     }
     drop(caller);
     server.stop().await;

@@ -21,7 +21,7 @@ if [ ! -x "$plugin" ]; then
     GOBIN="$PWD/$(dirname "$plugin")" go install "$package@$release"
 fi
 
-.tools/npm/node_modules/.bin/buf generate proto --template "{\"version\": \"v2\", \"plugins\": [{
+.tools/npm/node_modules/.bin/buf generate proto --path proto/dyndata --template "{\"version\": \"v2\", \"plugins\": [{
     \"local\": \"$plugin\",
     \"opt\": \"docs/api/template.md.tmpl,api.md\",
     \"out\": \"$directory\"

@@ -7,26 +7,50 @@ use std::sync::{
 
 use crate::{error::Error, metrics::Recorder};
 
-/// One of a connection's streams of health and reflection, for as long as it is open. They last as
-/// long as their caller likes, may need no credentials, and are not among the calls in flight.
-pub(super) struct StreamPlace(Arc<AtomicUsize>);
+/// Streams of health and reflection that one worker has, beyond which...
+const MAX_WORKER_STREAMS: usize = 2048;
+/// ... each connection may have only so many. A client needs two or three.
+const FAIR_CONNECTION_STREAMS: usize = 8;
 
-impl StreamPlace {
-    /// A client needs one of each.
-    const MAX: usize = 8;
+/// How many streams of health and reflection one connection and its worker have. Clones share both
+/// counts.
+#[derive(Debug, Clone, Default)]
+pub(super) struct StreamPlaces {
+    connection: Arc<AtomicUsize>,
+    worker: Arc<AtomicUsize>,
+}
 
-    pub(super) fn take(streams: &Arc<AtomicUsize>) -> Result<Self, Error> {
-        if streams.load(Ordering::Relaxed) >= Self::MAX {
+impl StreamPlaces {
+    /// The counts of another connection of the same worker.
+    pub(super) fn of_new_connection(&self) -> Self {
+        Self {
+            connection: Arc::default(),
+            worker: Arc::clone(&self.worker),
+        }
+    }
+
+    /// A place for one more stream. `--max-concurrent-streams` bounds a connection, unless its
+    /// worker has many streams.
+    pub(super) fn take(&self) -> Result<StreamPlace, Error> {
+        if self.worker.load(Ordering::Relaxed) >= MAX_WORKER_STREAMS
+            && self.connection.load(Ordering::Relaxed) >= FAIR_CONNECTION_STREAMS
+        {
             return Err(Error::Overloaded);
         }
-        streams.fetch_add(1, Ordering::Relaxed);
-        Ok(Self(Arc::clone(streams)))
+        self.connection.fetch_add(1, Ordering::Relaxed);
+        self.worker.fetch_add(1, Ordering::Relaxed);
+        Ok(StreamPlace(self.clone()))
     }
 }
 
+/// The place of one stream, for as long as it is open.
+#[derive(Debug)]
+pub(super) struct StreamPlace(StreamPlaces);
+
 impl Drop for StreamPlace {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.connection.fetch_sub(1, Ordering::Relaxed);
+        self.0.worker.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -50,5 +74,25 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         let count = self.0.in_flight();
         count.store(count.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_worker_has_a_few_streams_for_every_connection() {
+        let worker = StreamPlaces::default();
+        let greedy = worker.of_new_connection();
+        let mut places: Vec<_> = (0..MAX_WORKER_STREAMS)
+            .map(|_| greedy.take().expect("room"))
+            .collect();
+        assert!(greedy.take().is_err());
+        let modest = worker.of_new_connection();
+        places.extend((0..FAIR_CONNECTION_STREAMS).map(|_| modest.take().expect("room")));
+        assert!(modest.take().is_err());
+        places.clear();
+        assert!(modest.take().is_ok());
     }
 }

@@ -1,32 +1,33 @@
 //! One call: to the right service, within its limits, and back with a status of the contract.
 //!
-//! The service's own methods go through [`unary`]; health and reflection through tonic's router.
+//! The service's own methods go through [`unary`], the others through [`health_calls`] and
+//! [`reflection`].
 //! Around every call is a [`Guard`] that records it.
 
 use std::{
     convert::Infallible,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    sync::{Arc, atomic::AtomicUsize},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, service::Service};
 use tokio::sync::watch;
-use tonic::{Code, body::Body, codegen::BoxFuture, service::Routes};
-use tonic_health::server::HealthReporter;
-use tower_service::Service as _;
+use tonic::{Code, body::Body};
 
 use super::{
-    admission::{InFlight, StreamPlace},
+    admission::{InFlight, StreamPlaces},
     deadline::{Deadline, Deadlines, grpc_timeout},
-    guard::{CallBody, Guard, UntilDrain, code},
+    guard::{CallBody, Guard, code},
+    health_calls::{self, HealthRpc},
     held::Held,
-    routes::routes,
+    message_stream::{MessageStream, StreamLimits},
+    reflection,
     stores::OpenStore,
     unary::{self, CallLimits, ReplyBody, Rpc, is_grpc},
 };
@@ -34,11 +35,15 @@ use crate::{
     auth::{Access, Grant, San},
     config::Reflection,
     error::{Error, previous_attempts},
+    health::HealthService,
     metrics::{Method, Recorder},
     model::{Limits, MAX_ID_BYTES},
     service::{Asked, CallContext, DynDataService},
     trace::Tracing,
 };
+
+/// A name of a service or a symbol, with room to spare: what health and reflection are asked.
+const MAX_SMALL_MESSAGE_BYTES: usize = 4 * 1024;
 
 /// What a worker's calls are made of.
 pub(super) struct CallConfig {
@@ -50,7 +55,7 @@ pub(super) struct CallConfig {
     pub(super) max_in_flight: usize,
     pub(super) recorder: Arc<Recorder>,
     pub(super) tracing: Option<Tracing>,
-    pub(super) health: HealthReporter,
+    pub(super) health: HealthService,
 }
 
 /// Everything that the calls of one connection need.
@@ -60,14 +65,13 @@ pub(super) struct Dispatch {
     /// In the client's certificate, which has been verified.
     names: Arc<[San]>,
     held: Held,
-    /// How many streams of health and reflection the connection has.
-    streams: Arc<AtomicUsize>,
+    streams: StreamPlaces,
 }
 
 /// Everything that the calls of one worker need.
 struct WorkerCalls {
     service: Arc<DynDataService>,
-    routes: Routes,
+    health: HealthService,
     access: Option<watch::Receiver<Access>>,
     reflection: Reflection,
     recorder: Arc<Recorder>,
@@ -103,7 +107,7 @@ impl Dispatch {
         Self {
             worker: Arc::new(WorkerCalls {
                 service: Arc::new(DynDataService::new(store(), limits, Arc::clone(&recorder))),
-                routes: routes(health, reflection),
+                health,
                 access,
                 reflection,
                 recorder,
@@ -117,7 +121,7 @@ impl Dispatch {
             }),
             names: Arc::default(),
             held: Held::default(),
-            streams: Arc::default(),
+            streams: StreamPlaces::default(),
         }
     }
 
@@ -127,7 +131,7 @@ impl Dispatch {
             worker: Arc::clone(&self.worker),
             names,
             held: self.held.of_new_connection(),
-            streams: Arc::default(),
+            streams: self.streams.of_new_connection(),
         }
     }
 
@@ -150,9 +154,7 @@ impl Dispatch {
         let grant = self.identify(request.headers())?;
         guard.identified(&grant);
         let worker = &self.worker;
-        let timeout = grpc_timeout(request.headers())?
-            .unwrap_or(worker.max_deadline)
-            .min(worker.max_deadline);
+        let timeout = grpc_timeout(request.headers())?;
         let in_flight = InFlight::enter(&worker.recorder, worker.max_in_flight)?;
         let context = CallContext {
             grant,
@@ -171,35 +173,91 @@ impl Dispatch {
                 },
                 context,
             )),
-            deadline: worker.deadlines.enter(guard.started() + timeout),
+            deadline: self.deadline(timeout, guard.started()),
             _in_flight: in_flight,
         })
     }
 
-    /// A call of health or reflection; or of nothing that exists.
-    fn other(&self, request: Request<Incoming>, started: Instant) -> Result<Running, Error> {
-        let path = request.uri().path();
-        let open = path.starts_with("/grpc.health.v1.Health/")
-            || (self.worker.reflection == Reflection::Open
-                && path.starts_with("/grpc.reflection."));
-        if !open {
-            self.identify(request.headers())?;
-        }
-        let is_stream =
-            path == "/grpc.health.v1.Health/Watch" || path.starts_with("/grpc.reflection.");
-        let place = is_stream.then(|| StreamPlace::take(&self.streams));
-        let place = place.transpose()?;
-        let mut routes = self.worker.routes.clone();
-        let draining = self.worker.draining.clone();
-        // A stream may go on for as long as it likes, once it has begun.
-        let deadline = started + self.worker.max_deadline;
-        Ok(Running::Other {
-            call: Box::pin(async move {
-                let response = routes.call(request).await?;
-                Ok(response.map(|body| Body::new(UntilDrain::new(body, draining, place))))
-            }),
-            deadline: self.worker.deadlines.enter(deadline),
+    /// A call of the health service. Probes need no credentials, and are not among the calls in
+    /// flight.
+    fn health(
+        &self,
+        rpc: HealthRpc,
+        request: Request<Incoming>,
+        started: Instant,
+    ) -> Result<Running, Error> {
+        let timeout = grpc_timeout(request.headers())?;
+        let (health, limits) = (self.worker.health.clone(), self.small_call_limits());
+        let body = request.into_body();
+        let deadline = self.deadline(timeout, started);
+        Ok(match rpc {
+            HealthRpc::Check => Running::Health {
+                call: Box::pin(health_calls::check(health, body, limits)),
+                deadline,
+            },
+            HealthRpc::List => Running::Health {
+                call: Box::pin(health_calls::list(health, body, limits)),
+                deadline,
+            },
+            HealthRpc::Watch => Running::Stream {
+                call: Box::pin(health_calls::watch(
+                    health,
+                    body,
+                    limits,
+                    self.stream_limits(timeout, started)?,
+                )),
+                deadline,
+            },
         })
+    }
+
+    /// A call of reflection, or of nothing that exists. Who is not known does not learn which.
+    fn other(&self, request: Request<Incoming>, guard: &mut Guard) -> Result<Running, Error> {
+        let reflection = self.worker.reflection;
+        let is_reflection = reflection::is_path(request.uri().path());
+        if !(is_reflection && reflection == Reflection::Open) {
+            guard.identified(&self.identify(request.headers())?);
+        }
+        if !is_reflection || reflection == Reflection::Off {
+            return Err(Error::Unimplemented);
+        }
+        let timeout = grpc_timeout(request.headers())?;
+        let started = guard.started();
+        let stream_limits = self.stream_limits(timeout, started)?;
+        let limits = self.small_call_limits();
+        let stream = reflection::answer(request.into_body(), limits, stream_limits);
+        Ok(Running::Stream {
+            call: Box::pin(std::future::ready(stream)),
+            deadline: self.deadline(timeout, started),
+        })
+    }
+
+    /// The deadline of a call that waits at most this long, if its caller says so.
+    fn deadline(&self, timeout: Option<Duration>, started: Instant) -> Deadline {
+        let max = self.worker.max_deadline;
+        let timeout = timeout.unwrap_or(max).min(max);
+        self.worker.deadlines.enter(started + timeout)
+    }
+
+    /// A stream may go on for as long as its caller likes, once it has begun.
+    fn stream_limits(
+        &self,
+        timeout: Option<Duration>,
+        started: Instant,
+    ) -> Result<StreamLimits, Error> {
+        let place = self.streams.take()?;
+        let deadline = timeout.map(|timeout| self.worker.deadlines.enter(started + timeout));
+        let draining = self.worker.draining.clone();
+        Ok(StreamLimits::new(place, deadline, draining))
+    }
+
+    /// The limits of health and reflection.
+    fn small_call_limits(&self) -> CallLimits {
+        CallLimits {
+            max_message_bytes: MAX_SMALL_MESSAGE_BYTES,
+            max_reply_bytes: self.worker.max_reply_bytes,
+            held: self.held.clone(),
+        }
     }
 }
 
@@ -226,12 +284,16 @@ impl Service<Request<Incoming>> for Dispatch {
         let mut guard = Guard::start(&self.worker.recorder, label, span);
         let asked = rpc.filter(|rpc| rpc.is_write()).map(|_| Asked::default());
         let previous_attempts = previous_attempts(request.headers());
-        let running = if !is_grpc(request.headers()) {
-            Ok(Running::NotGrpc)
+        let running = if request.method() != http::Method::POST {
+            Ok(Running::NotGrpc(StatusCode::METHOD_NOT_ALLOWED))
+        } else if !is_grpc(request.headers()) {
+            Ok(Running::NotGrpc(StatusCode::UNSUPPORTED_MEDIA_TYPE))
         } else if let Some(rpc) = rpc {
             self.dyn_data(rpc, request, &mut guard, asked.clone())
+        } else if let Some(rpc) = HealthRpc::from_path(path) {
+            self.health(rpc, request, guard.started())
         } else {
-            self.other(request, guard.started())
+            self.other(request, &mut guard)
         };
         let running = running.unwrap_or_else(|error| Running::Refused(Some(error)));
         Call {
@@ -259,15 +321,20 @@ enum Running {
         deadline: Deadline,
         _in_flight: InFlight,
     },
-    /// Health, reflection, or nothing that exists.
-    Other {
-        call: BoxFuture<Response<Body>, Infallible>,
+    /// A health check.
+    Health {
+        call: Pin<Box<dyn Future<Output = Result<Bytes, Error>> + Send>>,
+        deadline: Deadline,
+    },
+    /// A health watch, or reflection.
+    Stream {
+        call: Pin<Box<dyn Future<Output = Result<MessageStream, Error>> + Send>>,
         deadline: Deadline,
     },
     /// Failed before it began.
     Refused(Option<Error>),
-    /// HTTP/2, but no gRPC.
-    NotGrpc,
+    /// HTTP/2, but no gRPC; the HTTP status says what is wrong.
+    NotGrpc(StatusCode),
 }
 
 impl Future for Call {
@@ -276,34 +343,26 @@ impl Future for Call {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         let result = match &mut this.running {
-            Running::DynData { call, deadline, .. } => {
+            Running::DynData { call, deadline, .. } | Running::Health { call, deadline } => {
                 ready!(poll_within(call.as_mut(), deadline, cx)).and_then(|result| result)
             }
-            Running::Other { call, deadline } => {
-                match ready!(poll_within(call.as_mut(), deadline, cx)) {
-                    Ok(Ok(response)) => {
-                        if let Some(code) = code(response.headers())
-                            && code != Code::Ok
-                            && let Some(guard) = &this.guard
-                        {
-                            guard.log_code(code, "");
-                        }
-                        return Poll::Ready(Ok(this.finish_other(response)));
+            Running::Stream { call, deadline } => {
+                match ready!(poll_within(call.as_mut(), deadline, cx)).and_then(|result| result) {
+                    Ok(stream) => {
+                        let mut response =
+                            Response::new(CallBody::stream(stream, this.guard.take()));
+                        *response.headers_mut() = unary::reply_headers();
+                        return Poll::Ready(Ok(response));
                     }
-                    Ok(Err(never)) => match never {},
                     Err(error) => Err(error),
                 }
             }
             Running::Refused(error) => Err(error.take().unwrap_or(Error::Internal)),
-            Running::NotGrpc => {
+            Running::NotGrpc(status) => {
                 if let Some(guard) = this.guard.take() {
                     guard.finish(Code::InvalidArgument);
                 }
-                let text =
-                    Full::from("this is a gRPC server; the content-type is application/grpc\n");
-                let mut response = Response::new(CallBody::other(Body::new(text), None));
-                *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-                return Poll::Ready(Ok(response));
+                return Poll::Ready(Ok(not_grpc(*status)));
             }
         };
         Poll::Ready(Ok(match result {
@@ -319,25 +378,30 @@ impl Future for Call {
                 }
                 let outcome = this.asked.as_ref();
                 let outcome = outcome.map(|asked| error.outcome(asked.get()));
-                let status = error.into_status(outcome, this.previous_attempts);
-                this.finish_other(status.into_http())
+                let response = error
+                    .into_status(outcome, this.previous_attempts)
+                    .into_http();
+                if let Some(guard) = this.guard.take()
+                    && let Some(code) = code(response.headers())
+                {
+                    guard.finish(code);
+                }
+                response.map(CallBody::other)
             }
         }))
     }
 }
 
-impl Call {
-    /// A response that is not one message and OK.
-    fn finish_other(&mut self, response: Response<Body>) -> Response<CallBody> {
-        let mut guard = self.guard.take();
-        // An error that is known by now is in the head, without a body.
-        if let Some(code) = code(response.headers())
-            && let Some(guard) = guard.take()
-        {
-            guard.finish(code);
-        }
-        response.map(|body| CallBody::other(body, guard))
+/// The answer to what is no gRPC call: only POST with a content type of gRPC is one.
+fn not_grpc(status: StatusCode) -> Response<CallBody> {
+    let text = "this is a gRPC server; it takes POST, and the content-type is application/grpc\n";
+    let mut response = Response::new(CallBody::other(Body::new(Full::from(text))));
+    *response.status_mut() = status;
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        let headers = response.headers_mut();
+        headers.insert(header::ALLOW, HeaderValue::from_static("POST"));
     }
+    response
 }
 
 /// Polls a call until its deadline. A panic is to end that call alone: what a handler leaves behind

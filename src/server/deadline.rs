@@ -148,13 +148,16 @@ impl Drop for Deadline {
     }
 }
 
-/// How long the caller is willing to wait, if it says so: 1 to 8 digits and a unit.
+/// How long the caller is willing to wait, if it says so: 1 to 8 digits and a unit. A wait of 0 is
+/// over at once.
 pub(crate) fn grpc_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
-    match headers.get(GRPC_TIMEOUT) {
-        None => Ok(None),
-        Some(value) => parse(value.as_bytes())
-            .map(Some)
-            .ok_or(Error::TimeoutInvalid),
+    let Some(value) = headers.get(GRPC_TIMEOUT) else {
+        return Ok(None);
+    };
+    match parse(value.as_bytes()) {
+        Some(Duration::ZERO) => Err(Error::DeadlineExceeded),
+        Some(timeout) => Ok(Some(timeout)),
+        None => Err(Error::TimeoutInvalid),
     }
 }
 

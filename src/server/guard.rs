@@ -17,10 +17,9 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::sync::watch;
 use tonic::{Code, Status, body::Body};
 
-use super::{admission::StreamPlace, unary::ReplyBody};
+use super::{message_stream::MessageStream, unary::ReplyBody};
 use crate::{
     auth::{Caller, Grant},
     error::Error,
@@ -90,7 +89,7 @@ impl Guard {
 
     /// Logs how the call fails, once a second at most: callers must not be able to fill the log,
     /// nor to hide with their own mistakes what is wrong with the server.
-    pub(super) fn log_code(&self, code: Code, reason: &str) {
+    fn log_code(&self, code: Code, reason: &str) {
         static CALLERS: Lines = Lines::new();
         static SERVERS: Lines = Lines::new();
         let servers_fault = is_servers_fault(code);
@@ -170,6 +169,8 @@ pub(super) struct CallBody {
 
 enum Kind {
     Reply(ReplyBody),
+    /// None after the end.
+    Stream(Option<MessageStream>),
     Other(Body),
 }
 
@@ -182,11 +183,19 @@ impl CallBody {
         }
     }
 
-    /// Anything else.
-    pub(super) fn other(body: Body, guard: Option<Guard>) -> Self {
+    /// Messages, and then a status.
+    pub(super) fn stream(stream: MessageStream, guard: Option<Guard>) -> Self {
+        Self {
+            kind: Kind::Stream(Some(stream)),
+            guard,
+        }
+    }
+
+    /// What comes with a status in its head: nothing, or a text for who does not speak gRPC.
+    pub(super) fn other(body: Body) -> Self {
         Self {
             kind: Kind::Other(body),
-            guard,
+            guard: None,
         }
     }
 
@@ -194,6 +203,27 @@ impl CallBody {
         if let Some(guard) = self.guard.take() {
             guard.finish(code);
         }
+    }
+
+    /// Records the end of a stream; gives its trailers.
+    fn end_stream(&mut self, end: Result<(), Error>) -> HeaderMap {
+        let status = match end {
+            Ok(()) => Status::ok(""),
+            Err(error) => {
+                // Every watch ends with the process, which is no news.
+                if let Some(guard) = &self.guard
+                    && !matches!(error, Error::ShuttingDown)
+                {
+                    guard.failed(&error);
+                }
+                Status::from(error)
+            }
+        };
+        self.finish(status.code());
+        let mut trailers = HeaderMap::new();
+        // Our messages are plain ASCII, so they always fit into a header.
+        _ = status.add_header(&mut trailers);
+        trailers
     }
 }
 
@@ -213,90 +243,35 @@ impl HttpBody for CallBody {
                 }
                 Poll::Ready(frame.map(Ok))
             }
-            Kind::Other(body) => {
-                let polled = ready!(Pin::new(body).poll_frame(cx));
-                let ended = match &polled {
-                    Some(Ok(frame)) => frame.trailers_ref().and_then(code),
-                    Some(Err(status)) => Some(status.code()),
-                    None => None,
+            Kind::Stream(stream) => {
+                let Some(messages) = stream else {
+                    return Poll::Ready(None);
                 };
-                if let Some(code) = ended {
-                    self.finish(code);
-                }
-                Poll::Ready(polled)
+                let end = match ready!(messages.poll_next(cx)) {
+                    Some(Ok(message)) => return Poll::Ready(Some(Ok(Frame::data(message)))),
+                    Some(Err(error)) => Err(error),
+                    None => Ok(()),
+                };
+                *stream = None;
+                Poll::Ready(Some(Ok(Frame::trailers(self.end_stream(end)))))
             }
+            Kind::Other(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             Kind::Reply(reply) => reply.is_end_stream(),
+            Kind::Stream(stream) => stream.is_none(),
             Kind::Other(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            Kind::Reply(_) => SizeHint::default(),
+            Kind::Reply(_) | Kind::Stream(_) => SizeHint::default(),
             Kind::Other(body) => body.size_hint(),
         }
-    }
-}
-
-/// A response stream that ends with UNAVAILABLE when the drain begins: a health watch would
-/// otherwise keep its connection open for ever.
-pub(super) struct UntilDrain {
-    inner: Body,
-    drain: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-    _place: Option<StreamPlace>,
-}
-
-impl UntilDrain {
-    pub(super) fn new(
-        inner: Body,
-        mut draining: watch::Receiver<()>,
-        place: Option<StreamPlace>,
-    ) -> Self {
-        Self {
-            inner,
-            _place: place,
-            drain: Some(Box::pin(async move {
-                // The channel carries nothing; its end is the message.
-                _ = draining.changed().await;
-            })),
-        }
-    }
-}
-
-impl HttpBody for UntilDrain {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let polled = Pin::new(&mut self.inner).poll_frame(cx);
-        if polled.is_ready() {
-            return polled;
-        }
-        let Some(drain) = &mut self.drain else {
-            return Poll::Ready(None);
-        };
-        ready!(drain.as_mut().poll(cx));
-        self.drain = None;
-        let mut trailers = HeaderMap::new();
-        // The message is plain ASCII, so it always fits into a header.
-        _ = Status::unavailable("shutting down").add_header(&mut trailers);
-        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.drain.is_none() || self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
     }
 }
 

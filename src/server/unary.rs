@@ -1,8 +1,8 @@
 //! Unary gRPC over HTTP/2: from a request's bytes to a method, and from its reply to bytes.
 //!
 //! The generated server does the same for any service, streaming included, through boxed streams
-//! and bodies; doing it for three unary methods alone takes a tenth off what a Get costs
-//! (`docs/performance.md`). Health and reflection use the generated code.
+//! and bodies; doing it here takes a tenth off what a Get costs (`docs/performance.md`). Health and
+//! reflection are served the same way.
 //!
 //! Source: <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
 
@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Before each message: whether it is compressed (1 byte), and its length (4 bytes).
-const PREFIX_BYTES: usize = 5;
+pub(super) const PREFIX_BYTES: usize = 5;
 
 /// How much of a reply is handed to HTTP/2 at a time: it takes all that it is given, whether or
 /// not the client has room for it.
@@ -102,8 +102,15 @@ pub(super) struct CallLimits {
     pub(super) held: Held,
 }
 
+impl CallLimits {
+    /// A reply message with its prefix, counted until it has been sent.
+    pub(super) fn reply(&self, message: &impl Message) -> Result<Bytes, Error> {
+        self.held.hold(write(message, self.max_reply_bytes)?)
+    }
+}
+
 /// The one message of a request.
-async fn read(mut body: Incoming, limits: &CallLimits) -> Result<Bytes, Error> {
+pub(super) async fn read(mut body: Incoming, limits: &CallLimits) -> Result<Bytes, Error> {
     let max_message_bytes = limits.max_message_bytes;
     let mut input = next(&mut body).await?.unwrap_or_default();
     check_prefix(&input, max_message_bytes)?;
@@ -131,7 +138,7 @@ async fn read(mut body: Incoming, limits: &CallLimits) -> Result<Bytes, Error> {
 }
 
 /// The next piece of data; none at the end.
-async fn next(body: &mut Incoming) -> Result<Option<Bytes>, Error> {
+pub(super) async fn next(body: &mut Incoming) -> Result<Option<Bytes>, Error> {
     while let Some(frame) = body.frame().await {
         // An error means that the caller reset the stream, and will not see this one either.
         if let Ok(data) = frame.map_err(|_| Error::MessageMalformed)?.into_data() {
@@ -143,7 +150,7 @@ async fn next(body: &mut Incoming) -> Result<Option<Bytes>, Error> {
 
 /// The length of the message, if the prefix is there; refuses what cannot become a valid request,
 /// before it has come in whole.
-fn check_prefix(input: &[u8], max_message_bytes: usize) -> Result<Option<usize>, Error> {
+pub(super) fn check_prefix(input: &[u8], max_message_bytes: usize) -> Result<Option<usize>, Error> {
     let Some((&[compressed, length @ ..], _)) = input.split_first_chunk::<PREFIX_BYTES>() else {
         return Ok(None);
     };
@@ -162,7 +169,7 @@ fn check_prefix(input: &[u8], max_message_bytes: usize) -> Result<Option<usize>,
     Ok(Some(length))
 }
 
-fn decode<M: Message + Default>(message: Bytes) -> Result<M, Error> {
+pub(super) fn decode<M: Message + Default>(message: Bytes) -> Result<M, Error> {
     M::decode(message).map_err(|_| Error::MessageMalformed)
 }
 

@@ -321,12 +321,12 @@ mod tests {
     use std::net::TcpListener;
 
     use tonic::{Code, transport::Endpoint};
-    use tonic_health::server::HealthReporter;
     use tonic_types::StatusExt as _;
 
     use super::{super::accept::Peers, *};
     use crate::{
         config::Reflection,
+        health::Health,
         model::Limits,
         proto::{GetRequest, MarkRequest, dyn_data_client::DynDataClient, mark_request::Value},
         store::Store,
@@ -372,7 +372,7 @@ mod tests {
                 max_in_flight: 1,
                 recorder: Arc::default(),
                 tracing: None,
-                health: HealthReporter::new(),
+                health: Health::new().service(),
             },
             connections: ConnectionConfig {
                 tls: None,

@@ -12,9 +12,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use dyndata::proto::health::{HealthCheckRequest, health_client::HealthClient};
 use dyndata::proto::{GetRequest, dyn_data_client::DynDataClient};
 use tonic::{Status, transport::Channel};
-use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::{
     checker::{self, Allowances},

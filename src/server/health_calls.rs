@@ -1,0 +1,70 @@
+//! The calls of `grpc.health.v1.Health`: from a request's bytes to what [`crate::health`] answers,
+//! and from its answer to bytes.
+
+use bytes::Bytes;
+use futures_util::stream;
+use hyper::body::Incoming;
+
+use super::{
+    message_stream::{MessageStream, StreamLimits},
+    unary::{self, CallLimits},
+};
+use crate::{error::Error, health::HealthService, proto::health::HealthListRequest};
+
+/// A method of `grpc.health.v1.Health`.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum HealthRpc {
+    Check,
+    List,
+    Watch,
+}
+
+impl HealthRpc {
+    /// The method behind a request path.
+    pub(super) fn from_path(path: &str) -> Option<Self> {
+        match path.strip_prefix("/grpc.health.v1.Health/")? {
+            "Check" => Some(Self::Check),
+            "List" => Some(Self::List),
+            "Watch" => Some(Self::Watch),
+            _ => None,
+        }
+    }
+}
+
+/// One status.
+pub(super) async fn check(
+    health: HealthService,
+    body: Incoming,
+    limits: CallLimits,
+) -> Result<Bytes, Error> {
+    let request = unary::decode(unary::read(body, &limits).await?)?;
+    limits.reply(&health.check(&request)?)
+}
+
+/// All statuses.
+pub(super) async fn list(
+    health: HealthService,
+    body: Incoming,
+    limits: CallLimits,
+) -> Result<Bytes, Error> {
+    let HealthListRequest {} = unary::decode(unary::read(body, &limits).await?)?;
+    limits.reply(&health.list())
+}
+
+/// One status, and its changes.
+pub(super) async fn watch(
+    health: HealthService,
+    body: Incoming,
+    limits: CallLimits,
+    stream_limits: StreamLimits,
+) -> Result<MessageStream, Error> {
+    let request = unary::decode(unary::read(body, &limits).await?)?;
+    let statuses = stream::unfold(
+        (health.watch(request), limits),
+        |(mut watch, limits)| async {
+            let status = watch.next().await?;
+            Some((limits.reply(&status), (watch, limits)))
+        },
+    );
+    Ok(MessageStream::new(statuses, stream_limits))
+}
