@@ -188,6 +188,13 @@ impl TryFrom<StoreArgs> for StoreConfig {
                 )
             })?;
         }
+        check(
+            "redis-url",
+            !urls.first().has_user()
+                || urls.first().has_password()
+                || redis_password_file.is_some(),
+            "a user needs a password, in the URL or in --redis-password-file",
+        )?;
         if urls.first().is_tls() {
             tls.load()
                 .map_err(|error| invalid("redis-tls-ca, --redis-tls-cert", error))?;

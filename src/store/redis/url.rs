@@ -1,19 +1,64 @@
 //! The Redis URL: parsed and checked once, and never printed with its password.
+//!
+//! Exactly these forms are accepted, and `docs/operations.md` lists them:
+//!
+//! - `redis://[[user]:password@]host[:port][/db]`, and the same with `rediss://` for TLS;
+//! - `unix:///path[?db=…&user=…&pass=…]`.
+//!
+//! The redis crate parses more, and ignores what it does not know. A part that has no effect is
+//! worse than none: with `?db=3` on a TCP address, database 0 would be served, and every key of
+//! database 3 would read as not marked. So whatever else is in a URL is refused. Errors name only
+//! what cannot be a piece of a password.
 
 use std::fmt;
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _};
+
+const FORMS: &str = "expected redis://[[user]:password@]host[:port][/db], rediss://… or unix:///path[?db=&user=&pass=]";
+/// What other clients know as a part of the query, so that it can be named in an error. Anything
+/// else may be a piece of a password that was not encoded.
+const KNOWN_KEYS: &[&str] = &[
+    "client_name",
+    "connect_timeout",
+    "database",
+    "db",
+    "insecure",
+    "max_connections",
+    "pass",
+    "password",
+    "protocol",
+    "socket_timeout",
+    "ssl",
+    "ssl_ca_certs",
+    "ssl_cert_reqs",
+    "timeout",
+    "tls",
+    "user",
+    "username",
+];
 
 /// A checked Redis URL. `Display` and `Debug` show it without the password.
 #[derive(Clone)]
 pub(crate) struct RedisUrl(ConnectionInfo);
 
 impl RedisUrl {
-    /// Parses `redis://`, `rediss://` or `unix://`. The error does not repeat the URL.
+    /// Parses `redis://`, `rediss://` or `unix://`, without white space at both ends. The error
+    /// does not repeat the URL.
     pub(crate) fn parse(url: &str) -> Result<Self, String> {
-        const FORMS: &str = "expected redis://[[user]:password@]host[:port][/db], rediss://… or unix:///path[?db=&user=&pass=]";
+        let url = url.trim();
         if url.is_empty() {
             return Err("is empty; unset it to serve from the embedded store".to_owned());
+        }
+        if url.contains(char::is_control) {
+            return Err("has a control character in it".to_owned());
+        }
+        match url.split_once("://") {
+            Some(("redis" | "rediss", rest)) => check_tcp(rest)?,
+            Some(("unix", rest)) => check_unix(rest)?,
+            Some((scheme @ ("valkey" | "valkeys" | "redis+unix" | "valkey+unix"), _)) => {
+                return Err(format!("{scheme}:// is not supported; {FORMS}"));
+            }
+            Some(_) | None => return Err(FORMS.to_owned()),
         }
         let info = url
             .into_connection_info()
@@ -21,8 +66,8 @@ impl RedisUrl {
         if !info.addr().is_supported() {
             return Err(format!("this kind of address is not supported; {FORMS}"));
         }
-        if let ConnectionAddr::TcpTls { insecure: true, .. } = info.addr() {
-            return Err("#insecure is not supported: certificates are always checked".to_owned());
+        if let ConnectionAddr::Tcp(_, 0) | ConnectionAddr::TcpTls { port: 0, .. } = info.addr() {
+            return Err("port 0 is not a port of a server".to_owned());
         }
         Ok(Self(info))
     }
@@ -39,6 +84,11 @@ impl RedisUrl {
     /// The database number.
     pub(crate) fn db(&self) -> i64 {
         self.0.redis_settings().db()
+    }
+
+    /// Whether a user is named.
+    pub(crate) fn has_user(&self) -> bool {
+        self.0.redis_settings().username().is_some()
     }
 
     /// Whether the URL itself holds a password.
@@ -66,7 +116,11 @@ impl RedisUrls {
 
     /// Parses a list of URLs with commas between. The error does not repeat them.
     pub(crate) fn parse(list: &str) -> Result<Self, String> {
-        let mut urls = list.split(',').map(str::trim).map(RedisUrl::parse);
+        let mut urls = list.split(',').enumerate().map(|(place, url)| {
+            RedisUrl::parse(url)
+                .map_err(|reason| format!("URL {} of the list: {reason}", place + 1))
+        });
+        // A list that is split has at least one part.
         let first = urls.next().unwrap_or_else(|| RedisUrl::parse(""))?;
         let others = urls.collect::<Result<Vec<_>, _>>()?;
         for other in &others {
@@ -122,20 +176,37 @@ impl fmt::Display for RedisUrls {
 impl fmt::Display for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let settings = self.0.redis_settings();
-        let credentials = match (settings.username(), settings.password()) {
-            (Some(user), Some(_)) => format!("{user}:***@"),
-            (None, Some(_)) => ":***@".to_owned(),
-            // A password that was put where the user belongs is still a password.
-            (Some(_), None) => "***@".to_owned(),
-            (None, None) => String::new(),
-        };
         let db = settings.db();
+        let (user, has_password) = (settings.username(), settings.password().is_some());
+        // A password that was put where the user belongs is still a password.
+        let user = user.map(|user| if has_password { user } else { "***" });
+        let scheme = if self.is_tls() { "rediss" } else { "redis" };
         match self.0.addr() {
-            ConnectionAddr::Unix(path) => {
-                write!(f, "unix://{credentials}{}?db={db}", path.display())
+            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+                write!(f, "{scheme}://{}", user.unwrap_or_default())?;
+                if has_password {
+                    f.write_str(":***")?;
+                }
+                if user.is_some() || has_password {
+                    f.write_str("@")?;
+                }
+                // An IPv6 address.
+                if host.contains(':') {
+                    write!(f, "[{host}]:{port}/{db}")
+                } else {
+                    write!(f, "{host}:{port}/{db}")
+                }
             }
-            addr @ ConnectionAddr::TcpTls { .. } => write!(f, "rediss://{credentials}{addr}/{db}"),
-            addr => write!(f, "redis://{credentials}{addr}/{db}"),
+            addr => {
+                write!(f, "unix://{addr}?db={db}")?;
+                if let Some(user) = user {
+                    write!(f, "&user={user}")?;
+                }
+                if has_password {
+                    f.write_str("&pass=***")?;
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -143,6 +214,99 @@ impl fmt::Display for RedisUrl {
 impl fmt::Debug for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+/// Checks what follows `redis://`: at most a database after the host and port.
+fn check_tcp(rest: &str) -> Result<(), String> {
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, tail) = rest.split_at(end);
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    if host.contains(',') {
+        return Err("a list of URLs needs --redis-mode sentinel or cluster".to_owned());
+    }
+    if tail.contains('@') {
+        return Err(
+            "user and password must be percent-encoded: / is %2F, ? is %3F, # is %23, @ is %40"
+                .to_owned(),
+        );
+    }
+    let tail = without_fragment(tail)?;
+    let (path, query) = match tail.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (tail, None),
+    };
+    if let Some(query) = query {
+        let key = query.split(['=', '&']).next().unwrap_or_default();
+        return Err(unsupported(key, 1));
+    }
+    match path.strip_prefix('/') {
+        None | Some("") => Ok(()),
+        Some(db) if db.bytes().all(|byte| byte.is_ascii_digit()) => check_db(db),
+        Some(_) => Err(format!(
+            "only the number of a database may stand after the host; {FORMS}"
+        )),
+    }
+}
+
+/// Checks what follows `unix://`: a path, and database, user and password as its query.
+fn check_unix(rest: &str) -> Result<(), String> {
+    if !rest.starts_with('/') {
+        return Err(format!(
+            "unix:// has no host; user and password are ?user= and ?pass= after the path; {FORMS}"
+        ));
+    }
+    let rest = without_fragment(rest)?;
+    let Some((_, query)) = rest.split_once('?') else {
+        return Ok(());
+    };
+    if query.contains('+') {
+        return Err("in a query, + must be written as %2B and a space as %20".to_owned());
+    }
+    let mut seen = Vec::new();
+    for (place, pair) in query.split('&').enumerate() {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if !matches!(key, "db" | "user" | "pass") {
+            return Err(unsupported(key, place + 1));
+        }
+        if value.is_empty() {
+            return Err(format!("?{key} has no value"));
+        }
+        if seen.contains(&key) {
+            return Err(format!("?{key} is given twice"));
+        }
+        if key == "db" {
+            check_db(value).map_err(|reason| format!("?db: {reason}"))?;
+        }
+        seen.push(key);
+    }
+    Ok(())
+}
+
+fn check_db(db: &str) -> Result<(), String> {
+    let is_number = db.bytes().all(|byte| byte.is_ascii_digit());
+    match db.parse::<i32>() {
+        Ok(_) if is_number => Ok(()),
+        Ok(_) | Err(_) => Err("the database must be a number from 0 on".to_owned()),
+    }
+}
+
+fn without_fragment(text: &str) -> Result<&str, String> {
+    match text.split_once('#') {
+        None => Ok(text),
+        Some((_, "insecure")) => {
+            Err("#insecure is not supported: certificates are always checked".to_owned())
+        }
+        Some(_) => Err("a # is not supported; in a path or password it is %23".to_owned()),
+    }
+}
+
+/// The error for a part of a query.
+fn unsupported(key: &str, place: usize) -> String {
+    if KNOWN_KEYS.contains(&key) {
+        format!("?{key} is not supported here; {FORMS}")
+    } else {
+        format!("part {place} of the query is not supported; {FORMS}")
     }
 }
 
@@ -162,7 +326,7 @@ mod tests {
             ("redis://secret@host", "redis://***@host:6379/0"),
             (
                 "unix:///run/redis.sock?db=3&pass=secret",
-                "unix://:***@/run/redis.sock?db=3",
+                "unix:///run/redis.sock?db=3&pass=***",
             ),
         ] {
             let parsed = RedisUrl::parse(url).map(|url| url.to_string());
