@@ -40,6 +40,8 @@ class Attacker:
     random: random.Random
     certificates: Path | None = None
     admin: tuple[str, int] | None = None
+    # Attacks that have nothing to do with TLS go through it as well.
+    over_tls: bool = False
     sent: int = 0
     connections: int = 0
     fates: Counter = field(default_factory=Counter)
@@ -60,6 +62,8 @@ class Attacker:
     def open(self, **how) -> Connection:
         """A connection that stays until the end of the attack."""
         address = how.pop("address", self.address)
+        if self.over_tls and address == self.address:
+            how.setdefault("tls", self.tls("h2"))
         connection = Connection(address, deadline=self.ends, **how)
         self.connections += 1
         self.held.append(connection)
@@ -162,6 +166,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--certificates", type=Path)
+    parser.add_argument("--over-tls", action="store_true")
     options = parser.parse_args()
 
     attacker = Attacker(
@@ -170,6 +175,7 @@ def main() -> int:
         random.Random(options.seed),
         options.certificates,
         host_and_port(options.admin),
+        options.over_tls and not ATTACKS[options.attack].tls,
     )
     try:
         ATTACKS[options.attack].run(attacker)

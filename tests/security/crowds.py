@@ -58,9 +58,11 @@ def unfinished_preface(attacker: Attacker) -> None:
     """900 connections that say 0 to 23 bytes of the preface, and no more. Not 1,000, which is what one
     address may have: the good client has some of those."""
     began = time.monotonic()
-    connections = crowd(attacker, 900)
-    for number, connection in enumerate(connections):
-        connection.send(frames.PREFACE[: number % len(frames.PREFACE)])
+    connections = []
+    for number in range(900):
+        for connection in crowd(attacker, 1):
+            connection.send(frames.PREFACE[: number % len(frames.PREFACE)])
+            connections.append(connection)
     opened = time.monotonic()
     while living(connections) and time.monotonic() < opened + CLOSED_WITHIN_SECONDS:
         time.sleep(0.05)

@@ -202,6 +202,7 @@ def start(
     command = ["nice", "-n", str(LOWER_PRIORITY), sys.executable, str(HERE / "attacker.py"), name]
     command += ["--address", server.address, "--admin", server.admin, "--seconds", str(seconds)]
     command += ["--certificates", str(certificates)]
+    command += ["--over-tls"] if options.over_tls else []
     return [
         subprocess.Popen(
             [*command, "--seed", str(options.seed + number)],

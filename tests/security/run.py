@@ -33,6 +33,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--dyndata", type=Path, required=True, help="the binary under test")
     parser.add_argument("--seconds", type=float, default=5, help="of each attack; default 5")
+    parser.add_argument(
+        "--over-tls", action="store_true", help="all of them through TLS, whatever they attack"
+    )
     parser.add_argument("--only", nargs="+", choices=sorted(ATTACKS | CHECKS), metavar="NAME")
     parser.add_argument("--list", action="store_true", help="say what there is, and end")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
@@ -59,7 +62,7 @@ def main() -> int:
         runnable = [name for name in chosen if name not in skipped]
         # By whether it is over TLS, which costs the good client something as well.
         quiet = {False: Quiet(), True: Quiet()}
-        for settings, names in groups(runnable, known, certificates).items():
+        for settings, names in groups(runnable, known, certificates, options).items():
             rows += run_group(binary, settings, names, options, certificates, quiet)
         wrong = {
             name: run_check(name, binary, certificates)
@@ -88,14 +91,15 @@ def run_check(name: str, binary: Path, certificates: Path) -> list[str]:
 
 
 def groups(
-    names: list[str], known: set[str], certificates: Path
+    names: list[str], known: set[str], certificates: Path, options: argparse.Namespace
 ) -> dict[tuple[str, ...], list[str]]:
     """The attacks that can share a server, by its settings."""
     by_settings: dict[tuple[str, ...], list[str]] = {}
     for name in names:
         attack = ATTACKS[name]
         optional = [flag for flag in attack.settings_if_known if flag.split("=")[0] in known]
-        tls = tls_settings(certificates) if attack.tls else []
+        over_tls = attack.tls or options.over_tls
+        tls = tls_settings(certificates) if over_tls else []
         access = [f"--access-file={certificates / 'access.toml'}"] if attack.anonymous else []
         by_settings.setdefault((*attack.settings, *optional, *tls, *access), []).append(name)
     return by_settings
@@ -115,9 +119,10 @@ def run_group(
     while waiting:
         with serving(binary, *settings) as server:
             first = ATTACKS[names[0]]
-            ca = certificates / "ca.pem" if first.tls else None
+            over_tls = first.tls or options.over_tls
+            ca = certificates / "ca.pem" if over_tls else None
             token = certificates / "token" if first.anonymous else None
-            with GoodClient(server, ca, token, quiet[first.tls]) as good:
+            with GoodClient(server, ca, token, quiet[over_tls]) as good:
                 while waiting:
                     name = waiting.pop(0)
                     row = attack_once_or_twice(server, good, name, options, certificates)
