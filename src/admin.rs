@@ -9,14 +9,27 @@
 //!
 //! It runs on the acceptor's thread, beside the workers, so that a scrape delays no call.
 
-use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::timeout};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::{AbortHandle, JoinSet},
+    time::timeout,
+};
 
 use crate::{
     health::Readiness,
@@ -24,13 +37,14 @@ use crate::{
     server::{accept, liveness::Liveness},
 };
 
-/// More at once than any probe and scraper need.
+/// More at once than any probe and scraper need. Beyond it, the oldest connection that has sent no
+/// request is closed.
 const MAX_CONNECTIONS: usize = 64;
 /// The page has all it needs in it, and asks nobody but this listener.
 const PAGE_POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'";
 /// How long a request's head may take, and how long a connection may be idle.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a connection takes requests, and how long the last one may then take.
 const MAX_AGE: Duration = Duration::from_secs(10);
 const LAST_REPLY: Duration = Duration::from_secs(2);
@@ -62,36 +76,64 @@ impl StatusPage {
     }
 }
 
+/// A connection that is open.
+struct Visitor {
+    asked: Arc<AtomicBool>,
+    connection: AbortHandle,
+}
+
+impl Visitor {
+    /// Whether it has sent a request.
+    fn has_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+}
+
 impl Admin {
     /// Serves until dropped; connections end with it.
     pub(crate) async fn serve(self, listener: TcpListener) {
         let mut connections = JoinSet::new();
+        // In the order in which they came.
+        let mut visitors: Vec<Visitor> = Vec::new();
         loop {
-            while connections.try_join_next().is_some() {}
-            if connections.len() >= MAX_CONNECTIONS {
-                connections.join_next().await;
-                continue;
-            }
             let socket = accept::retry(|| listener.accept()).await.0;
-            let admin = self.clone();
-            connections.spawn(async move {
-                let service = service_fn(|request| {
-                    let response = admin.respond(&request);
-                    async { Ok::<_, Infallible>(response) }
-                });
-                let mut connection = pin!(
-                    http1::Builder::new()
-                        .timer(TokioTimer::new())
-                        .header_read_timeout(HEADER_TIMEOUT)
-                        .serve_connection(TokioIo::new(socket), service)
-                );
-                // A probe that goes away early is no news. One that stays, and perhaps reads
-                // nothing, must not keep the others out.
-                if timeout(MAX_AGE, connection.as_mut()).await.is_err() {
-                    connection.as_mut().graceful_shutdown();
-                    _ = timeout(LAST_REPLY, connection).await;
+            loop {
+                // Those that came before get their turn first, to read their request.
+                tokio::task::yield_now().await;
+                while connections.try_join_next().is_some() {}
+                visitors.retain(|visitor| !visitor.connection.is_finished());
+                if visitors.len() < MAX_CONNECTIONS {
+                    break;
                 }
-            });
+                if let Some(silent) = visitors.iter().find(|visitor| !visitor.has_asked()) {
+                    silent.connection.abort();
+                }
+                connections.join_next().await;
+            }
+            let asked = Arc::<AtomicBool>::default();
+            let connection = connections.spawn(self.clone().visit(socket, Arc::clone(&asked)));
+            visitors.push(Visitor { asked, connection });
+        }
+    }
+
+    /// Serves one connection; notes in `asked` that it has sent a request.
+    async fn visit(self, socket: TcpStream, asked: Arc<AtomicBool>) {
+        let service = service_fn(|request| {
+            asked.store(true, Ordering::Relaxed);
+            let response = self.respond(&request);
+            async { Ok::<_, Infallible>(response) }
+        });
+        let mut connection = pin!(
+            http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .serve_connection(TokioIo::new(socket), service)
+        );
+        // A probe that goes away early is no news. One that stays, and perhaps reads nothing, must
+        // not keep the others out.
+        if timeout(MAX_AGE, connection.as_mut()).await.is_err() {
+            connection.as_mut().graceful_shutdown();
+            _ = timeout(LAST_REPLY, connection).await;
         }
     }
 

@@ -83,6 +83,37 @@ async fn a_health_watch_sees_the_shutdown_and_does_not_delay_it() {
 }
 
 #[tokio::test]
+async fn silent_peers_do_not_keep_probes_out() {
+    let server = Running::start(&[]);
+    let admin = server.admin.expect("there is one");
+    let start = Instant::now();
+    let mut silent: Vec<_> = (0..400)
+        .map(|number| {
+            let mut peer = std::net::TcpStream::connect(admin).expect("connects");
+            // Half of them begin a request that never ends.
+            if number % 2 == 0 {
+                _ = peer.write_all(b"GET /livez HTTP/1.1\r\n");
+            }
+            peer
+        })
+        .collect();
+    for _ in 0..5 {
+        let before = Instant::now();
+        assert_eq!(server.http("/livez").await.0, 200);
+        let took = before.elapsed();
+        assert!(took < Duration::from_secs(1), "a probe took {took:?}");
+    }
+    // The rest end by themselves, long before a probe of an orchestrator gives up.
+    for peer in &mut silent {
+        peer.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        // An end or a reset.
+        while matches!(peer.read(&mut [0; 64]), Ok(1..)) {}
+    }
+    assert!(start.elapsed() < Duration::from_secs(5));
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn peers_that_read_nothing_do_not_keep_probes_out() {
     let server = Running::start(&[]);
     let admin = server.admin.expect("there is one");
