@@ -1,19 +1,31 @@
 //! TLS on the gRPC listener: what the certificate files make, and what a handshake tells.
 //!
-//! TLS 1.2 and 1.3 with rustls's own choice of suites, ALPN `h2`.
+//! TLS 1.2 and 1.3 with rustls's own choice of suites, ALPN `h2`. Sessions can be resumed unless
+//! there is an authority for client certificates.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc};
 
 use rustls::{
-    RootCertStore, ServerConfig, pki_types::CertificateDer, server::WebPkiClientVerifier,
+    RootCertStore, ServerConfig,
+    pki_types::CertificateDer,
+    server::{Acceptor, NoServerSessionStorage, WebPkiClientVerifier},
 };
 use thiserror::Error;
+use tokio::{
+    io::AsyncReadExt as _,
+    net::TcpStream,
+    sync::{Semaphore, watch},
+};
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake, server::TlsStream};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use crate::{
     auth::San,
     pem::{self, PemError},
 };
+
+/// How much a client may send before its ClientHello is whole; real ones have 2 KiB or less.
+const MAX_CLIENT_HELLO_BYTES: u64 = 16 * 1024;
 
 /// Where certificate and key are.
 #[derive(Debug, Clone)]
@@ -102,11 +114,33 @@ impl TlsFiles {
             .with_single_cert(chain, key)
             .map_err(TlsError::Pair)?;
         config.alpn_protocols = vec![b"h2".to_vec()];
+        if self.client_ca.is_some() {
+            // A resumed session would not look at the client's certificate again, which may have
+            // expired or lost its authority since.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+        }
         Ok(Tls {
             config: Arc::new(config),
             expires,
         })
     }
+}
+
+/// Serves a handshake with the certificates in force. It takes one of the permits once the
+/// ClientHello is there: a peer that says nothing must not keep others waiting.
+pub(super) async fn handshake(
+    mut socket: TcpStream,
+    tls: watch::Receiver<Tls>,
+    permits: &Semaphore,
+) -> io::Result<TlsStream<TcpStream>> {
+    let (read, write) = socket.split();
+    let hello = tokio::io::join(read.take(MAX_CLIENT_HELLO_BYTES), write);
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), hello).await?;
+    let start = StartHandshake::from_parts(hello.accepted, socket);
+    let _permit = permits.acquire().await.map_err(io::Error::other)?;
+    let config = Arc::clone(&tls.borrow().config);
+    start.into_stream(config).await
 }
 
 /// The names in a client's certificate, which rustls has verified. None if it has none, or one

@@ -23,7 +23,6 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
-use tokio_rustls::TlsAcceptor;
 
 use super::{
     accept::Socket,
@@ -48,7 +47,7 @@ const QUEUE: usize = 64;
 const MAX_LOCAL_ERROR_RESET_STREAMS: usize = 1024;
 /// How long a new connection may take for the TLS handshake, and then to say that it is HTTP/2.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
-/// TLS handshakes in progress; more wait for their turn.
+/// TLS handshakes whose client has said hello; more wait for their turn.
 const MAX_HANDSHAKES: usize = 256;
 /// How long a connection may take to answer a keepalive ping.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -224,13 +223,8 @@ impl Connection {
                 Box::pin(self.serve_http2(socket, Arc::default())).await
             }
             (Socket::Tcp(socket, _slot), Some(tls)) => {
-                let acceptor = TlsAcceptor::from(Arc::clone(&tls.borrow().config));
                 let socket = TcpStream::from_std(socket)?;
-                let handshake = async {
-                    // Room for a handshake counts into its time.
-                    let _room = handshakes.acquire().await.map_err(io::Error::other)?;
-                    acceptor.accept(socket).await
-                };
+                let handshake = tls::handshake(socket, tls, handshakes);
                 let socket = Box::pin(self.in_time(handshake)).await?;
                 let names = tls::names(socket.get_ref().1.peer_certificates());
                 let socket = Box::pin(self.greet(socket)).await?;

@@ -4,6 +4,7 @@ use std::{
     fs,
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, SystemTime},
 };
 
 use rcgen::{
@@ -29,6 +30,8 @@ pub struct Identity {
 pub enum Validity {
     Now,
     Expired,
+    /// From now on, for so long, rounded down to whole seconds.
+    For(Duration),
 }
 
 impl Authority {
@@ -63,9 +66,13 @@ impl Authority {
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
-        if validity == Validity::Expired {
-            params.not_before = date_time_ymd(2020, 1, 1);
-            params.not_after = date_time_ymd(2021, 1, 1);
+        match validity {
+            Validity::Now => {}
+            Validity::Expired => {
+                params.not_before = date_time_ymd(2020, 1, 1);
+                params.not_after = date_time_ymd(2021, 1, 1);
+            }
+            Validity::For(time) => params.not_after = (SystemTime::now() + time).into(),
         }
         let cert = params.signed_by(&key, &self.issuer).expect("signs").pem();
         Identity {
