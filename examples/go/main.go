@@ -29,8 +29,9 @@ const (
 	namespace = "examples"
 	// For one call, its retries included.
 	deadline = 2 * time.Second
-	// Every call may be repeated. RESOURCE_EXHAUSTED is here for an overloaded server, which says in
-	// grpc-retry-pushback-ms when to come back; gRPC then waits for that long, not for the backoff.
+	// Safe for Mark too, as each id has one writer. RESOURCE_EXHAUSTED is here for an overloaded server:
+	// it says in grpc-retry-pushback-ms when to come back, and gRPC waits for that long
+	// instead of its backoff.
 	serviceConfig = `{"methodConfig": [{
 		"name": [{"service": "dyndata.v1.DynData"}],
 		"retryPolicy": {

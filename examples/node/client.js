@@ -12,7 +12,7 @@ import protoLoader from "@grpc/proto-loader";
 
 const NAMESPACE = "examples";
 const DEADLINE_MILLISECONDS = 2000;
-// Every call may be repeated. An overloaded server says when, and grpc-js obeys.
+// Safe for Mark too, as each id has one writer. An overloaded server says when, and grpc-js obeys.
 const RETRY_POLICY = {
   maxAttempts: 4,
   initialBackoff: "0.1s",

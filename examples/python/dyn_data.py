@@ -18,7 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 
 ONLINE_LAST_SECONDS = 60
 DEADLINE_SECONDS = 2
-# Every call may be repeated. An overloaded server says when, and gRPC obeys.
+# Safe for Mark too, as each id has one writer. An overloaded server says when, and gRPC obeys.
 RETRY_POLICY = {
     "maxAttempts": 4,
     "initialBackoff": "0.1s",

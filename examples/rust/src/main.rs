@@ -124,8 +124,8 @@ impl Client {
         })
     }
 
-    /// Makes a call, and again while the server says when and the deadline allows it. Every call
-    /// of dyndata may be repeated; which ones are worth it is the server's to say.
+    /// Makes a call, and again while the server says when and the deadline allows it. The server
+    /// says nothing if a write may have taken effect: a repetition could bring an older value back.
     async fn call<M: Clone, R>(
         &self,
         message: M,
