@@ -97,6 +97,9 @@ class Session:
         """Starts a server in the place of the one before; returns what it has said when that is
         as it should be."""
         self.end(kind)
+        # The shell does this too, but maybe only after the next command has looked into the file.
+        for log in re.findall(r" 2>(\w+)$", command):
+            (self.directory / log).write_text("")
         # In the place of the shell, so that the end of one is the end of the other.
         command = re.sub(VARIABLES, r"\g<0>exec ", command, count=1)
         output = Path(self.scratch.name) / f"{kind.split()[0]}.output"
@@ -117,6 +120,21 @@ class Session:
         with contextlib.suppress(TimeoutError):
             wait_until(lambda: said() or server.poll() is not None, command)
         return said().group() if said() else output.read_text()
+
+    def replaces_a_server(self, command, expected):
+        """Whether a command starts a server that says nothing, while one of its kind is running."""
+        server = self.servers.get("dyndata serve")
+        running = server is not None and server.poll() is None
+        return running and not expected and re.match(VARIABLES + "dyndata serve", command)
+
+    def check_with_old_server(self, command, next_command, expected):
+        """Starts a server while the one before still runs, as a reader does who forgot to stop it. What
+        the page says next must not be printed then."""
+        self.output(command)
+        printed = self.output(next_command)
+        assert not re.fullmatch(pattern(self.replace_ports(expected)), printed), (
+            f"with the server of the step before, {next_command} prints what the page has:\n{printed}"
+        )
 
     def end(self, kind):
         if server := self.servers.pop(kind, None):

@@ -246,11 +246,14 @@ def run_readme(page, session, report):
     redis_url = {"REDIS_URL": f"redis://127.0.0.1:{session.ports['6379']}"}
     for text, variables in ((embedded, {}), (on_redis, redis_url)):
         with make_run(session, variables):
-            run_each(page, page.part(text).examples(), session, report)
+            run_each(page, list(page.part(text).examples()), session, report)
 
 
 def run_each(page, commands, session, report):
-    for command, expected in commands:
+    for (command, expected), following in zip(commands, [*commands[1:], None]):
+        if following and session.replaces_a_server(command, expected):
+            title = f"{page.name}: shows that the server before still runs: {command}"
+            report.case(title, session.check_with_old_server, command, *following)
         report.case(f"{page.name}: {command}", session.check, command, expected)
 
 
