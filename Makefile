@@ -37,6 +37,13 @@ test-clients:
 	$(CARGO) build --release --locked
 	env -u REDIS_URL .tools/clients-venv/bin/python tests/clients/docs.py
 
+## test-proxies: rolling restarts behind nginx and HAProxy, as docs/proxies.md says; under a minute
+.PHONY: test-proxies
+test-proxies:
+	tests/proxies/setup.sh
+	$(CARGO) build --locked
+	env -u REDIS_URL .tools/clients-venv/bin/python tests/proxies/run.py --dyndata target/debug/dyndata
+
 ## test-examples: every program of examples/, with TLS and a token; what it prints, and how it fails
 .PHONY: test-examples
 test-examples:

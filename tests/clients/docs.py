@@ -42,7 +42,7 @@ OTHER_VARIABLES = {"DYNDATA_TOKEN"}
 # With a slash and in backticks, and no file of the repository.
 NOT_PATHS = r"dyn_data[:/].*|dyndata\.v1\.\S+|docker\.io/.*|.*[<>].*|\w*:.*|/.*|\w+://"
 # Of code blocks: what is run, what is not, and what is no command.
-LANGUAGES = {"console", "sh", "ini", "toml", "yaml"}
+LANGUAGES = {"console", "sh", "ini", "toml", "yaml", "json", "nginx", "haproxy"}
 # What people deploy and copy, besides the pages.
 FILES = ("deploy/**/*", "examples/**/*")
 
