@@ -26,31 +26,49 @@ impl Reload {
     }
 }
 
-/// Reads `files` whenever they change and makes of them what `load` does; for ever.
-pub(crate) async fn watch<T, E: Display>(
-    what: &'static str,
+/// Files whose content is compared with what it was.
+#[derive(Debug)]
+pub(crate) struct WatchedFiles {
     files: Vec<PathBuf>,
-    load: impl Fn() -> Result<T, E>,
-    current: watch::Sender<T>,
-    asked: Reload,
-) {
-    let mut contents = read(&files);
-    loop {
-        // Time passing is as good a reason to look as being asked.
-        let asked = tokio::time::timeout(INTERVAL, asked.0.notified()).await;
-        let now = read(&files);
-        if now == contents && asked.is_err() {
-            continue;
+    contents: Vec<Option<Vec<u8>>>,
+}
+
+impl WatchedFiles {
+    /// Reads the files. To be called before they are used, so that no change is missed.
+    pub(crate) fn new(files: Vec<PathBuf>) -> Self {
+        Self {
+            contents: read(&files),
+            files,
         }
-        contents = now;
-        match load() {
-            Ok(new) => {
-                current.send_replace(new);
-                tracing::info!(what, "reloaded");
+    }
+
+    /// Waits until a file has changed, or somebody asks for all to be read again. Cancel-safe.
+    pub(crate) async fn changed(&mut self, asked: &Reload) {
+        loop {
+            // Time passing is as good a reason to look as being asked.
+            let asked = tokio::time::timeout(INTERVAL, asked.0.notified()).await;
+            let now = read(&self.files);
+            if now != self.contents || asked.is_ok() {
+                self.contents = now;
+                return;
             }
-            Err(error) => {
-                tracing::error!(what, %error, "cannot reload; the old one stays in force");
-            }
+        }
+    }
+}
+
+/// Puts what a file now holds in force; or logs why that makes no sense, and changes nothing.
+pub(crate) fn replace<T, E: Display>(
+    what: &'static str,
+    loaded: Result<T, E>,
+    current: &watch::Sender<T>,
+) {
+    match loaded {
+        Ok(new) => {
+            current.send_replace(new);
+            tracing::info!(what, "reloaded");
+        }
+        Err(error) => {
+            tracing::error!(what, %error, "cannot reload; the old one stays in force");
         }
     }
 }

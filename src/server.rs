@@ -197,7 +197,6 @@ impl Bound {
         let recorders: Vec<_> = (0..config.workers)
             .map(|_| Arc::<Recorder>::default())
             .collect();
-        security.watch(&config.security, &reload, &mut background);
         let refused = Arc::<AtomicU64>::default();
         let mut readings = stores.readings();
         readings.extend(security.reading());
@@ -262,6 +261,7 @@ impl Bound {
             };
             workers.push(Worker::start(worker).map_err(ServerError::Worker)?);
         }
+        security.watch(&config.security, reload, &mut background);
 
         let leave = async {
             shutdown.await;

@@ -143,6 +143,59 @@ async fn new_files_are_in_force_soon_and_no_call_fails_meanwhile() {
     server.stop().await;
 }
 
+#[tokio::test]
+async fn a_change_before_the_server_runs_is_not_missed() {
+    let files = Files::new();
+    let access = files.write("access.toml", &entry("one"));
+    let config = dyndata::Config::parse_from([
+        "--listen=127.0.0.1:0",
+        "--admin-listen=off",
+        "--workers=1",
+        "--access-file",
+        &access,
+    ]);
+    let bound = dyndata::Server::bind(config.expect("valid")).await;
+    let bound = bound.expect("binds");
+    files.write("access.toml", &(entry("one") + &entry("two")));
+    let endpoint = Endpoint::from_shared(format!("http://{}", bound.local_addr()));
+    let channel = endpoint.expect("a URL").connect_lazy();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let server = tokio::spawn(bound.run(async { _ = stopped.await }));
+    eventually("access file", async || get(&channel, "two").await.is_ok()).await;
+    drop((channel, stop));
+    server.await.expect("ends").expect("runs");
+}
+
+#[tokio::test]
+async fn the_first_token_in_the_access_file_makes_certificates_optional() {
+    let files = Files::new();
+    let authority = Authority::new();
+    let identity = authority.issue("localhost", Validity::Now);
+    let cert = files.write("cert.pem", &identity.cert);
+    let key = files.write("key.pem", &identity.key);
+    let ca = files.write("ca.pem", &authority.pem);
+    let by_certificate = "[[caller]]\nname = \"mesh\"\ncertificate = \"dns:mesh\"\n\
+                          allow = [\"read\"]\nnamespaces = [\"*\"]\n";
+    let access = files.write("access.toml", by_certificate);
+    let mut arguments = vec!["--tls-cert", &cert, "--tls-key", &key];
+    arguments.extend(["--tls-client-ca", &ca, "--access-file", &access]);
+    let server = Running::start(&arguments);
+    assert!(get(&connect(&server, &authority), "one").await.is_err());
+    files.write("access.toml", &(by_certificate.to_owned() + &entry("one")));
+    eventually("the first token", async || {
+        get(&connect(&server, &authority), "one").await.is_ok()
+    })
+    .await;
+    // Without tokens, everybody needs a certificate again.
+    files.write("access.toml", by_certificate);
+    eventually("no token", async || {
+        let refused = get(&connect(&server, &authority), "one").await;
+        refused.is_err_and(|status| status.code() != Code::Unauthenticated)
+    })
+    .await;
+    server.stop().await;
+}
+
 #[test]
 fn a_hangup_reloads_and_does_not_end_the_server() {
     let files = Files::new();

@@ -1,4 +1,4 @@
-//! What is in force of certificates and access file, and keeping it so.
+//! Certificates and access rules in force, reloaded when their files change.
 
 use std::{
     path::PathBuf,
@@ -9,28 +9,32 @@ use tokio::{sync::watch, task::JoinSet};
 
 use super::{
     ServerError,
-    tls::{ClientCertificate, Tls},
+    tls::{ClientCertificate, Tls, TlsFiles},
 };
 use crate::{
     auth::Access,
     config::SecurityConfig,
     metrics::Reading,
-    reload::{self, Reload},
+    reload::{self, Reload, WatchedFiles},
 };
 
 /// How long before its expiry a certificate is warned about, and how often.
 const WARN_BEFORE: Duration = Duration::from_secs(14 * 86_400);
 const WARN_INTERVAL: Duration = Duration::from_secs(6 * 3600);
 
-/// What is in force; workers follow it.
+/// Certificates and access rules in force; workers follow them.
 #[derive(Debug)]
 pub(super) struct Security {
     pub(super) tls: Option<watch::Sender<Tls>>,
     pub(super) access: Option<watch::Sender<Access>>,
+    files: WatchedFiles,
 }
 
 impl Security {
     pub(super) fn load(config: &SecurityConfig) -> Result<Self, ServerError> {
+        let mut files = config.tls.as_ref().map_or_else(Vec::new, TlsFiles::paths);
+        files.extend(config.access_file.clone());
+        let files = WatchedFiles::new(files);
         let access = config.access_file.as_deref().map(Access::load);
         let access = access
             .transpose()
@@ -43,49 +47,45 @@ impl Security {
         Ok(Self {
             tls: tls.map(watch::Sender::new),
             access: access.map(watch::Sender::new),
+            files,
         })
     }
 
     /// Follows the files, in `background`.
     pub(super) fn watch(
-        &self,
+        self,
         config: &SecurityConfig,
-        reload: &Reload,
+        asked: Reload,
         background: &mut JoinSet<()>,
     ) {
-        if let (Some(file), Some(current)) = (&config.access_file, &self.access) {
-            let load = {
-                let file = file.clone();
-                move || Access::load(&file)
-            };
-            let files = vec![file.clone()];
-            background.spawn(reload::watch(
-                "access file",
-                files,
-                load,
-                current.clone(),
-                reload.clone(),
-            ));
-        }
         if let (Some(tls), Some(current)) = (&config.tls, &self.tls) {
-            let mut files = tls.paths();
-            // Whether tokens will do instead of a certificate is in there.
-            files.extend(config.access_file.clone());
-            let load = {
-                let (tls, access) = (tls.clone(), self.access.clone());
-                move || {
-                    let access = access.as_ref().map(watch::Sender::borrow);
-                    tls.load(client_certificate(access.as_deref()))
-                }
-            };
-            background.spawn(reload::watch(
-                "certificates",
-                files,
-                load,
-                current.clone(),
-                reload.clone(),
-            ));
             background.spawn(warn_before_expiry(current.subscribe(), tls.cert.clone()));
+        }
+        if config.tls.is_none() && config.access_file.is_none() {
+            return;
+        }
+        let config = config.clone();
+        let mut security = self;
+        background.spawn(async move {
+            loop {
+                security.files.changed(&asked).await;
+                security.reload(&config);
+            }
+        });
+    }
+
+    /// Reads all files again: the access file first, because it decides whether a caller needs a
+    /// certificate. One task does both, so that neither sees the other's old state.
+    fn reload(&self, config: &SecurityConfig) {
+        if let (Some(file), Some(access)) = (&config.access_file, &self.access) {
+            reload::replace("access file", Access::load(file), access);
+        }
+        if let (Some(files), Some(tls)) = (&config.tls, &self.tls) {
+            let client = {
+                let access = self.access.as_ref().map(watch::Sender::borrow);
+                client_certificate(access.as_deref())
+            };
+            reload::replace("certificates", files.load(client), tls);
         }
     }
 
