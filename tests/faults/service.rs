@@ -204,7 +204,7 @@ fn short_deadlines(pace: &Pace) -> Report {
 fn redis_down(pace: &Pace) -> Report {
     const WORKERS: usize = 2;
     // Attempts until the backoff is at its longest.
-    const FIRST: usize = 6;
+    const FIRST: usize = 8;
     let seconds = pace.times(6, 30);
     let redis = Redis::start();
     let line = Proxy::start(redis.port);

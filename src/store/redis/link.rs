@@ -48,6 +48,9 @@ use crate::store::{LinkState, Outcome, StoreError, WriteError};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The pause before the first attempt to connect again, and the longest one.
 const BACKOFF: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(1);
+/// How much the pause grows with each attempt. With a factor of 2, the pauses of an outage of half a
+/// second outlast the four attempts of a common gRPC retry policy (`docs/resilience.md`).
+const GROWTH: f64 = 1.5;
 /// A connection that held this long was a good one: the backoff starts anew after it.
 const GOOD: Duration = Duration::from_secs(5);
 /// How often a connection is asked for a sign of life, so that health knows without any calls.
@@ -271,7 +274,7 @@ impl Supervisor {
             // Spread a little, so that workers and replicas do not come all at once.
             // An attempt that took long has been pause enough.
             sleep_until(began + pause.mul_f64(0.75 + 0.5 * fastrand::f64())).await;
-            pause = (pause * 2).min(*BACKOFF.end());
+            pause = pause.mul_f64(GROWTH).min(*BACKOFF.end());
         }
     }
 
