@@ -105,11 +105,8 @@ impl Admin {
                 if visitors.len() < MAX_CONNECTIONS {
                     break;
                 }
-                // A probe or scrape that has asked is served at once. So if all have asked, the oldest
-                // is one that does not read its reply, or is idle.
-                let silent = visitors.iter().find(|visitor| !visitor.has_asked());
-                if let Some(visitor) = silent.or_else(|| visitors.first()) {
-                    visitor.connection.abort();
+                if let Some(silent) = visitors.iter().find(|visitor| !visitor.has_asked()) {
+                    silent.connection.abort();
                 }
                 connections.join_next().await;
             }

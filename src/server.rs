@@ -12,10 +12,13 @@ pub(crate) mod accept;
 mod admission;
 mod call;
 pub(crate) mod deadline;
+mod dispatch;
+mod feed;
 mod guard;
 mod health_calls;
 mod held;
 pub(crate) mod liveness;
+mod message;
 mod message_stream;
 mod reflection;
 mod security;
@@ -43,7 +46,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 use self::{
     accept::{Listener, Peers, Socket},
-    call::CallConfig,
+    dispatch::CallConfig,
     liveness::Liveness,
     security::Security,
     shutdown::ShutdownDelay,

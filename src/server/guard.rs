@@ -19,7 +19,7 @@ use http::{HeaderMap, HeaderName};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::{Code, Status, body::Body};
 
-use super::{message_stream::MessageStream, unary::ReplyBody};
+use super::{held::Share, message_stream::MessageStream, unary::ReplyBody};
 use crate::{
     auth::{Caller, Grant},
     error::Error,
@@ -165,6 +165,8 @@ impl Drop for Guard {
 pub(super) struct CallBody {
     kind: Kind,
     guard: Option<Guard>,
+    /// For what is not counted with its bytes.
+    _share: Option<Share>,
 }
 
 enum Kind {
@@ -180,6 +182,7 @@ impl CallBody {
         Self {
             kind: Kind::Reply(reply),
             guard,
+            _share: None,
         }
     }
 
@@ -188,14 +191,16 @@ impl CallBody {
         Self {
             kind: Kind::Stream(Some(stream)),
             guard,
+            _share: None,
         }
     }
 
     /// What comes with a status in its head: nothing, or a text for who does not speak gRPC.
-    pub(super) fn other(body: Body) -> Self {
+    pub(super) fn other(body: Body, share: Option<Share>) -> Self {
         Self {
             kind: Kind::Other(body),
             guard: None,
+            _share: share,
         }
     }
 

@@ -3,11 +3,10 @@
 
 use bytes::Bytes;
 use futures_util::stream;
-use hyper::body::Incoming;
 
 use super::{
     message_stream::{MessageStream, StreamLimits},
-    unary::{self, CallLimits},
+    unary::{self, ReplyLimits},
 };
 use crate::{error::Error, health::HealthService, proto::health::HealthListRequest};
 
@@ -32,33 +31,33 @@ impl HealthRpc {
 }
 
 /// One status.
-pub(super) async fn check(
+pub(super) fn check(
     health: HealthService,
-    body: Incoming,
-    limits: CallLimits,
+    message: Bytes,
+    limits: ReplyLimits,
 ) -> Result<Bytes, Error> {
-    let request = unary::decode(unary::read(body, &limits).await?)?;
+    let request = unary::decode(message)?;
     limits.reply(&health.check(&request)?)
 }
 
 /// All statuses.
-pub(super) async fn list(
+pub(super) fn list(
     health: HealthService,
-    body: Incoming,
-    limits: CallLimits,
+    message: Bytes,
+    limits: ReplyLimits,
 ) -> Result<Bytes, Error> {
-    let HealthListRequest {} = unary::decode(unary::read(body, &limits).await?)?;
+    let HealthListRequest {} = unary::decode(message)?;
     limits.reply(&health.list())
 }
 
 /// One status, and its changes.
-pub(super) async fn watch(
+pub(super) fn watch(
     health: HealthService,
-    body: Incoming,
-    limits: CallLimits,
+    message: Bytes,
+    limits: ReplyLimits,
     stream_limits: StreamLimits,
 ) -> Result<MessageStream, Error> {
-    let request = unary::decode(unary::read(body, &limits).await?)?;
+    let request = unary::decode(message)?;
     let statuses = stream::unfold(
         (health.watch(request), limits),
         |(mut watch, limits)| async {

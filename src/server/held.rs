@@ -1,10 +1,9 @@
-//! Bytes that calls make the server hold: requests on their way in, replies on their way out.
+//! Memory that calls make the server hold: requests on their way in, replies on their way out.
 //!
-//! A slow or hostile peer decides how long those stay, so they are counted, for each connection and
-//! for each worker: a request from when it turns out to come in pieces until it is there, a reply
-//! from when it is made to when the last of it has left HTTP/2's buffers. A call that would make a
-//! connection hold too much is refused; sooner, if its worker as a whole holds much. What is small
-//! is not counted: the number of streams bounds it.
+//! A slow or hostile peer decides how long those stay. So they are counted, for each connection
+//! and for each worker: a request from when it turns out to be incomplete, a reply from when it is
+//! made until HTTP/2 drops the last of its bytes. To each call's bytes comes a fixed amount for
+//! what the call itself costs. A call that finds no room is refused before it does anything.
 
 use std::sync::{
     Arc,
@@ -15,59 +14,96 @@ use bytes::Bytes;
 
 use crate::error::Error;
 
-/// A reply that is smaller is not worth counting.
-const COUNTED_BYTES: usize = 4 * 1024;
-/// What one connection may hold at most...
-const MAX_CONNECTION_BYTES: usize = 8 << 20;
+/// Counted for each call besides its bytes: HTTP/2's stream, its task, headers and trailers.
+pub(super) const CALL_BYTES: usize = 4 * 1024;
+/// A reply of up to this size is not counted besides, so that it is never refused: what has been
+/// written is always acknowledged.
+const SMALL_REPLY_BYTES: usize = 512;
+/// Counted besides for a call whose request is incomplete.
+pub(super) const UNFINISHED_BYTES: usize = 2 * 1024;
+/// One connection may hold at most this much...
+const MAX_CONNECTION_BYTES: usize = 6 << 20;
 /// ... and once its worker holds more than this...
-const MAX_WORKER_BYTES: usize = 8 << 20;
-/// ... only this.
-const FAIR_CONNECTION_BYTES: usize = 256 * 1024;
+const MAX_WORKER_BYTES: usize = 6 << 20;
+/// ... only its part of this, which all connections of the worker share...
+const FAIR_WORKER_BYTES: usize = 3 << 20;
+/// ... and which is at least the first and at most the second of these.
+const MIN_FAIR_BYTES: usize = 16 * 1024;
+const MAX_FAIR_BYTES: usize = 256 * 1024;
 
-/// The counts of one connection and of its worker. Clones share both.
+/// What one worker holds. Clones share the counts.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Held {
-    connection: Arc<AtomicUsize>,
-    worker: Arc<AtomicUsize>,
+pub(super) struct WorkerHeld(Arc<WorkerCounts>);
+
+#[derive(Debug, Default)]
+struct WorkerCounts {
+    bytes: AtomicUsize,
+    connections: AtomicUsize,
+}
+
+/// What one connection holds. Clones share the count. All counts are written by the worker's
+/// thread alone.
+#[derive(Debug, Clone)]
+pub(super) struct Held(Arc<ConnectionCount>);
+
+#[derive(Debug)]
+struct ConnectionCount {
+    bytes: AtomicUsize,
+    worker: WorkerHeld,
+}
+
+impl WorkerHeld {
+    /// The count of another connection of this worker.
+    pub(super) fn new_connection(&self) -> Held {
+        add(&self.0.connections, 1);
+        Held(Arc::new(ConnectionCount {
+            bytes: AtomicUsize::new(0),
+            worker: self.clone(),
+        }))
+    }
+}
+
+impl Drop for ConnectionCount {
+    fn drop(&mut self) {
+        sub(&self.worker.0.connections, 1);
+    }
 }
 
 impl Held {
-    /// The counts of another connection of the same worker.
-    pub(super) fn of_new_connection(&self) -> Self {
-        Self {
-            connection: Arc::default(),
-            worker: Arc::clone(&self.worker),
-        }
-    }
-
-    /// Counts nothing yet.
-    pub(super) fn begin(&self) -> Share {
-        Share {
+    /// Holds `bytes`; refused if there is no room for them.
+    pub(super) fn take(&self, bytes: usize) -> Result<Share, Error> {
+        let mut share = Share {
             held: self.clone(),
             bytes: 0,
-        }
+        };
+        share.grow(bytes)?;
+        Ok(share)
     }
 
-    /// Counts a reply until the last of its bytes is dropped.
-    pub(super) fn hold(&self, reply: Vec<u8>) -> Result<Bytes, Error> {
-        if reply.len() < COUNTED_BYTES {
-            return Ok(reply.into());
-        }
-        let mut share = self.begin();
-        share.grow(reply.len())?;
-        Ok(Bytes::from_owner(Counted {
-            reply,
-            _share: share,
-        }))
+    /// Whether the connection has no calls, nor any of their bytes. Each of them has a clone,
+    /// besides those of the connection and its socket.
+    pub(super) fn is_idle(&self) -> bool {
+        Arc::strong_count(&self.0) == 2
     }
 
-    fn has_room_for(&self, bytes: usize) -> bool {
-        let connection = self.connection.load(Ordering::Relaxed) + bytes;
-        let worker = self.worker.load(Ordering::Relaxed) + bytes;
-        // One thing at a time has room whatever its size, or large replies could never be sent.
-        connection == bytes
-            || connection <= FAIR_CONNECTION_BYTES
-            || (connection <= MAX_CONNECTION_BYTES && worker <= MAX_WORKER_BYTES)
+    /// Whether the worker holds much, so that its connections should take new calls little by
+    /// little.
+    pub(super) fn is_pressed(&self) -> bool {
+        self.0.worker.0.bytes.load(Ordering::Relaxed) > MAX_WORKER_BYTES / 4
+    }
+
+    fn has_room_for(&self, more: usize, of_this_call: usize) -> bool {
+        let before = self.0.bytes.load(Ordering::Relaxed);
+        let worker = &self.0.worker.0;
+        let in_worker = worker.bytes.load(Ordering::Relaxed) + more;
+        if before + more <= MAX_CONNECTION_BYTES && in_worker <= MAX_WORKER_BYTES {
+            return true;
+        }
+        let connections = worker.connections.load(Ordering::Relaxed).max(1);
+        let fair = (FAIR_WORKER_BYTES / connections).clamp(MIN_FAIR_BYTES, MAX_FAIR_BYTES);
+        // The only call of a connection has room whatever its size, or large replies could never
+        // be sent.
+        before + more <= fair || before == of_this_call
     }
 }
 
@@ -81,67 +117,121 @@ pub(super) struct Share {
 impl Share {
     /// Holds more; refused if there is no room for it.
     pub(super) fn grow(&mut self, bytes: usize) -> Result<(), Error> {
-        if !self.held.has_room_for(bytes) {
+        if !self.held.has_room_for(bytes, self.bytes) {
             return Err(Error::Overloaded);
         }
         self.bytes += bytes;
-        self.held.connection.fetch_add(bytes, Ordering::Relaxed);
-        self.held.worker.fetch_add(bytes, Ordering::Relaxed);
+        let counts = &self.held.0;
+        add(&counts.bytes, bytes);
+        add(&counts.worker.0.bytes, bytes);
         Ok(())
+    }
+
+    /// Holds no more than `bytes` from now on.
+    pub(super) fn shrink_to(&mut self, bytes: usize) {
+        let less = self.bytes.saturating_sub(bytes);
+        self.bytes -= less;
+        let counts = &self.held.0;
+        sub(&counts.bytes, less);
+        sub(&counts.worker.0.bytes, less);
+    }
+
+    /// Makes bytes of a reply that are counted until the last of them is dropped.
+    pub(super) fn hold(mut self, reply: impl AsRef<[u8]> + Send + 'static) -> Result<Bytes, Error> {
+        let length = reply.as_ref().len();
+        if length > SMALL_REPLY_BYTES {
+            self.grow(length)?;
+        }
+        Ok(Bytes::from_owner(Counted {
+            reply,
+            _share: self,
+        }))
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let Held { connection, worker } = &self.held;
-        connection.fetch_sub(self.bytes, Ordering::Relaxed);
-        worker.fetch_sub(self.bytes, Ordering::Relaxed);
+        let counts = &self.held.0;
+        sub(&counts.bytes, self.bytes);
+        sub(&counts.worker.0.bytes, self.bytes);
     }
 }
 
-struct Counted {
-    reply: Vec<u8>,
+struct Counted<R> {
+    reply: R,
     _share: Share,
 }
 
-impl AsRef<[u8]> for Counted {
+impl<R: AsRef<[u8]>> AsRef<[u8]> for Counted<R> {
     fn as_ref(&self) -> &[u8] {
-        &self.reply
+        self.reply.as_ref()
     }
+}
+
+/// One thread writes, so that a load and a store are as good as one step, and cheaper.
+fn add(count: &AtomicUsize, more: usize) {
+    count.store(count.load(Ordering::Relaxed) + more, Ordering::Relaxed);
+}
+
+fn sub(count: &AtomicUsize, less: usize) {
+    count.store(count.load(Ordering::Relaxed) - less, Ordering::Relaxed);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const MIB: usize = 1 << 20;
+
     #[test]
     fn a_connection_that_holds_little_has_room_beside_one_that_holds_much() {
-        let worker = Held::default();
-        let (slow, quick) = (worker.of_new_connection(), worker.of_new_connection());
+        let worker = WorkerHeld::default();
+        let (slow, quick) = (worker.new_connection(), worker.new_connection());
+        let large = |held: &Held| held.take(CALL_BYTES)?.hold(vec![0; MIB - CALL_BYTES]);
         let mut held = Vec::new();
-        while let Ok(reply) = slow.hold(vec![0; 1 << 20]) {
+        while let Ok(reply) = large(&slow) {
             held.push(reply);
         }
-        assert_eq!(held.len(), MAX_CONNECTION_BYTES >> 20);
-        let small = quick.hold(vec![0; FAIR_CONNECTION_BYTES / 2]);
-        assert!(small.is_ok());
-        assert!(quick.hold(vec![0; FAIR_CONNECTION_BYTES]).is_err());
+        assert_eq!(held.len(), MAX_CONNECTION_BYTES / MIB);
+        let little = quick.take(MAX_FAIR_BYTES / 2);
+        assert!(little.is_ok());
+        assert!(quick.take(MAX_FAIR_BYTES).is_err());
         // A piece keeps all of it; the last to go counts.
         let piece = held[0].slice(..1);
         held.clear();
-        assert_eq!(slow.connection.load(Ordering::Relaxed), 1 << 20);
-        drop((piece, small));
-        assert_eq!(worker.worker.load(Ordering::Relaxed), 0);
-        assert!(slow.hold(vec![0; 1 << 20]).is_ok());
+        assert_eq!(slow.0.bytes.load(Ordering::Relaxed), MIB);
+        drop((piece, little));
+        assert_eq!(worker.0.bytes.load(Ordering::Relaxed), 0);
+        assert!(large(&slow).is_ok());
     }
 
     #[test]
-    fn a_request_is_held_until_it_is_there() {
-        let connection = Held::default().of_new_connection();
-        let mut share = connection.begin();
-        assert!(share.grow(MAX_CONNECTION_BYTES).is_ok());
-        assert!(share.grow(1).is_err());
+    fn many_connections_together_hold_a_bounded_amount() {
+        let worker = WorkerHeld::default();
+        let connections: Vec<_> = (0..100).map(|_| worker.new_connection()).collect();
+        let mut held = Vec::new();
+        for connection in &connections {
+            while let Ok(share) = connection.take(CALL_BYTES) {
+                held.push(share);
+            }
+        }
+        let total = worker.0.bytes.load(Ordering::Relaxed);
+        assert!(total <= MAX_WORKER_BYTES + FAIR_WORKER_BYTES, "{total}");
+        // Each has something all the same.
+        for connection in &connections {
+            assert!(connection.0.bytes.load(Ordering::Relaxed) >= MIN_FAIR_BYTES);
+        }
+        drop((held, connections));
+        assert_eq!(worker.0.connections.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn the_only_call_of_a_connection_has_room_whatever_its_size() {
+        let connection = WorkerHeld::default().new_connection();
+        let mut share = connection.take(CALL_BYTES).expect("room");
+        assert!(share.grow(2 * MAX_CONNECTION_BYTES).is_ok());
+        assert!(connection.take(MAX_FAIR_BYTES).is_err());
         drop(share);
-        assert!(connection.begin().grow(1).is_ok());
+        assert!(connection.take(MAX_FAIR_BYTES).is_ok());
     }
 }

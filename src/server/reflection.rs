@@ -10,7 +10,6 @@ use std::sync::LazyLock;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures_util::stream;
-use hyper::body::Incoming;
 use prost::Message as _;
 use prost_reflect::{DescriptorError, DescriptorPool, FileDescriptor};
 use prost_types::FileDescriptorSet;
@@ -25,10 +24,17 @@ use tonic_reflection::pb::{
 };
 
 use super::{
+    call::MAX_SMALL_MESSAGE_BYTES,
+    feed::Fed,
+    held::Share,
+    message::{PREFIX_BYTES, check_prefix},
     message_stream::{MessageStream, StreamLimits},
-    unary::{self, CallLimits, PREFIX_BYTES},
+    unary::{self, ReplyLimits},
 };
 use crate::{error::Error, proto};
+
+/// Counted for each stream: questions that are not answered yet, and what takes them apart.
+const STREAM_BYTES: usize = 32 * 1024;
 
 static FILES: LazyLock<Result<DescriptorPool, DescriptorError>> = LazyLock::new(files);
 
@@ -43,8 +49,8 @@ pub(super) fn is_path(path: &str) -> bool {
 
 /// Answers each message of a request, in order, until the caller ends it.
 pub(super) fn answer(
-    body: Incoming,
-    limits: CallLimits,
+    fed: Fed,
+    limits: ReplyLimits,
     stream_limits: StreamLimits,
 ) -> Result<MessageStream, Error> {
     let files = FILES.as_ref().map_err(|error| {
@@ -53,7 +59,8 @@ pub(super) fn answer(
         Error::Internal
     })?;
     let questions = Questions {
-        body,
+        _share: limits.held.take(STREAM_BYTES)?,
+        fed,
         limits,
         input: BytesMut::new(),
     };
@@ -70,28 +77,25 @@ pub(super) fn answer(
 
 /// The messages of a request.
 struct Questions {
-    body: Incoming,
-    limits: CallLimits,
+    fed: Fed,
+    limits: ReplyLimits,
+    _share: Share,
     /// At most one unfinished message and what came with its last piece.
     input: BytesMut,
 }
 
 impl Questions {
     async fn next(&mut self) -> Result<Option<Bytes>, Error> {
-        let mut share = self.limits.held.begin();
         loop {
-            let length = unary::check_prefix(&self.input, self.limits.max_message_bytes)?;
+            let length = check_prefix(&self.input, MAX_SMALL_MESSAGE_BYTES)?;
             if let Some(length) = length
                 && self.input.len() >= PREFIX_BYTES + length
             {
                 self.input.advance(PREFIX_BYTES);
                 return Ok(Some(self.input.split_to(length).freeze()));
             }
-            match unary::next(&mut self.body).await? {
-                Some(more) => {
-                    share.grow(more.len())?;
-                    self.input.extend_from_slice(&more);
-                }
+            match self.fed.next().await {
+                Some(more) => self.input.extend_from_slice(&more),
                 None if self.input.is_empty() => return Ok(None),
                 None => return Err(Error::MessageMalformed),
             }

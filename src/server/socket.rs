@@ -1,7 +1,7 @@
 //! A client's socket as HTTP/2 shall see it: its client preface seen, and without vectored writes.
 //!
 //! The preface is read here, because a connection on which HTTP/2 still waits for it cannot be
-//! shut down gracefully (hyper issue 4170), and because what speaks something else can then be
+//! shut down gracefully, and because what speaks something else can then be
 //! told so.
 //!
 //! On a socket with vectored writes, h2 flushes after every DATA frame of 256 bytes or more; on
@@ -12,14 +12,20 @@
 use std::{
     io,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
-    time::Sleep,
+    time::{Instant, Sleep},
 };
+
+use super::held::Held;
 
 /// What every HTTP/2 client sends first (RFC 9113, 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -34,6 +40,9 @@ const NOT_HTTP2: &[u8] = b"HTTP/1.1 505 HTTP Version Not Supported\r\n\
 /// would have it look only now and then. Enough for 40 MB/s on one connection.
 const MAX_BYTES_IN_A_ROW: usize = 64 * 1024;
 const PAUSE: Duration = Duration::from_millis(1);
+/// HTTP/2 takes all calls that it can read before any of them is looked at, and keeps the room that
+/// they needed. Under pressure, when most are refused, so many bytes are read before they are.
+const PRESSED_BYTES: usize = 2 * 1024;
 /// More than the head of a request that somebody sends by mistake.
 const MAX_UNREAD_BYTES: u64 = 16 * 1024;
 
@@ -46,7 +55,11 @@ pub(super) struct Http2Socket<S> {
     replayed: usize,
     /// What was read since there was last nothing to read, and the rest after too much of that.
     in_a_row: usize,
+    /// What was read since other tasks last had their turn; looked at only under pressure.
+    in_this_turn: usize,
+    held: Option<Held>,
     pause: Option<Pin<Box<Sleep>>>,
+    last_read: LastRead,
     send_timeout: Duration,
     /// Set while the peer takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -79,14 +92,53 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http2Socket<S> {
             inner: socket,
             replayed: 0,
             in_a_row: 0,
+            in_this_turn: 0,
+            held: None,
             pause: None,
+            last_read: LastRead::now(),
             send_timeout,
             stalled: None,
         })
     }
 }
 
+/// When something was last read from a socket. Clones are about the same socket.
+#[derive(Debug, Clone)]
+pub(super) struct LastRead {
+    start: Instant,
+    /// In milliseconds since `start`.
+    at: Arc<AtomicU64>,
+}
+
+impl LastRead {
+    fn now() -> Self {
+        Self {
+            start: Instant::now(),
+            at: Arc::default(),
+        }
+    }
+
+    fn note(&self) {
+        let millis = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.at.store(millis, Ordering::Relaxed);
+    }
+
+    pub(super) fn elapsed(&self) -> Duration {
+        let at = Duration::from_millis(self.at.load(Ordering::Relaxed));
+        self.start.elapsed().saturating_sub(at)
+    }
+}
+
 impl<S> Http2Socket<S> {
+    /// Reads little at a time from now on, while the worker holds much.
+    pub(super) fn watch_pressure(&mut self, held: Held) {
+        self.held = Some(held);
+    }
+
+    pub(super) fn last_read(&self) -> LastRead {
+        self.last_read.clone()
+    }
+
     /// What writing gave; an error if it has been waiting for too long.
     fn unless_stalled<T>(
         &mut self,
@@ -128,7 +180,29 @@ impl<S: AsyncRead + Unpin> AsyncRead for Http2Socket<S> {
             self.in_a_row = 0;
         }
         let before = buffer.filled().len();
-        let polled = Pin::new(&mut self.inner).poll_read(cx, buffer);
+        let polled = if self.held.as_ref().is_some_and(Held::is_pressed) {
+            let left = PRESSED_BYTES.saturating_sub(self.in_this_turn);
+            if left == 0 {
+                self.in_this_turn = 0;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let length = left.min(buffer.remaining());
+            let mut part = ReadBuf::new(buffer.initialize_unfilled_to(length));
+            let polled = Pin::new(&mut self.inner).poll_read(cx, &mut part);
+            let length = part.filled().len();
+            buffer.advance(length);
+            self.in_this_turn += length;
+            polled
+        } else {
+            Pin::new(&mut self.inner).poll_read(cx, buffer)
+        };
+        if polled.is_pending() {
+            self.in_this_turn = 0;
+        }
+        if polled.is_ready() {
+            self.last_read.note();
+        }
         self.in_a_row = match polled {
             Poll::Ready(_) => self.in_a_row + buffer.filled().len() - before,
             Poll::Pending => 0,

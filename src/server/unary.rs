@@ -8,14 +8,15 @@
 
 use std::sync::Arc;
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE};
-use http_body::{Body, Frame};
-use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
+use http_body::Frame;
 use prost::Message;
 
-use super::{held::Held, stream};
+use super::{
+    held::{CALL_BYTES, Held, Share},
+    message::PREFIX_BYTES,
+};
 use crate::{
     error::Error,
     metrics::Method,
@@ -23,11 +24,7 @@ use crate::{
     store::StoreError,
 };
 
-/// Before each message: whether it is compressed (1 byte), and its length (4 bytes).
-pub(super) const PREFIX_BYTES: usize = 5;
-
-/// How much of a reply is handed to HTTP/2 at a time: it takes all that it is given, whether or
-/// not the client has room for it.
+/// How much of a reply a client has to take within `--send-timeout`.
 const MAX_FRAME_BYTES: usize = 64 * 1024;
 
 /// A method of `dyndata.v1.DynData`.
@@ -77,113 +74,87 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Reads the request message, runs the method, and gives the reply message with its prefix.
+/// Runs the method on the request message, and gives the reply message with its prefix.
 pub(super) async fn call(
     service: Arc<DynDataService>,
     rpc: Rpc,
-    body: Incoming,
-    limits: CallLimits,
+    message: Bytes,
+    max_reply_bytes: usize,
+    share: Share,
     context: CallContext,
 ) -> Result<Bytes, Error> {
-    let message = read(body, &limits).await?;
-    let max = limits.max_reply_bytes;
-    let reply = match rpc {
-        Rpc::Mark => write(&service.mark(decode(message)?, &context).await?, max),
-        Rpc::Get => write(&service.get(decode(message)?, &context).await?, max),
-        Rpc::BatchGet => write(&service.batch_get(decode(message)?, &context).await?, max),
-    };
-    limits.held.hold(reply?)
-}
-
-/// How large the messages of a call may be.
-pub(super) struct CallLimits {
-    pub(super) max_message_bytes: usize,
-    pub(super) max_reply_bytes: usize,
-    pub(super) held: Held,
-}
-
-impl CallLimits {
-    /// A reply message with its prefix, counted until it has been sent.
-    pub(super) fn reply(&self, message: &impl Message) -> Result<Bytes, Error> {
-        self.held.hold(write(message, self.max_reply_bytes)?)
-    }
-}
-
-/// The one message of a request.
-pub(super) async fn read(mut body: Incoming, limits: &CallLimits) -> Result<Bytes, Error> {
-    let max_message_bytes = limits.max_message_bytes;
-    let mut input = next(&mut body).await?.unwrap_or_default();
-    check_prefix(&input, max_message_bytes)?;
-    // Most messages come in one frame, and are never copied.
-    if !body.is_end_stream() {
-        let mut share = limits.held.begin();
-        let mut gathered = BytesMut::from(input);
-        while let Some(more) = next(&mut body).await? {
-            share.grow(more.len())?;
-            gathered.extend_from_slice(&more);
-            let length = check_prefix(&gathered, max_message_bytes)?;
-            if length.is_some_and(|length| gathered.len() > PREFIX_BYTES + length) {
-                return Err(Error::MessageMalformed);
-            }
-        }
-        input = gathered.freeze();
-    }
-    match check_prefix(&input, max_message_bytes)? {
-        Some(length) if input.len() == PREFIX_BYTES + length => {
-            input.advance(PREFIX_BYTES);
-            Ok(input)
-        }
-        _ => Err(Error::MessageMalformed),
-    }
-}
-
-/// The next piece of data; none at the end.
-pub(super) async fn next(body: &mut Incoming) -> Result<Option<Bytes>, Error> {
-    while let Some(frame) = body.frame().await {
-        // An error means that the caller reset the stream, and will not see this one either.
-        if let Ok(data) = frame.map_err(|_| Error::MessageMalformed)?.into_data() {
-            return Ok(Some(data));
+    let max = max_reply_bytes;
+    match rpc {
+        Rpc::Mark => write(&service.mark(decode(message)?, &context).await?, max, share),
+        Rpc::Get => write(&service.get(decode(message)?, &context).await?, max, share),
+        Rpc::BatchGet => {
+            let reply = service.batch_get(decode(message)?, &context).await?;
+            write(&reply, max, share)
         }
     }
-    Ok(None)
-}
-
-/// The length of the message, if the prefix is there; refuses what cannot become a valid request,
-/// before it has come in whole.
-pub(super) fn check_prefix(input: &[u8], max_message_bytes: usize) -> Result<Option<usize>, Error> {
-    let Some((&[compressed, length @ ..], _)) = input.split_first_chunk::<PREFIX_BYTES>() else {
-        return Ok(None);
-    };
-    match compressed {
-        0 => {}
-        1 => return Err(Error::CompressionUnsupported),
-        _ => return Err(Error::MessageMalformed),
-    }
-    // A u32 fits into a usize on every platform that this runs on.
-    let length = u32::from_be_bytes(length) as usize;
-    if length > max_message_bytes {
-        return Err(Error::MessageTooLarge {
-            max: max_message_bytes,
-        });
-    }
-    Ok(Some(length))
 }
 
 pub(super) fn decode<M: Message + Default>(message: Bytes) -> Result<M, Error> {
     M::decode(message).map_err(|_| Error::MessageMalformed)
 }
 
-fn write(reply: &impl Message, max: usize) -> Result<Vec<u8>, Error> {
+/// How large the replies of a call may be, and whose they are.
+pub(super) struct ReplyLimits {
+    pub(super) max_reply_bytes: usize,
+    pub(super) held: Held,
+}
+
+impl ReplyLimits {
+    /// A reply message with its prefix, counted until it has been sent.
+    pub(super) fn reply(&self, message: &impl Message) -> Result<Bytes, Error> {
+        write(message, self.max_reply_bytes, self.held.take(CALL_BYTES)?)
+    }
+}
+
+/// The reply with its prefix, counted in `share`. A small one is a single allocation.
+fn write(reply: &impl Message, max: usize, share: Share) -> Result<Bytes, Error> {
     let length = reply.encoded_len();
     if length > max {
         return Err(StoreError::TooLarge { max }.into());
     }
-    let prefix = u32::try_from(length).map_err(|_| Error::Internal)?;
-    let mut output = Vec::with_capacity(PREFIX_BYTES + length);
-    output.push(0);
-    output.extend_from_slice(&prefix.to_be_bytes());
-    reply.encode(&mut output).map_err(|_| Error::Internal)?;
-    Ok(output)
+    match PREFIX_BYTES + length {
+        ..=128 => share.hold(Inline::<128>::encode(reply, length)?),
+        129..=640 => share.hold(Inline::<640>::encode(reply, length)?),
+        all => {
+            let mut output = Vec::with_capacity(all);
+            encode(reply, length, &mut output)?;
+            share.hold(output)
+        }
+    }
+}
+
+fn encode(reply: &impl Message, length: usize, output: &mut impl BufMut) -> Result<(), Error> {
+    output.put_u8(0);
+    output.put_u32(u32::try_from(length).map_err(|_| Error::Internal)?);
+    reply.encode(output).map_err(|_| Error::Internal)
+}
+
+/// Up to `N` bytes that need no allocation of their own.
+struct Inline<const N: usize> {
+    bytes: [u8; N],
+    length: usize,
+}
+
+impl<const N: usize> Inline<N> {
+    fn encode(reply: &impl Message, length: usize) -> Result<Self, Error> {
+        let mut bytes = [0; N];
+        encode(reply, length, &mut &mut bytes[..])?;
+        Ok(Self {
+            bytes,
+            length: PREFIX_BYTES + length,
+        })
+    }
+}
+
+impl<const N: usize> AsRef<[u8]> for Inline<N> {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
 }
 
 /// The headers of a reply.
@@ -202,7 +173,6 @@ pub(super) struct ReplyBody {
 
 impl ReplyBody {
     pub(super) fn new(message: Bytes) -> Self {
-        stream::progress();
         Self {
             message: Some(message),
             ended: false,
@@ -211,7 +181,6 @@ impl ReplyBody {
 
     /// The next frame, which is always there.
     pub(super) fn next_frame(&mut self) -> Option<Frame<Bytes>> {
-        stream::progress();
         if let Some(mut message) = self.message.take() {
             if message.len() > MAX_FRAME_BYTES {
                 self.message = Some(message.split_off(MAX_FRAME_BYTES));
@@ -240,7 +209,7 @@ mod tests {
     use super::call;
 
     /// The size of the futures that an async function gives.
-    fn size_of_future<A, B, C, D, E, F>(_: impl Fn(A, B, C, D, E) -> F) -> usize {
+    fn size_of_future<A, B, C, D, E, G, F>(_: impl Fn(A, B, C, D, E, G) -> F) -> usize {
         size_of::<F>()
     }
 

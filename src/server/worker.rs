@@ -3,34 +3,36 @@
 
 use std::{
     error::Error,
+    future::poll_fn,
     io,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Poll, ready},
     thread,
     time::Duration,
 };
 
-use hyper::server::conn::http2;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use bytes::Bytes;
+use h2::{Ping, PingPong, server as http2};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
     runtime,
     sync::{Semaphore, mpsc, oneshot, watch},
     task::JoinSet,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::{
     accept::Socket,
-    call::{CallConfig, Dispatch},
     deadline::Deadlines,
+    dispatch::{CallConfig, Dispatch},
     liveness::Liveness,
-    socket::Http2Socket,
-    stream::StreamExecutor,
+    socket::{Http2Socket, LastRead},
+    stream::Stream,
     tls::{self, Tls},
 };
 use crate::{
@@ -43,8 +45,15 @@ use crate::{
 /// Sockets that wait for a worker; beyond it they go to another one.
 const QUEUE: usize = 64;
 /// Streams that were reset because of the peer's own errors before the connection is closed.
-/// Left unset, hyper would pass on "no limit".
 const MAX_LOCAL_ERROR_RESET_STREAMS: usize = 1024;
+/// How much of a request a client may send before it hears that there is room for more; of one
+/// stream, and of all streams of a connection together.
+const WINDOW_BYTES: u32 = 1 << 20;
+/// How much of a reply waits in HTTP/2's own buffer.
+const MAX_SEND_BUFFER_BYTES: usize = 400 * 1024;
+/// How often a connection that takes no new calls is looked at: it is closed once it has none, also
+/// if its client does not answer. Long enough for calls that were on their way.
+const LEAVING_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a new connection may take for the TLS handshake, and then to say that it is HTTP/2.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// TLS handshakes whose client has said hello; more wait for their turn.
@@ -173,28 +182,19 @@ async fn serve(config: WorkerConfig, mut incoming: mpsc::Receiver<Socket>, open:
     }
 }
 
-fn http(limits: &ConnectionLimits) -> http2::Builder<StreamExecutor> {
-    let ConnectionLimits {
-        max_concurrent_streams,
-        max_header_bytes,
-        keepalive_interval,
-        send_timeout,
-        max_age: _,
-    } = *limits;
-    let mut http = http2::Builder::new(StreamExecutor { send_timeout });
-    http.timer(TokioTimer::new())
-        // gRPC has no use for a date in every reply.
-        .auto_date_header(false)
-        .max_concurrent_streams(max_concurrent_streams)
-        .max_local_error_reset_streams(MAX_LOCAL_ERROR_RESET_STREAMS)
-        .max_header_list_size(max_header_bytes)
-        .keep_alive_interval(keepalive_interval)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+fn http(limits: &ConnectionLimits) -> http2::Builder {
+    let mut http = http2::Builder::new();
+    http.initial_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .max_send_buffer_size(MAX_SEND_BUFFER_BYTES)
+        .max_concurrent_streams(limits.max_concurrent_streams)
+        .max_local_error_reset_streams(Some(MAX_LOCAL_ERROR_RESET_STREAMS))
+        .max_header_list_size(limits.max_header_bytes);
     http
 }
 
 struct Connection {
-    http: http2::Builder<StreamExecutor>,
+    http: http2::Builder,
     dispatch: Dispatch,
     limits: ConnectionLimits,
     draining: watch::Receiver<()>,
@@ -253,31 +253,100 @@ impl Connection {
         }
     }
 
-    async fn serve_http2<S>(mut self, socket: Http2Socket<S>, names: Arc<[San]>) -> ConnectionResult
+    async fn serve_http2<S>(
+        mut self,
+        mut socket: Http2Socket<S>,
+        names: Arc<[San]>,
+    ) -> ConnectionResult
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let dispatch = self.dispatch.of_connection(names);
-        let mut connection = pin!(self.http.serve_connection(TokioIo::new(socket), dispatch));
-        tokio::select! {
-            result = connection.as_mut() => result?,
-            _ = self.draining.changed() => {
-                // GOAWAY: no new calls, finish those that run. The drain has a timeout of its own.
-                connection.as_mut().graceful_shutdown();
-                connection.await?;
-            }
-            () = grown_old(self.limits.max_age) => {
-                connection.as_mut().graceful_shutdown();
-                timeout(self.drain_timeout, connection).await??;
-            }
+        let send_timeout = self.limits.send_timeout;
+        socket.watch_pressure(dispatch.held().clone());
+        let last_read = socket.last_read();
+        let mut connection = self.http.handshake::<_, Bytes>(socket).await?;
+        let pings = connection.ping_pong();
+        let mut silent = pin!(fall_silent(
+            pings,
+            self.limits.keepalive_interval,
+            last_read
+        ));
+        let mut old = pin!(grow_old(self.limits.max_age));
+        let mut leaving = Leaving::No;
+        loop {
+            let serve = poll_fn(|cx| {
+                while let Some(accepted) = ready!(connection.poll_accept(cx)) {
+                    let (request, respond) = accepted?;
+                    let mut stream = Stream::new(request, respond, &dispatch, send_timeout);
+                    // A flood of calls that are refused needs no tasks.
+                    if stream.is_refused() && Pin::new(&mut stream).poll(cx).is_ready() {
+                        continue;
+                    }
+                    // Ends with its call, its connection or the runtime.
+                    tokio::spawn(stream);
+                }
+                Poll::Ready(Ok::<_, h2::Error>(()))
+            });
+            leaving = tokio::select! {
+                ended = serve => return Ok(ended?),
+                _ = self.draining.changed(), if leaving == Leaving::No => Leaving::WithTheWorker,
+                () = old.as_mut(), if leaving == Leaving::No => Leaving::Until(Instant::now() + self.drain_timeout),
+                () = tokio::time::sleep(LEAVING_INTERVAL), if leaving != Leaving::No => {
+                    // HTTP/2 itself would wait for the answer to a ping.
+                    if leaving.is_over() || dispatch.held().is_idle() {
+                        return Ok(());
+                    }
+                    leaving
+                }
+                () = silent.as_mut() => return Err(io::Error::from(io::ErrorKind::TimedOut).into()),
+            };
+            // GOAWAY: no new calls, finish those that run.
+            connection.graceful_shutdown();
         }
-        Ok(())
+    }
+}
+
+/// Whether a connection takes no new calls, and when it is closed at the latest.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    No,
+    /// The drain has a timeout of its own.
+    WithTheWorker,
+    Until(Instant),
+}
+
+impl Leaving {
+    fn is_over(self) -> bool {
+        matches!(self, Self::Until(end) if end <= Instant::now())
+    }
+}
+
+/// Waits until a client has been silent for `interval`, and then does not answer a ping in time.
+async fn fall_silent(pings: Option<PingPong>, interval: Duration, last_read: LastRead) {
+    let Some(mut pings) = pings else { return };
+    loop {
+        let silence = last_read.elapsed();
+        if silence < interval {
+            tokio::time::sleep(interval - silence).await;
+            continue;
+        }
+        let ping = async {
+            pings.send_ping(Ping::opaque())?;
+            poll_fn(|cx| pings.poll_pong(cx)).await
+        };
+        match timeout(KEEPALIVE_TIMEOUT, ping).await {
+            Ok(Ok(_)) => {}
+            // The connection is about to end for another reason.
+            Ok(Err(_)) => std::future::pending().await,
+            Err(_) => return,
+        }
     }
 }
 
 /// Waits for the age at which a connection is to go: between nine and eleven tenths of `max`, so
 /// that those which came together do not go together.
-async fn grown_old(max: ConnectionAge) {
+async fn grow_old(max: ConnectionAge) {
     match max {
         ConnectionAge::Max(age) => {
             tokio::time::sleep(age.mul_f64(0.9 + 0.2 * fastrand::f64())).await;
