@@ -105,8 +105,11 @@ impl Admin {
                 if visitors.len() < MAX_CONNECTIONS {
                     break;
                 }
-                if let Some(silent) = visitors.iter().find(|visitor| !visitor.has_asked()) {
-                    silent.connection.abort();
+                // A probe or scrape that has asked is served at once. So if all have asked, the oldest
+                // is one that does not read its reply, or is idle.
+                let silent = visitors.iter().find(|visitor| !visitor.has_asked());
+                if let Some(visitor) = silent.or_else(|| visitors.first()) {
+                    visitor.connection.abort();
                 }
                 connections.join_next().await;
             }

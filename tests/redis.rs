@@ -298,6 +298,27 @@ async fn a_full_redis_refuses_marks_and_still_reads() {
     let result = client.mark(mark("43", int(1))).await;
     assert_error(result, ResourceExhausted, "BACKEND_OUT_OF_MEMORY");
     assert_eq!(client.get("42").await.expect("gets"), read(int(1)));
+    // It refuses the commands of a transaction, reads too.
+    let request = BatchGetRequest {
+        ids: vec!["42".to_owned(), "43".to_owned()],
+        include_expire_time: true,
+        ..BatchGetRequest::default()
+    };
+    let reply = client
+        .0
+        .batch_get(request)
+        .await
+        .expect("gets")
+        .into_inner();
+    assert!(reply.entries[0].expire_time.is_some(), "{reply:?}");
+    assert_eq!(reply.entries[1].value, None);
+    let request = GetRequest {
+        id: "42".to_owned(),
+        include_expire_time: true,
+        ..GetRequest::default()
+    };
+    let reply = client.0.get(request).await.expect("gets").into_inner();
+    assert!(reply.entry.is_some_and(|entry| entry.expire_time.is_some()));
     limit(0);
     client.mark(mark("43", int(1))).await.expect("marks");
     server.stop().await;

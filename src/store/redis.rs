@@ -53,6 +53,17 @@ const OVERHEAD_PER_ID: usize = 128;
 /// else meanwhile.
 const IDS_PER_TRANSACTION: usize = 100;
 
+/// How a value and its expiry are read together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pairing {
+    /// In a transaction.
+    Transaction,
+    /// GET, PTTL, and GET again: the expiry is that of the value if both GETs agree. For a Redis
+    /// without memory, which refuses every command of a transaction and serves the same commands
+    /// alone.
+    Twice,
+}
+
 /// One worker's way to Redis. Clones share its links.
 #[derive(Debug, Clone)]
 pub(crate) struct RedisStore {
@@ -140,15 +151,21 @@ impl RedisStore {
                 value("GET", Replies::new(&reply.await?).next())
             }
             ExpireTime::Include => {
-                // Taken before Redis answers, so that no expire time is later than the expiry.
-                let asked = SystemTime::now();
-                let reply = self.request(Effect::Read, namespace, id, |commands| {
-                    self.write_get_with_expiry(namespace, slice::from_ref(id), commands);
-                });
-                let reply = reply.await?;
-                let mut replies = Replies::new(&reply);
-                executed(1, &mut replies)?;
-                value_with_expiry(&mut replies, asked)
+                let mut pairing = Pairing::Transaction;
+                loop {
+                    // Taken before Redis answers, so that no expire time is later than the expiry.
+                    let asked = SystemTime::now();
+                    let reply = self.request(Effect::Read, namespace, id, |commands| {
+                        let id = slice::from_ref(id);
+                        self.write_get_with_expiry(namespace, id, pairing, commands);
+                    });
+                    match one_pair(pairing, &reply.await?, asked) {
+                        Err(StoreError::OutOfMemory) if pairing == Pairing::Transaction => {
+                            pairing = Pairing::Twice;
+                        }
+                        found => return found,
+                    }
+                }
             }
         }
     }
@@ -180,39 +197,45 @@ impl RedisStore {
                 }
             }
             (Servers::One(link), ExpireTime::Include) => {
-                let asked = SystemTime::now();
-                let reply = link.request(Effect::Read, |commands| {
-                    for ids in ids.chunks(IDS_PER_TRANSACTION) {
-                        self.write_get_with_expiry(namespace, ids, commands);
-                    }
-                });
-                let reply = reply.await?;
-                check(reply.len())?;
-                let mut replies = Replies::new(&reply);
-                let mut found = Vec::with_capacity(ids.len());
-                for ids in ids.chunks(IDS_PER_TRANSACTION) {
-                    executed(ids.len(), &mut replies)?;
-                    for _ in ids {
-                        found.push(or_another_type(value_with_expiry(&mut replies, asked))?);
+                let mut pairing = Pairing::Transaction;
+                loop {
+                    let asked = SystemTime::now();
+                    let reply = link.request(Effect::Read, |commands| {
+                        for ids in ids.chunks(IDS_PER_TRANSACTION) {
+                            self.write_get_with_expiry(namespace, ids, pairing, commands);
+                        }
+                    });
+                    let reply = reply.await?;
+                    check(reply.len())?;
+                    match all_pairs(ids.len(), pairing, &reply, asked) {
+                        Err(StoreError::OutOfMemory) if pairing == Pairing::Transaction => {
+                            pairing = Pairing::Twice;
+                        }
+                        found => return found,
                     }
                 }
-                Ok(found)
             }
             (Servers::Cluster(cluster), expire_time) => {
-                let asked = SystemTime::now();
-                let replies = self.get_each(cluster, namespace, ids, expire_time).await?;
-                check(replies.iter().map(Bytes::len).sum())?;
-                let found = replies.into_iter().map(|reply| {
-                    let mut replies = Replies::new(&reply);
-                    or_another_type(match expire_time {
-                        ExpireTime::Omit => value("GET", replies.next()),
-                        ExpireTime::Include => {
-                            executed(1, &mut replies)?;
-                            value_with_expiry(&mut replies, asked)
+                let mut pairing = Pairing::Transaction;
+                loop {
+                    let asked = SystemTime::now();
+                    // Boxed, so that its room is not in every call to a single server.
+                    let each = self.get_each(cluster, namespace, ids, expire_time, pairing);
+                    let replies = Box::pin(each).await?;
+                    check(replies.iter().map(Bytes::len).sum())?;
+                    let found = replies.into_iter().map(|reply| {
+                        or_another_type(match expire_time {
+                            ExpireTime::Omit => value("GET", Replies::new(&reply).next()),
+                            ExpireTime::Include => one_pair(pairing, &reply, asked),
+                        })
+                    });
+                    match found.collect() {
+                        Err(StoreError::OutOfMemory) if pairing == Pairing::Transaction => {
+                            pairing = Pairing::Twice;
                         }
-                    })
-                });
-                found.collect()
+                        found => return found,
+                    }
+                }
             }
         }
     }
@@ -241,17 +264,20 @@ impl RedisStore {
         namespace: &Namespace,
         ids: &[Id],
         expire_time: ExpireTime,
+        pairing: Pairing,
     ) -> Result<Vec<Bytes>, StoreError> {
         let slots: Vec<_> = ids.iter().map(|id| self.slot(namespace, id)).collect();
-        let each = match expire_time {
-            ExpireTime::Omit => 1,
+        let each = match (expire_time, pairing) {
+            (ExpireTime::Omit, _) => 1,
             // Of MULTI, GET and PTTL that are queued, and EXEC.
-            ExpireTime::Include => 4,
+            (ExpireTime::Include, Pairing::Transaction) => 4,
+            (ExpireTime::Include, Pairing::Twice) => 3,
         };
         let replies = cluster.request_each(&slots, each, |item, commands| match expire_time {
             ExpireTime::Omit => self.write_get(namespace, &ids[item], commands),
             ExpireTime::Include => {
-                self.write_get_with_expiry(namespace, slice::from_ref(&ids[item]), commands);
+                let id = slice::from_ref(&ids[item]);
+                self.write_get_with_expiry(namespace, id, pairing, commands);
             }
         });
         replies.await
@@ -290,23 +316,69 @@ impl RedisStore {
         &self,
         namespace: &Namespace,
         ids: &[Id],
+        pairing: Pairing,
         commands: &mut Commands<'_>,
     ) {
-        commands.transaction(|commands| {
-            for id in ids {
-                self.write_get(namespace, id, commands);
-                let out = commands.command(2);
-                argument(out, b"PTTL");
-                self.layout.write_key(namespace, id, out);
+        let pair = |id: &Id, commands: &mut Commands<'_>| {
+            self.write_get(namespace, id, commands);
+            let out = commands.command(2);
+            argument(out, b"PTTL");
+            self.layout.write_key(namespace, id, out);
+        };
+        match pairing {
+            Pairing::Transaction => commands.transaction(|commands| {
+                for id in ids {
+                    pair(id, commands);
+                }
+            }),
+            Pairing::Twice => {
+                for id in ids {
+                    pair(id, commands);
+                    self.write_get(namespace, id, commands);
+                }
             }
-        });
+        }
     }
 }
 
 /// Checks that Redis executed a transaction that reads `ids` values and their expiries.
-fn executed(ids: usize, replies: &mut Replies<'_>) -> Result<(), StoreError> {
+fn executed(ids: usize, pairing: Pairing, replies: &mut Replies<'_>) -> Result<(), StoreError> {
+    if pairing == Pairing::Twice {
+        return Ok(());
+    }
     let executed = replies.executed(2 * ids);
     executed.map_err(|reply| failed("EXEC", reply))
+}
+
+/// What one id holds, and until when.
+fn one_pair(
+    pairing: Pairing,
+    reply: &[u8],
+    asked: SystemTime,
+) -> Result<Option<Found>, StoreError> {
+    let mut replies = Replies::new(reply);
+    executed(1, pairing, &mut replies)?;
+    value_with_expiry(pairing, &mut replies, asked)
+}
+
+/// The same of all ids of a batch.
+fn all_pairs(
+    ids: usize,
+    pairing: Pairing,
+    reply: &[u8],
+    asked: SystemTime,
+) -> Result<Vec<Option<Found>>, StoreError> {
+    let mut replies = Replies::new(reply);
+    let mut found = Vec::with_capacity(ids);
+    while found.len() < ids {
+        let together = IDS_PER_TRANSACTION.min(ids - found.len());
+        executed(together, pairing, &mut replies)?;
+        for _ in 0..together {
+            let pair = value_with_expiry(pairing, &mut replies, asked);
+            found.push(or_another_type(pair)?);
+        }
+    }
+    Ok(found)
 }
 
 /// What a batch makes of a key of another type: no value, as MGET has it.
@@ -319,13 +391,24 @@ fn or_another_type(found: Result<Option<Found>, StoreError>) -> Result<Option<Fo
 
 /// What GET and PTTL of one key gave; `asked` was before.
 fn value_with_expiry(
+    pairing: Pairing,
     replies: &mut Replies<'_>,
     asked: SystemTime,
 ) -> Result<Option<Found>, StoreError> {
     let found = value("GET", replies.next());
     // Read in any case, so that what comes next is the next key's.
     let time_to_live = replies.next();
+    let again = (pairing == Pairing::Twice).then(|| value("GET", replies.next()));
     let found = found?;
+    if let Some(again) = again {
+        let Some(again) = again? else {
+            return Ok(None);
+        };
+        if found.as_ref().map(|found| &found.value) != Some(&again.value) {
+            // Somebody wrote in between. It is as if Redis had been busy with that.
+            return Err(StoreError::Busy);
+        }
+    }
     match time_to_live {
         // It expired between the two.
         Some(Reply::Int(-2)) => Ok(None),
