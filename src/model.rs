@@ -360,12 +360,15 @@ pub fn entry(id: Id, found: Option<Found>) -> proto::Entry {
 
 /// A point in time on the wire, cut to whole milliseconds, which is what Redis counts in.
 pub fn timestamp(time: SystemTime) -> prost_types::Timestamp {
+    /// The last second of the year 9999, beyond which a protobuf `Timestamp` is not valid. Another
+    /// program can give a key a later expiry.
+    const LAST: i64 = 253_402_300_799;
     // A clock before 1970 is a broken clock; 1970 is then as good an answer as any.
     let since_epoch = time
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
     prost_types::Timestamp {
-        seconds: i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX),
+        seconds: i64::try_from(since_epoch.as_secs()).map_or(LAST, |seconds| seconds.min(LAST)),
         nanos: i32::try_from(since_epoch.subsec_millis() * 1_000_000).unwrap_or(0),
     }
 }

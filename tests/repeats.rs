@@ -104,6 +104,60 @@ async fn a_read_whose_connection_ends_is_repeated() {
 
 /// Many large Marks fill the socket, so that the last ones stay in the server.
 #[tokio::test]
+async fn a_connection_that_lost_a_reply_is_closed() {
+    let redis = Redis::start();
+    let line = Line::to(redis.port).await;
+    let server = behind(&line, &[]).await;
+    let mut client = server.client().await;
+    client.mark(mark("id", int(1))).await.expect("marks");
+
+    let mut fault = line.arm(GET, Fault::SwallowReply);
+    let lost = client.get("id").await;
+    assert_error(lost, Unavailable, "BACKEND_TIMEOUT");
+    fault.reached().await;
+    // From here on each reply on this connection belongs to the command before.
+    let recovered = async {
+        while !client.get("id").await.is_ok_and(|value| value == read(int(1))) {}
+    };
+    tokio::time::timeout(PATIENCE, recovered)
+        .await
+        .expect("another connection within some seconds");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_with_a_reply_that_does_not_end_is_closed() {
+    let redis = Redis::start();
+    let line = Line::to(redis.port).await;
+    let server = behind(&line, &[]).await;
+    let client = server.client().await;
+    let mut fault = line.arm(GET, Fault::EndlessReply);
+    // Steadily, so that the connection is never silent.
+    let mut calls = tokio::task::JoinSet::new();
+    let mut ticks = tokio::time::interval(Duration::from_millis(25));
+    let answered = async {
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {
+                    let mut client = client.clone();
+                    calls.spawn(async move { client.get("id").await });
+                }
+                Some(call) = calls.join_next() => {
+                    if call.expect("no panic").is_ok() {
+                        break;
+                    }
+                }
+            }
+        }
+    };
+    tokio::time::timeout(3 * PATIENCE, answered)
+        .await
+        .expect("another connection after some seconds");
+    fault.reached().await;
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn only_marks_of_which_nothing_was_sent_are_repeated() {
     const MARKS: usize = 250;
     let redis = Redis::start();

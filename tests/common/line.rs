@@ -24,6 +24,11 @@ use tokio::{
 pub enum Fault {
     /// Redis gets it and replies; the reply is lost. The connection closes once the test says so.
     LoseReply,
+    /// Redis gets it and replies; the reply is lost, and the connection goes on.
+    SwallowReply,
+    /// The head of a reply comes that is larger than anything that follows, and the connection goes
+    /// on.
+    EndlessReply,
     /// The connection closes. Redis gets the piece once the test says so.
     DeliverLate,
     /// Redis gets what is before the text, and the rest once the test says so.
@@ -194,6 +199,18 @@ async fn play(
             _ = reached.send(());
             _ = go.await;
             Ok(None)
+        }
+        Fault::SwallowReply => {
+            redis.write_all(piece).await?;
+            _ = redis.read(&mut reply).await?;
+            _ = reached.send(());
+            Ok(Some((client, redis)))
+        }
+        Fault::EndlessReply => {
+            client.write_all(b"$400000000\r\n").await?;
+            redis.write_all(piece).await?;
+            _ = reached.send(());
+            Ok(Some((client, redis)))
         }
         Fault::DeliverLate => {
             drop(client);

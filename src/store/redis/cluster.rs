@@ -75,6 +75,8 @@ struct Map {
     nodes: Vec<Node>,
     /// Of each slot, the place of its node; empty until the map is known.
     slots: Vec<Option<usize>>,
+    /// Why the last look at the cluster gave no map, for the calls that find no node.
+    failure: Option<StoreError>,
 }
 
 #[derive(Clone)]
@@ -272,24 +274,26 @@ struct Redirected {
     deadline: Instant,
 }
 
-/// The redirect among replies, if there is one: `MOVED 3999 127.0.0.1:6381`.
+/// The redirect that a unit was answered with, if it was: `MOVED 3999 127.0.0.1:6381`. It is the
+/// first error among the replies. A later one says nothing about the unit as a whole: if MULTI was
+/// refused, each command after it ran alone.
 fn redirect(replies: &[u8]) -> Option<Redirect> {
-    Replies::new(replies).find_map(|reply| {
-        let Reply::Error(line) = reply else {
-            return None;
-        };
-        let mut words = std::str::from_utf8(line).ok()?.split(' ');
-        let kind = match words.next()? {
-            "MOVED" => Redirect::Moved,
-            "ASK" => Redirect::Ask,
-            _ => return None,
-        };
-        let (host, port) = words.nth(1)?.rsplit_once(':')?;
-        Some(kind(Addr {
-            host: host.to_owned(),
-            port: port.parse().ok()?,
-        }))
-    })
+    let line = Replies::new(replies).find_map(|reply| match reply {
+        Reply::Error(line) => Some(line),
+        _ => None,
+    })?;
+    let mut words = std::str::from_utf8(line).ok()?.split(' ');
+    let kind = match words.next()? {
+        "MOVED" => Redirect::Moved,
+        "ASK" => Redirect::Ask,
+        _ => return None,
+    };
+    let (host, port) = words.nth(1)?.rsplit_once(':')?;
+    Some(kind(Addr {
+        // A node that does not know its own host name says so with a question mark.
+        host: if host == "?" { "" } else { host }.to_owned(),
+        port: port.parse().ok()?,
+    }))
 }
 
 impl Shared {
@@ -301,7 +305,7 @@ impl Shared {
         let map = self.map();
         match map.slots.get(usize::from(slot)) {
             Some(Some(place)) => Ok(map.nodes[*place].clone()),
-            Some(None) | None => Err(StoreError::Unavailable),
+            Some(None) | None => Err(map.failure.unwrap_or(StoreError::Unavailable)),
         }
     }
 
@@ -390,6 +394,11 @@ mod tests {
                 "-MOVED 3999 :6381\r\n",
                 Some(Redirect::Moved(addr("", 6381))),
             ),
+            (
+                "-ASK 3999 ?:6381\r\n",
+                Some(Redirect::Ask(addr("", 6381))),
+            ),
+            ("-NOPERM MULTI\r\n-ASK 3999 h:1\r\n:5\r\n", None),
             ("$11\r\nMOVED 1 h:1\r\n", None),
         ] {
             assert_eq!(redirect(replies.as_bytes()), expected, "{replies:?}");

@@ -29,6 +29,7 @@ use tokio_rustls::TlsConnector;
 use super::{
     RedisUrl,
     failure::{self, PingFailure},
+    link::Challenge,
     sentinel::Sentinels,
     tls::{self, RedisTlsError, RedisTlsFiles},
 };
@@ -95,6 +96,8 @@ pub(super) enum ConnectError {
     ServerName,
     #[error("connection closed")]
     Closed,
+    #[error("its reply to a PING is not the one to that PING")]
+    OutOfStep,
     #[error("no node of the cluster answers")]
     NoNode,
     #[error("no node of the cluster that answers knows who has its slots")]
@@ -195,7 +198,10 @@ impl Connector {
         commands: &mut [(Cmd, Value)],
     ) -> Result<Connected, ConnectError> {
         let stream = self.open(&addr).await?;
-        let mut ping = [(redis::cmd("PING"), Value::Nil)];
+        let challenge = Challenge::new();
+        let mut question = redis::cmd("PING");
+        question.arg(challenge.as_bytes());
+        let mut ping = [(question, Value::Nil)];
         let (stream, ()) = handshake(&self.settings()?, stream, async |connection| {
             converse(connection, &mut ping).await?;
             converse(connection, commands).await
@@ -203,7 +209,10 @@ impl Connector {
         .await?;
         let [(_, pong)] = ping;
         let unwell = match pong.extract_error() {
-            Ok(_) => None,
+            Ok(Value::BulkString(text)) if challenge.is_met(&text) => None,
+            // From a proxy that ignores the argument.
+            Ok(Value::SimpleString(text)) if challenge.is_met(text.as_bytes()) => None,
+            Ok(_) => return Err(ConnectError::OutOfStep),
             Err(error) => match error.code().map(failure::of_ping) {
                 Some(PingFailure::Harmless) => None,
                 Some(PingFailure::Unwell) => Some(error.to_string()),

@@ -16,7 +16,6 @@
 
 use std::{
     collections::VecDeque,
-    convert::Infallible,
     fmt,
     ops::RangeInclusive,
     panic::AssertUnwindSafe,
@@ -194,6 +193,24 @@ impl fmt::Debug for Link {
     }
 }
 
+/// The argument of a PING, which Redis sends back: its reply cannot be that to another command.
+pub(super) struct Challenge(String);
+
+impl Challenge {
+    pub(super) fn new() -> Self {
+        Self(format!("{:016x}", fastrand::u64(..)))
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+
+    /// Some proxies answer PING themselves, and ignore its argument.
+    pub(super) fn is_met(&self, reply: &[u8]) -> bool {
+        reply == self.as_bytes() || reply == b"PONG"
+    }
+}
+
 /// Whether another connection may answer better: it may lead to the master that this one no
 /// longer leads to, or log in with a password that has changed.
 fn is_reason_to_retire(reply: &[u8]) -> bool {
@@ -298,7 +315,7 @@ impl Supervisor {
         let served = async {
             tokio::select! {
                 broken = &mut driver => broken,
-                never = self.probe(&addr, number) => match never {},
+                broken = self.probe(&addr, number) => broken,
             }
         };
         // A panic must not end the supervisor, or nobody would connect again. What it leaves behind
@@ -320,12 +337,15 @@ impl Supervisor {
         self.retired.push_back(AbortOnDrop(task.abort_handle()));
     }
 
-    /// Looks after a connection for as long as it lasts.
-    async fn probe(&mut self, addr: &ConnectionAddr, number: u64) -> Infallible {
+    /// Looks after a connection for as long as it lasts. Ends when the replies turn out to belong to
+    /// other commands, which a proxy in between can bring about: callers would be given each
+    /// other's values.
+    async fn probe(&mut self, addr: &ConnectionAddr, number: u64) -> Broken {
         loop {
             sleep(PROBE_INTERVAL).await;
+            let challenge = Challenge::new();
             let ping = self.pipe.request(|commands| {
-                commands.whole(&[b"PING"]);
+                commands.whole(&[b"PING", challenge.as_bytes()]);
             });
             let answer = match ping {
                 Ok(request) => request.await.map_err(StoreError::from),
@@ -338,7 +358,10 @@ impl Supervisor {
                     }
                     match Replies::new(&reply).next() {
                         Some(Reply::Error(line)) => self.pinged(&String::from_utf8_lossy(line)),
-                        _ => self.set(LinkState::Up),
+                        Some(Reply::Bulk(text) | Reply::Status(text)) if challenge.is_met(text) => {
+                            self.set(LinkState::Up);
+                        }
+                        _ => return Broken::OutOfStep,
                     }
                 }
                 Err(error) => self.down(&error.to_string()),

@@ -46,6 +46,9 @@ const MAX_QUEUED_BYTES: usize = 64 << 20;
 const MAX_SPARE_BYTES: usize = 1 << 20;
 /// Requests in a row without an answer in time that make a connection a dead one.
 const MAX_TIMEOUTS: usize = 3;
+/// How long bytes may come and complete no reply, after a request has timed out. A reply that does
+/// not end would otherwise keep its connection, and fail every call, for ever.
+const MAX_REPLY_TIME: Duration = Duration::from_secs(10);
 /// Minimum age of a connection before it may be retired. Without it, a read-only replica would be
 /// connected to anew for every refused Mark, and calls would fail meanwhile.
 const MIN_AGE: Duration = Duration::from_secs(2);
@@ -117,6 +120,10 @@ pub(super) enum Broken {
     Unasked,
     #[error("no answer in time, {MAX_TIMEOUTS} times in a row")]
     Silent,
+    #[error("a reply that does not end")]
+    Endless,
+    #[error("its replies do not belong to its commands")]
+    OutOfStep,
     #[error("it answers, but as the wrong server or without our credentials")]
     Retired,
     #[error("a bug of this program; the log has the panic")]
@@ -219,6 +226,7 @@ impl Pipe {
             timer: None,
             timeouts: 0,
             heard: Instant::now(),
+            late_since: Instant::now(),
         }
     }
 
@@ -359,7 +367,7 @@ pub(super) struct Driver<S> {
     /// Commands on their way into the socket, and how much of them is there.
     writing: Vec<u8>,
     written: usize,
-    /// How many bytes of commands have been given to the stream since the connection began.
+    /// How many bytes of commands may have left our buffer since the connection began.
     left: u64,
     /// Whether the stream may hold back what it was given, as TLS does.
     unflushed: bool,
@@ -371,6 +379,8 @@ pub(super) struct Driver<S> {
     /// bytes we are too slow to read is not a silent one.
     timeouts: usize,
     heard: Instant,
+    /// When the first of those requests timed out.
+    late_since: Instant,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Future for Driver<S> {
@@ -423,7 +433,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         loop {
             if self.written < self.writing.len() {
                 let rest = &self.writing[self.written..];
+                let before = self.left;
+                // Until the stream says how much it took: TLS may send a part and then fail.
+                self.left += rest.len() as u64;
                 let Poll::Ready(result) = Pin::new(&mut self.stream).poll_write(cx, rest) else {
+                    self.left = before;
                     // Not only the socket wakes the driver: so does whoever retires it.
                     lock(&self.connection.state).driver = Some(cx.waker().clone());
                     return Poll::Pending;
@@ -432,7 +446,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                     Ok(0) => return Poll::Ready(io::ErrorKind::WriteZero.into()),
                     Ok(written) => {
                         self.written += written;
-                        self.left += written as u64;
+                        self.left = before + written as u64;
                     }
                     Err(error) => return Poll::Ready(error),
                 }
@@ -533,6 +547,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 // their own must not hide a dead connection.
                 if !entry.late {
                     entry.late = true;
+                    if self.timeouts == 0 {
+                        self.late_since = now;
+                    }
                     self.timeouts += 1;
                     // Its bytes may leave our buffer yet.
                     let failed = WriteError::unknown(StoreError::Timeout);
@@ -542,6 +559,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             let silence = now.duration_since(self.heard);
             if self.timeouts >= MAX_TIMEOUTS && silence >= self.pipe.timeout {
                 return Poll::Ready(Broken::Silent);
+            }
+            if self.timeouts >= MAX_TIMEOUTS && now - self.late_since >= MAX_REPLY_TIME {
+                return Poll::Ready(Broken::Endless);
             }
             // The next in time, not the next in place: that one has already failed.
             match next {
@@ -567,5 +587,57 @@ impl<S> Driver<S> {
 impl<S> Drop for Driver<S> {
     fn drop(&mut self) {
         self.close(StoreError::Unavailable);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::ReadBuf;
+
+    use super::*;
+
+    /// Sends some of what it is given, and then fails without a word of how much: as TLS does.
+    struct SendsAndFails;
+
+    impl AsyncRead for SendsAndFails {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for SendsAndFails {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_offered_to_a_stream_that_failed_may_have_been_executed() {
+        let pipe = Pipe::new(Duration::from_secs(1));
+        let driver = pipe.drive(SendsAndFails, 1);
+        let ask = || pipe.request(|commands| commands.whole(&[b"PING"]));
+        let requests = [ask().expect("is up"), ask().expect("is up")];
+        let broken = driver.await;
+        assert!(matches!(broken, Broken::Io(_)), "{broken}");
+        for request in requests {
+            let failed = request.await.expect_err("no reply");
+            assert_eq!(failed, WriteError::unknown(StoreError::Unavailable));
+        }
     }
 }

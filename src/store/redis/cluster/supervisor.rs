@@ -80,7 +80,10 @@ impl Supervisor {
                     }
                     state
                 }
-                Err(error) => LinkState::Down(format!("redis: {error}")),
+                Err(error) => {
+                    self.shared.map().failure = Some(error.of_a_call());
+                    LinkState::Down(format!("redis: {error}"))
+                }
             };
             self.set(state);
             sleep(LEAST_PAUSE).await;
@@ -142,6 +145,7 @@ impl Supervisor {
         let mut new = Map {
             nodes: Vec::new(),
             slots: vec![None; usize::from(SLOTS)],
+            failure: None,
         };
         for (addr, first, last) in view.ranges {
             let known = map.nodes.iter().find(|node| node.addr == addr);
