@@ -204,15 +204,19 @@ pub fn table<'a>(reports: impl Iterator<Item = (&'a str, &'a Report)>) -> String
         "", "", "value", "absence", "marks", "ms", "ms", "ms", ""
     );
     let mut several = String::new();
+    let mut summaries = Vec::new();
     for (name, report) in reports {
         text.push_str(&report.row(name));
         if let Some(written) = &report.written {
             several.push_str(&written.row(name));
+            summaries.push(written);
         }
     }
     if !several.is_empty() {
         text.push_str(Summary::TITLE);
         text.push_str(&several);
+        let total = Summary::total(summaries.into_iter());
+        text.push_str(&total.row("all without a failover"));
     }
     text
 }

@@ -134,7 +134,7 @@ fn with_writers(pace: &Pace, mode: Mode) -> Report {
     let redis = Redis::start();
     let line = Proxy::start(redis.port);
     let servers = [(); 2].map(|()| Dyndata::on(&line.url(), &[]));
-    let mut trial = Trial::start(&servers[0], LIMIT, Losses::None);
+    let mut trial = Trial::with_rate(&servers[0], LIMIT, Losses::None, Rate::patient());
     trial.add_writers([&servers[0], &servers[1]], Pressure::of(pace));
     for _ in 0..pace.times(2, 6) {
         // For the backoff to start anew: then the next connection comes at once.

@@ -64,7 +64,7 @@ impl Pressure {
     /// What the short version can afford, beside other cases; and the long one.
     pub fn of(pace: &Pace) -> Self {
         Self {
-            ids: pace.times(3, 6) as u32,
+            ids: pace.times(3, 10) as u32,
             calls_per_id: pace.times(150, 300),
             pause: Duration::from_millis(40),
             late_expiry: Duration::ZERO,
@@ -89,6 +89,8 @@ pub struct Summary {
     pub first_violation: Option<Duration>,
     pub undecided: usize,
     pub longest_check: Duration,
+    /// Spans in which something may have been lost. Without any, all ids are strictly linearizable.
+    pub failovers: usize,
 }
 
 /// A load of several writers for each id, until it is finished or dropped.
@@ -171,7 +173,9 @@ impl Writers {
     /// Ends the load, and waits for the judges.
     pub fn finish(mut self) -> (Summary, Findings) {
         self.end();
-        std::mem::take(&mut *self.shared.result())
+        let (mut summary, findings) = std::mem::take(&mut *self.shared.result());
+        summary.failovers = self.shared.spans().closed.len();
+        (summary, findings)
     }
 
     fn end(&mut self) {
@@ -425,6 +429,22 @@ impl Summary {
             "| {name:<44} | {operations:>6} | {ids:>10} | {unknown:>8} | {not_executed:>8} | {vanished:>10} | {:>6} | {:>8} |\n",
             violations.len(),
             longest_check.as_millis()
+        )
+    }
+
+    /// One line for all loads without a failover.
+    pub fn total<'a>(summaries: impl Iterator<Item = &'a Self>) -> Self {
+        summaries.filter(|summary| summary.failovers == 0).fold(
+            Self::default(),
+            |mut total, summary| {
+                total.operations += summary.operations;
+                total.ids += summary.ids;
+                total.unknown += summary.unknown;
+                total.not_executed += summary.not_executed;
+                total.violations.extend(summary.violations.iter().cloned());
+                total.longest_check = total.longest_check.max(summary.longest_check);
+                total
+            },
         )
     }
 
