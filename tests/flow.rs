@@ -9,7 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{PATIENCE, Running, eventually, free_port, mark, text};
+use common::{PATIENCE, Redis, Running, batch, eventually, free_port, mark, text};
+use dyndata::proto::dyn_data_client::DynDataClient;
+use tokio::task::JoinSet;
+use tonic::transport::Channel;
+use tonic_types::StatusExt as _;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -28,6 +32,7 @@ const CHECK: &str = "/grpc.health.v1.Health/Check";
 const WATCH: &str = "/grpc.health.v1.Health/Watch";
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 const GRPC: &str = "application/grpc";
+const GETS_STARTED: &str = r#"grpc_server_started_total{grpc_type="unary",grpc_service="dyndata.v1.DynData",grpc_method="Get"} "#;
 /// A GetRequest for the id 42, with its prefix.
 const GET_42: &[u8] = &[0, 0, 0, 0, 4, 0x12, 2, b'4', b'2'];
 /// A HealthCheckRequest for the whole server.
@@ -223,20 +228,32 @@ impl Process {
         pages * 4096
     }
 
-    /// How many calls of a method have begun.
-    fn started(&self, method: &str) -> u64 {
+    /// The whole reply to a GET on the admin listener.
+    fn admin(&self, path: &str) -> String {
         let mut socket = TcpStream::connect(&self.admin).expect("connects");
-        socket
-            .write_all(b"GET /metrics HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n")
-            .expect("writes");
+        write!(
+            socket,
+            "GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n"
+        )
+        .expect("writes");
         let mut reply = String::new();
         socket.read_to_string(&mut reply).expect("reads");
-        let label = format!(r#"grpc_method="{method}"}}"#);
+        reply
+    }
+
+    /// The figure at the end of a line of the metrics.
+    fn count(&self, start_of_line: &str) -> usize {
+        let reply = self.admin("/metrics");
         reply
             .lines()
-            .find(|line| line.starts_with("grpc_server_started_total") && line.contains(&label))
+            .find(|line| line.starts_with(start_of_line))
             .and_then(|line| line.rsplit(' ').next()?.parse().ok())
             .expect("a count")
+    }
+
+    /// How many Gets have begun.
+    fn started_gets(&self) -> usize {
+        self.count(GETS_STARTED)
     }
 }
 
@@ -338,8 +355,7 @@ async fn requests_without_a_message_keep_nobody_else_out() {
             peer.begin(GET, &[]);
         }
     }
-    let line = r#"grpc_server_started_total{grpc_type="unary",grpc_service="dyndata.v1.DynData",grpc_method="Get"} 2560"#;
-    server.metric(line).await;
+    server.metric(&format!("{GETS_STARTED}2560")).await;
     for _ in 0..200 {
         client.get("42").await.expect("room for a complete call");
     }
@@ -421,7 +437,7 @@ fn small_replies_that_are_not_taken_need_little_memory() {
         peers.push(peer);
     }
     let start = Instant::now();
-    while server.started("Get") < 200 * 100 {
+    while server.started_gets() < 200 * 100 {
         assert!(start.elapsed() < 6 * PATIENCE, "calls never begin");
         std::thread::sleep(Duration::from_millis(100));
     }
@@ -455,4 +471,50 @@ fn incomplete_health_and_reflection_requests_need_little_memory() {
     let growth = most.max(server.resident_bytes()).saturating_sub(before);
     assert!(growth < MAX_GROWTH, "{} KiB", growth / 1024);
     Peer::connect(&server.addr, 65_535).get();
+}
+
+#[tokio::test]
+async fn complete_requests_that_wait_for_redis_need_little_memory() {
+    const CALLS: usize = 200;
+    let redis = Redis::start();
+    let server = Process::start(&[
+        "--redis-url",
+        &redis.url(),
+        "--redis-timeout=30s",
+        "--max-deadline=60s",
+    ]);
+    eventually("it is ready", || server.admin("/readyz").contains("200 OK"));
+    redis.pause(60_000);
+    let before = server.resident_bytes();
+    let channel = Channel::from_shared(format!("http://{}", server.addr))
+        .expect("a URL")
+        .connect()
+        .await
+        .expect("connects");
+    let mut calls = JoinSet::new();
+    let mut results = Vec::new();
+    for _ in 0..CALLS {
+        let mut client = DynDataClient::new(channel.clone());
+        calls.spawn(async move {
+            let ids = (0..1000).map(|number| format!("{number:0256}"));
+            client.batch_get(batch(ids)).await
+        });
+        // Whole, so that it does not count as incomplete.
+        let start = Instant::now();
+        while server.count("dyndata_calls_in_flight ") != calls.len() {
+            assert!(start.elapsed() < PATIENCE, "a call never begins");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            while let Some(result) = calls.try_join_next() {
+                results.push(result.expect("no panic"));
+            }
+        }
+    }
+    let growth = server.resident_bytes().saturating_sub(before);
+    assert!(growth < MAX_GROWTH, "{} KiB", growth / 1024);
+    assert!(!calls.is_empty(), "nothing had room");
+    for result in results {
+        let status = result.expect_err("no answer of Redis");
+        let info = status.get_details_error_info().expect("an ErrorInfo");
+        assert_eq!(info.reason, "OVERLOADED");
+    }
 }

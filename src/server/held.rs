@@ -1,8 +1,8 @@
 //! Memory that calls make the server hold: requests on their way in, replies on their way out.
 //!
 //! A slow or hostile peer decides how long those stay. So they are counted, for each connection
-//! and for each worker: a request from when it turns out to be incomplete, a reply from when it is
-//! made until HTTP/2 drops the last of its bytes. To each call's bytes comes a fixed amount for
+//! and for each worker: a request while it is incomplete, and again until the store has answered it;
+//! a reply from when it is made until HTTP/2 drops the last of its bytes. To each call's bytes comes a fixed amount for
 //! what the call itself costs. A call that finds no room is refused before it does anything.
 
 use std::sync::{
@@ -19,6 +19,8 @@ pub(super) const CALL_BYTES: usize = 4 * 1024;
 /// A reply of up to this size is not counted besides, so that it is never refused: what has been
 /// written is always acknowledged.
 const SMALL_REPLY_BYTES: usize = 512;
+/// A complete request of up to this size is not counted besides.
+const SMALL_REQUEST_BYTES: usize = 2 * 1024;
 /// Counted besides for a call whose request is incomplete.
 pub(super) const UNFINISHED_BYTES: usize = 2 * 1024;
 /// One connection may hold at most this much...
@@ -127,9 +129,21 @@ impl Share {
         Ok(())
     }
 
+    /// Holds a complete request, which takes so many bytes while it waits for the store; refused if
+    /// there is no room for it.
+    pub(super) fn hold_request(&mut self, bytes: usize) -> Result<(), Error> {
+        if bytes > SMALL_REQUEST_BYTES {
+            self.grow(bytes)?;
+        }
+        Ok(())
+    }
+
     /// Holds no more than `bytes` from now on.
     pub(super) fn shrink_to(&mut self, bytes: usize) {
         let less = self.bytes.saturating_sub(bytes);
+        if less == 0 {
+            return;
+        }
         self.bytes -= less;
         let counts = &self.held.0;
         sub(&counts.bytes, less);

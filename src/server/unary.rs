@@ -20,6 +20,7 @@ use super::{
 use crate::{
     error::Error,
     metrics::Method,
+    proto::BatchGetRequest,
     service::{CallContext, DynDataService},
     store::StoreError,
 };
@@ -74,21 +75,39 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     })
 }
 
+/// While a request waits for the store, it is there as what was decoded, and as a command for the
+/// store.
+const COPIES: usize = 2;
+/// With the expiries, the command names every id twice.
+const COPIES_WITH_EXPIRY: usize = 3;
+/// What each copy of an id takes besides its bytes.
+const OVERHEAD_PER_ID: usize = 32;
+
 /// Runs the method on the request message, and gives the reply message with its prefix.
 pub(super) async fn call(
     service: Arc<DynDataService>,
     rpc: Rpc,
     message: Bytes,
-    max_reply_bytes: usize,
-    share: Share,
+    max: usize,
+    mut share: Share,
     context: CallContext,
 ) -> Result<Bytes, Error> {
-    let max = max_reply_bytes;
+    let length = message.len();
     match rpc {
-        Rpc::Mark => write(&service.mark(decode(message)?, &context).await?, max, share),
+        Rpc::Mark => {
+            share.hold_request(COPIES * length)?;
+            let reply = service.mark(decode(message)?, &context).await?;
+            write(&reply, max, share)
+        }
         Rpc::Get => write(&service.get(decode(message)?, &context).await?, max, share),
         Rpc::BatchGet => {
-            let reply = service.batch_get(decode(message)?, &context).await?;
+            let request: BatchGetRequest = decode(message)?;
+            let copies = match request.include_expire_time {
+                true => COPIES_WITH_EXPIRY,
+                false => COPIES,
+            };
+            share.hold_request(copies * (length + OVERHEAD_PER_ID * request.ids.len()))?;
+            let reply = service.batch_get(request, &context).await?;
             write(&reply, max, share)
         }
     }
@@ -111,8 +130,10 @@ impl ReplyLimits {
     }
 }
 
-/// The reply with its prefix, counted in `share`. A small one is a single allocation.
-fn write(reply: &impl Message, max: usize, share: Share) -> Result<Bytes, Error> {
+/// The reply with its prefix, counted in `share` in the place of its request. A small one is a
+/// single allocation.
+fn write(reply: &impl Message, max: usize, mut share: Share) -> Result<Bytes, Error> {
+    share.shrink_to(CALL_BYTES);
     let length = reply.encoded_len();
     if length > max {
         return Err(StoreError::TooLarge { max }.into());
