@@ -10,11 +10,15 @@ mod redis;
 mod security;
 mod values;
 
-use std::{fmt, fmt::Write as _, ops::RangeInclusive, path::PathBuf, time::Duration};
+use std::{
+    fmt, fmt::Write as _, ops::RangeInclusive, os::unix::net::SocketAddr, path::PathBuf,
+    time::Duration,
+};
 
 use clap::Parser;
 use thiserror::Error;
 
+pub(crate) use self::values::readable;
 pub use self::values::{
     AdminListen, ConnectionAge, KeyFormat, ListenAddr, LogFormat, RedisMode, Reflection,
 };
@@ -189,6 +193,7 @@ impl TryFrom<ServeArgs> for Config {
             (1..=1024).contains(&workers),
             "must be from 1 to 1024",
         )?;
+        check_listeners(&listen, admin_listen)?;
         Ok(Self {
             security: SecurityConfig::check(security, &listen)?,
             listen,
@@ -200,6 +205,28 @@ impl TryFrom<ServeArgs> for Config {
             drain_timeout,
             log_format,
         })
+    }
+}
+
+/// Finds what the system would refuse when the sockets are bound.
+fn check_listeners(listen: &ListenAddr, admin_listen: AdminListen) -> Result<(), ConfigError> {
+    match (listen, admin_listen) {
+        (ListenAddr::Unix(path), _) => check(
+            "listen",
+            SocketAddr::from_pathname(path).is_ok(),
+            "the path is longer than that of a unix socket may be (107 bytes on Linux)",
+        ),
+        (ListenAddr::Tcp(listen), AdminListen::Tcp(admin)) => {
+            let is_same_host = listen.ip() == admin.ip()
+                || listen.is_ipv4() == admin.is_ipv4()
+                    && (listen.ip().is_unspecified() || admin.ip().is_unspecified());
+            check(
+                "admin-listen",
+                !(is_same_host && listen.port() == admin.port() && listen.port() != 0),
+                "is where --listen serves gRPC already",
+            )
+        }
+        (ListenAddr::Tcp(_), AdminListen::Off) => Ok(()),
     }
 }
 
@@ -223,11 +250,7 @@ fn within(
     range: RangeInclusive<Duration>,
 ) -> Result<(), ConfigError> {
     let (min, max) = (range.start(), range.end());
-    let reason = format!(
-        "must be from {} to {}",
-        humantime::format_duration(*min),
-        humantime::format_duration(*max)
-    );
+    let reason = format!("must be from {} to {}", readable(*min), readable(*max));
     check(setting, range.contains(&value), &reason)
 }
 
@@ -242,7 +265,7 @@ impl Lines {
     }
 
     fn add_duration(&mut self, name: &str, value: Duration) {
-        self.add(name, humantime::format_duration(value));
+        self.add(name, readable(value));
     }
 
     fn add_file(&mut self, name: &str, value: Option<&PathBuf>) {
@@ -286,6 +309,60 @@ mod tests {
         ] {
             let message = rejected(&args);
             assert!(message.contains(args[0]), "{args:?}: {message}");
+        }
+    }
+
+    #[test]
+    fn what_the_system_would_refuse_to_bind_is_refused() {
+        let at_most = format!("unix:/{}", "p".repeat(106));
+        for (listen, admin, refused) in [
+            ("127.0.0.1:7", "127.0.0.1:7", true),
+            ("127.0.0.1:7", "localhost:7", true),
+            ("127.0.0.1:7", "0.0.0.0:7", true),
+            ("[::1]:7", "[::]:7", true),
+            ("127.0.0.1:7", "[::1]:7", false),
+            ("127.0.0.1:7", "127.0.0.2:7", false),
+            ("127.0.0.1:7", "127.0.0.1:8", false),
+            ("127.0.0.1:0", "127.0.0.1:0", false),
+            ("127.0.0.1:7", "off", false),
+            (&at_most, "off", false),
+            (&format!("{at_most}p"), "off", true),
+        ] {
+            let checked = Config::parse_from(["--listen", listen, "--admin-listen", admin]);
+            assert_eq!(checked.is_err(), refused, "{listen}, {admin}: {checked:?}");
+        }
+    }
+
+    #[test]
+    fn sentinels_are_asked_for_a_master_with_a_name() {
+        let sentinel = ["--redis-url=redis://s:26379", "--redis-mode=sentinel"];
+        let message = rejected(&[&sentinel[..], &["--redis-sentinel-master="]].concat());
+        assert!(message.contains("--redis-sentinel-master"), "{message}");
+    }
+
+    #[test]
+    fn reflection_is_for_known_callers_only_if_callers_are_known() {
+        let message = rejected(&["--reflection", "authenticated"]);
+        assert!(message.contains("--reflection"), "{message}");
+    }
+
+    #[test]
+    fn a_year_is_printed_in_days() {
+        for setting in ["--max-ttl", "--max-connection-age"] {
+            let message = rejected(&[setting, "366days"]);
+            assert!(message.ends_with(" to 365days"), "{message}");
+            let config = Config::parse_from([setting, "365days"]).expect("a year is allowed");
+            let line = format!("{} = 365days", setting.trim_start_matches('-'));
+            assert!(config.summary().contains(&line), "{}", config.summary());
+        }
+        for (seconds, text) in [
+            (90, "1m 30s"),
+            (86_400, "1day"),
+            (3_000_000, "34days 17h 20m"),
+        ] {
+            let duration = Duration::from_secs(seconds);
+            assert_eq!(readable(duration), text);
+            assert_eq!(humantime::parse_duration(text), Ok(duration));
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use thiserror::Error;
 
-use crate::proto;
+use crate::{config::readable, proto};
 
 /// The longest id, in bytes of UTF-8.
 pub const MAX_ID_BYTES: usize = 256;
@@ -56,10 +56,7 @@ pub enum Invalid {
         bytes: usize,
     },
     /// The time to live is outside what the server allows.
-    #[error(
-        "ttl must be from 1ms to {}",
-        humantime::format_duration(*max)
-    )]
+    #[error("ttl must be from 1ms to {}", readable(*max))]
     TtlOutOfRange {
         /// The longest time to live allowed.
         max: Duration,

@@ -175,6 +175,11 @@ impl TryFrom<StoreArgs> for StoreConfig {
             redis_mode != RedisMode::Cluster || urls.first().db() == 0,
             "a cluster has no database but 0",
         )?;
+        check(
+            "redis-sentinel-master",
+            redis_mode != RedisMode::Sentinel || !redis_sentinel_master.is_empty(),
+            "the sentinels know no master without a name",
+        )?;
         if let Some(file) = &redis_password_file {
             check(
                 "redis-password-file",

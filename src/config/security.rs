@@ -96,13 +96,18 @@ impl SecurityConfig {
                 "a unix socket has no TLS, so nobody would be asked for a certificate",
             )?;
         }
+        let knows_callers =
+            access_file.is_some() || tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        check(
+            "reflection",
+            knows_callers || reflection != Some(Reflection::Authenticated),
+            "there is neither --access-file nor --tls-client-ca, so nobody is authenticated",
+        )?;
         let is_local = match listen {
             ListenAddr::Tcp(addr) => addr.ip().is_loopback(),
             ListenAddr::Unix(_) => true,
         };
         if !is_local && !insecure {
-            let knows_callers =
-                access_file.is_some() || tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
             check(
                 "listen",
                 knows_callers,

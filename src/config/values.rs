@@ -81,6 +81,21 @@ fn parse_socket_addr(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
+/// A duration as the settings take it. humantime's months have 30.44 days, so that it writes a year
+/// of 365 days as `11months 30days 3h 50m 24s`: more than a month is written in days here.
+pub(crate) fn readable(duration: Duration) -> String {
+    const DAY: u64 = 86_400;
+    let days = duration.as_secs() / DAY;
+    if days <= 30 {
+        return humantime::format_duration(duration).to_string();
+    }
+    let rest = duration - Duration::from_secs(days * DAY);
+    if rest.is_zero() {
+        return format!("{days}days");
+    }
+    format!("{days}days {}", humantime::format_duration(rest))
+}
+
 /// What a Redis URL leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum RedisMode {
@@ -107,7 +122,7 @@ impl fmt::Display for RedisMode {
 pub enum Reflection {
     /// Everybody
     Open,
-    /// Callers that the access file knows
+    /// Callers that the access file knows, or that have a certificate
     Authenticated,
     /// Nobody: there is none
     Off,
@@ -146,7 +161,7 @@ impl FromStr for ConnectionAge {
 impl fmt::Display for ConnectionAge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Max(age) => humantime::format_duration(*age).fmt(f),
+            Self::Max(age) => readable(*age).fmt(f),
             Self::Off => f.write_str("off"),
         }
     }
