@@ -343,7 +343,16 @@ impl Bound {
         match addr {
             ListenAddr::Tcp(_) if security.tls.is_some() => None,
             ListenAddr::Tcp(addr) => Some(addr.to_string()),
-            ListenAddr::Unix(path) => Some(format!("unix://{}", path.display())),
+            // Other characters mean something to a shell or in a URL.
+            ListenAddr::Unix(path) => {
+                let path = std::path::absolute(path)
+                    .ok()?
+                    .into_os_string()
+                    .into_string()
+                    .ok()?;
+                let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+                path.chars().all(is_plain).then(|| format!("unix://{path}"))
+            }
         }
     }
 }

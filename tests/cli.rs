@@ -196,12 +196,19 @@ fn a_server_that_is_not_there_is_named() {
 
 #[test]
 fn wrong_usage_exits_64_and_wrong_settings_78() {
+    let long_path = format!("unix:/{}", "p".repeat(107));
     for arguments in [
         &["frobnicate"][..],
         &["mark", "42"],
         &["serve", "--frobnicate"],
         &["serve", "--max-ttl", "soon"],
         &["mark", "42", "x", "--type", "int"],
+        &["get", "42", "--addr", "grpcs://localhost:1"],
+        &["get", "42", "--addr", "tls://localhost:1"],
+        &["get", "42", "--addr", "ftp://localhost:1"],
+        &["get", "42", "--addr", "://localhost:1"],
+        &["get", "42", "--addr", "http://x:1", "--tls-ca", "ca.pem"],
+        &["get", "42", "--addr", "HTTP://x:1", "--tls-ca", "ca.pem"],
     ] {
         assert_eq!(run(arguments).status.code(), Some(64), "{arguments:?}");
     }
@@ -209,6 +216,9 @@ fn wrong_usage_exits_64_and_wrong_settings_78() {
         &["serve", "--max-batch", "0"][..],
         &["config", "check", "--redis-url", "http://x"],
         &["config", "check", "--default-ttl", "48h"],
+        &["config", "check", "--admin-listen", "127.0.0.1:50051"],
+        &["config", "check", "--reflection", "authenticated"],
+        &["config", "check", "--listen", &long_path],
     ] {
         let output = run(arguments);
         assert_eq!(output.status.code(), Some(78), "{arguments:?}");
@@ -275,14 +285,20 @@ impl Serving {
             true => &[][..],
             false => &["--listen", "127.0.0.1:0"],
         };
-        let mut process = dyndata()
-            .args(["serve", "--admin-listen", "off"])
-            .args(listen)
-            .args(arguments)
-            .envs(environment.iter().copied())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("runs");
+        Self::start_with(|command| {
+            command
+                .args(listen)
+                .args(arguments)
+                .envs(environment.iter().copied());
+        })
+    }
+
+    /// With whatever `prepare` adds to the command.
+    fn start_with(prepare: impl FnOnce(&mut Command)) -> Self {
+        let mut command = dyndata();
+        command.args(["serve", "--admin-listen", "off"]);
+        prepare(&mut command);
+        let mut process = command.stderr(Stdio::piped()).spawn().expect("runs");
         let (lines, log) = std::sync::mpsc::channel();
         let stderr = BufReader::new(process.stderr.take().expect("piped"));
         std::thread::spawn(move || {
@@ -401,6 +417,33 @@ fn the_hint_at_the_start_is_printed_only_where_it_works() {
         }
         let hints = lines.iter().any(|line| line.contains("try: grpcurl"));
         assert_eq!(hints, hinted, "{arguments:?}: {lines:#?}");
+        serving.signal("-TERM");
+        assert_eq!(serving.exit_code(), Some(0));
+    }
+}
+
+#[test]
+fn the_hint_names_a_unix_socket_by_its_whole_path() {
+    let files = Files::new();
+    for (name, hinted) in [("hint.sock", true), ("its hint.sock", false)] {
+        let directory = files.path("");
+        let mut serving = Serving::start_with(|command| {
+            command.current_dir(&directory);
+            command.args(["--listen", &format!("unix:{name}")]);
+        });
+        let mut lines = vec![serving.line("serving gRPC")];
+        while !lines
+            .last()
+            .is_some_and(|line| line.contains("health: ready"))
+        {
+            lines.push(serving.line(""));
+        }
+        let hint = lines.iter().find(|line| line.contains("try: grpcurl"));
+        assert_eq!(hint.is_some(), hinted, "{name}: {lines:#?}");
+        if let Some(hint) = hint {
+            let target = format!(" unix://{} ", files.path(name));
+            assert!(hint.contains(&target), "{target}: {hint}");
+        }
         serving.signal("-TERM");
         assert_eq!(serving.exit_code(), Some(0));
     }

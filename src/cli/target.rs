@@ -23,7 +23,7 @@ use crate::proto::{
 #[derive(Debug, clap::Args)]
 pub struct Target {
     /// The server: http:// or https:// and HOST:PORT, or unix:/path. HOST:PORT alone means http://,
-    /// or https:// with one of the --tls options
+    /// or https:// with one of the --tls options; http:// with one of them is refused
     #[arg(
         long,
         env = "DYNDATA_ADDR",
@@ -71,7 +71,7 @@ impl Target {
             addr: self.addr.clone(),
             reason: chain(&error),
         };
-        let mut endpoint = Endpoint::from_shared(self.url())
+        let mut endpoint = Endpoint::from_shared(self.url()?)
             .map_err(failed)?
             .connect_timeout(self.timeout);
         if endpoint.uri().scheme_str() == Some("https") {
@@ -88,16 +88,28 @@ impl Target {
     }
 
     /// The address with a scheme. Without one, files for TLS say that TLS is meant: a token must
-    /// not cross the network in the clear then.
-    fn url(&self) -> String {
-        if self.addr.contains("://") || self.addr.starts_with("unix:") {
-            return self.addr.clone();
+    /// not cross the network in the clear then. For the same reason `http://` is refused beside
+    /// such files, and so is a scheme that tonic would take for `http`.
+    fn url(&self) -> Result<String, CliError> {
+        if self.addr.starts_with("unix:") {
+            return Ok(self.addr.clone());
         }
-        let scheme = match (&self.tls_ca, &self.tls_cert) {
-            (None, None) => "http",
-            _ => "https",
+        let has_tls_files = self.tls_ca.is_some() || self.tls_cert.is_some();
+        let Some((scheme, _)) = self.addr.split_once("://") else {
+            let scheme = if has_tls_files { "https" } else { "http" };
+            return Ok(format!("{scheme}://{}", self.addr));
         };
-        format!("{scheme}://{}", self.addr)
+        match scheme.to_ascii_lowercase().as_str() {
+            "https" => Ok(self.addr.clone()),
+            "http" if has_tls_files => Err(CliError::Usage(
+                "--addr: http:// has no TLS, so the --tls files are of no use; is https:// meant?"
+                    .to_owned(),
+            )),
+            "http" => Ok(self.addr.clone()),
+            _ => Err(CliError::Usage(format!(
+                "--addr: {scheme}:// is not known; there are http://, https:// and unix:"
+            ))),
+        }
     }
 
     fn tls(&self) -> Result<ClientTlsConfig, CliError> {
