@@ -117,7 +117,11 @@ async fn a_connection_that_lost_a_reply_is_closed() {
     fault.reached().await;
     // From here on each reply on this connection belongs to the command before.
     let recovered = async {
-        while !client.get("id").await.is_ok_and(|value| value == read(int(1))) {}
+        while !client
+            .get("id")
+            .await
+            .is_ok_and(|value| value == read(int(1)))
+        {}
     };
     tokio::time::timeout(PATIENCE, recovered)
         .await

@@ -394,10 +394,7 @@ mod tests {
                 "-MOVED 3999 :6381\r\n",
                 Some(Redirect::Moved(addr("", 6381))),
             ),
-            (
-                "-ASK 3999 ?:6381\r\n",
-                Some(Redirect::Ask(addr("", 6381))),
-            ),
+            ("-ASK 3999 ?:6381\r\n", Some(Redirect::Ask(addr("", 6381)))),
             ("-NOPERM MULTI\r\n-ASK 3999 h:1\r\n:5\r\n", None),
             ("$11\r\nMOVED 1 h:1\r\n", None),
         ] {
