@@ -47,6 +47,9 @@ pub enum Error {
     /// The server has no such method.
     #[error("there is no such method")]
     Unimplemented,
+    /// The messages are of a format that the server does not have.
+    #[error("the messages have to be protobuf: application/grpc or application/grpc+proto")]
+    FormatUnsupported,
     /// A health check of a service that the server does not have.
     #[error("there is no such service")]
     ServiceUnknown,
@@ -68,8 +71,8 @@ pub enum Error {
     /// There is more work in flight than the server takes on.
     #[error("too many calls are in flight; try again later")]
     Overloaded,
-    /// The server ends a stream because it stops.
-    #[error("the server is shutting down")]
+    /// The server ends a stream because it stops, or because its connection has reached its age.
+    #[error("the server is shutting down, or closes this connection")]
     ShuttingDown,
     /// The caller did not say who it is, or nobody knows it.
     #[error("missing or unknown credentials")]
@@ -123,7 +126,9 @@ impl Error {
             Self::Invalid(invalid) => (Code::InvalidArgument, invalid_reason(invalid), None),
             Self::MessageMalformed => (Code::InvalidArgument, "MESSAGE_MALFORMED", None),
             Self::CompressionUnsupported => (Code::Unimplemented, "COMPRESSION_UNSUPPORTED", None),
-            Self::Unimplemented => (Code::Unimplemented, "UNIMPLEMENTED", None),
+            Self::Unimplemented | Self::FormatUnsupported => {
+                (Code::Unimplemented, "UNIMPLEMENTED", None)
+            }
             Self::ServiceUnknown => (Code::NotFound, "SERVICE_UNKNOWN", None),
             Self::MessageTooLarge { .. } => (Code::ResourceExhausted, "MESSAGE_TOO_LARGE", None),
             Self::TimeoutInvalid => (Code::InvalidArgument, "TIMEOUT_INVALID", None),

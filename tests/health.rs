@@ -157,6 +157,23 @@ async fn every_error_has_error_info() {
 }
 
 #[tokio::test]
+async fn a_watch_ends_with_a_status_once_its_connection_is_old() {
+    let server = Running::start(&["--max-connection-age=1s", "--drain-timeout=60s"]);
+    let channel = server.channel().await;
+    let mut health = HealthClient::new(channel);
+    let watch = health.watch(service("liveness")).await.expect("watches");
+    let mut watch = watch.into_inner();
+    watch.next().await.expect("a status").expect("a status");
+    let end = tokio::time::timeout(PATIENCE, watch.next()).await;
+    let end = end.expect("soon").expect("a status");
+    assert_error(end, Code::Unavailable, "SHUTTING_DOWN");
+    // On a new connection.
+    let watch = health.watch(service("liveness")).await.expect("watches");
+    drop(watch);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn reflection_answers_an_unknown_name_and_goes_on() {
     let server = Running::start(&[]);
     let mut client = ServerReflectionClient::new(server.channel().await);

@@ -143,7 +143,6 @@ async fn what_is_not_grpc_is_an_unsupported_media_type() {
     for (content_type, status) in [
         ("application/json", 415),
         ("application/grpc-web", 415),
-        ("application/grpc+json", 415),
         ("", 415),
         ("application/grpc", 200),
         ("application/grpc+proto", 200),
@@ -154,6 +153,26 @@ async fn what_is_not_grpc_is_an_unsupported_media_type() {
             .post(GET, &[("content-type", content_type)], body)
             .await;
         assert_eq!(reply.status(), status, "{content_type}");
+    }
+    drop(caller);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn messages_of_another_format_are_unimplemented() {
+    let server = Running::start(&[]);
+    let mut caller = Caller::connect(&server).await;
+    for path in [GET, CHECK, WATCH, "/nobody.v1.Nothing/Do"] {
+        for content_type in ["application/grpc+json", "application/grpc+thrift"] {
+            let body = Full::new(Bytes::from_static(&MESSAGE)).boxed();
+            let headers = [("content-type", content_type)];
+            let reply = caller.post(path, &headers, body).await;
+            let answer = reply.headers();
+            assert_eq!(answer["content-type"], "application/grpc", "{path}");
+            assert!(answer.contains_key("grpc-status-details-bin"), "{path}");
+            let code = grpc_status(reply).await;
+            assert_eq!(code, Code::Unimplemented, "{path} {content_type}");
+        }
     }
     drop(caller);
     server.stop().await;
@@ -215,6 +234,9 @@ async fn only_post_is_served() {
             let reply = caller.sender.send_request(request).await.expect("a reply");
             assert_eq!(reply.status(), 405, "{method} {path}");
             assert_eq!(reply.headers()["allow"], "POST", "{method} {path}");
+            let text = reply.into_body().collect().await.expect("a body");
+            let is_head = method == "HEAD";
+            assert_eq!(text.to_bytes().is_empty(), is_head, "{method} {path}");
         }
     }
     drop(caller);

@@ -75,7 +75,11 @@ pub(super) enum Running {
     /// Failed before it began.
     Refused(Option<Error>),
     /// HTTP/2, but no gRPC; the HTTP status says what is wrong.
-    NotGrpc(StatusCode),
+    NotGrpc {
+        status: StatusCode,
+        /// HEAD gets no body.
+        has_text: bool,
+    },
 }
 
 /// What a message is for.
@@ -111,7 +115,7 @@ impl Call {
 
     /// Whether all that is left is to say why not.
     pub(super) fn is_refused(&self) -> bool {
-        matches!(self.running, Running::Refused(_) | Running::NotGrpc(_))
+        matches!(self.running, Running::Refused(_) | Running::NotGrpc { .. })
     }
 
     /// The response's head and body.
@@ -151,9 +155,9 @@ impl Call {
                 self.fail(error)
             }
             Running::Reading { .. } => self.fail(Error::Internal),
-            Running::NotGrpc(status) => {
-                let status = *status;
-                self.not_grpc(status)
+            Running::NotGrpc { status, has_text } => {
+                let (status, has_text) = (*status, *has_text);
+                self.not_grpc(status, has_text)
             }
         };
         Poll::Ready(Ok(response))
@@ -257,16 +261,18 @@ impl Call {
     }
 
     /// The answer to what is no gRPC call: only POST with a content type of gRPC is one.
-    fn not_grpc(&mut self, status: StatusCode) -> Response<CallBody> {
+    fn not_grpc(&mut self, status: StatusCode, has_text: bool) -> Response<CallBody> {
         if let Some(guard) = self.guard.take() {
             guard.finish(Code::InvalidArgument);
         }
         let text =
             "this is a gRPC server; it takes POST, and the content-type is application/grpc\n";
         // Without room for the text, the status has to do.
-        let (body, share) = match self.dispatch.held().take(CALL_BYTES) {
-            Ok(share) => (Body::new(Full::from(text)), Some(share)),
-            Err(_) => (Body::empty(), None),
+        let share = self.dispatch.held().take(CALL_BYTES).ok();
+        let share = share.filter(|_| has_text);
+        let body = match share {
+            Some(_) => Body::new(Full::from(text)),
+            None => Body::empty(),
         };
         let mut response = Response::new(CallBody::other(body, share));
         *response.status_mut() = status;

@@ -20,7 +20,7 @@ use super::{
     message_stream::StreamLimits,
     reflection,
     stores::OpenStore,
-    unary::{ReplyLimits, Rpc, is_grpc},
+    unary::{Format, ReplyLimits, Rpc},
 };
 use crate::{
     auth::{Access, Grant, San},
@@ -64,6 +64,8 @@ struct ConnectionCalls {
     names: Arc<[San]>,
     held: Held,
     streams: StreamPlaces,
+    /// Closes when the connection takes no new calls.
+    leaving: watch::Receiver<()>,
 }
 
 /// Everything that the calls of one worker need.
@@ -73,7 +75,6 @@ pub(super) struct WorkerCalls {
     access: Option<watch::Receiver<Access>>,
     reflection: Reflection,
     pub(super) recorder: Arc<Recorder>,
-    draining: watch::Receiver<()>,
     pub(super) deadlines: Deadlines,
     tracing: Option<Tracing>,
     pub(super) max_in_flight: usize,
@@ -84,11 +85,7 @@ pub(super) struct WorkerCalls {
 
 impl Dispatch {
     /// Opens the worker's store; to be called on the worker's own thread.
-    pub(super) fn new(
-        calls: CallConfig,
-        draining: watch::Receiver<()>,
-        deadlines: Deadlines,
-    ) -> Self {
+    pub(super) fn new(calls: CallConfig, deadlines: Deadlines) -> Self {
         let CallConfig {
             store,
             limits,
@@ -109,7 +106,6 @@ impl Dispatch {
                 access,
                 reflection,
                 recorder,
-                draining,
                 deadlines,
                 tracing,
                 max_in_flight,
@@ -122,13 +118,19 @@ impl Dispatch {
         }
     }
 
-    /// For the calls of a new connection.
-    pub(super) fn of_connection(&self, names: Arc<[San]>) -> ConnectionDispatch {
+    /// For the calls of a new connection. `leaving` closes when it takes no new calls, which ends its
+    /// streams.
+    pub(super) fn of_connection(
+        &self,
+        names: Arc<[San]>,
+        leaving: watch::Receiver<()>,
+    ) -> ConnectionDispatch {
         ConnectionDispatch(Arc::new(ConnectionCalls {
             worker: Arc::clone(&self.worker),
             names,
             held: self.held.new_connection(),
             streams: self.streams.of_new_connection(),
+            leaving,
         }))
     }
 }
@@ -155,9 +157,12 @@ impl ConnectionDispatch {
         let previous_attempts = previous_attempts(&head.headers);
         let mut feeder = None;
         let running = if head.method != http::Method::POST {
-            Ok(Running::NotGrpc(StatusCode::METHOD_NOT_ALLOWED))
-        } else if !is_grpc(&head.headers) {
-            Ok(Running::NotGrpc(StatusCode::UNSUPPORTED_MEDIA_TYPE))
+            Ok(Running::NotGrpc {
+                status: StatusCode::METHOD_NOT_ALLOWED,
+                has_text: head.method != http::Method::HEAD,
+            })
+        } else if let Some(refused) = refused_format(&head.headers) {
+            refused
         } else if let Some(rpc) = rpc {
             self.dyn_data(rpc, head, &mut guard, asked.clone())
         } else if let Some(rpc) = HealthRpc::from_path(path) {
@@ -258,7 +263,7 @@ impl ConnectionDispatch {
         let worker = &self.0.worker;
         let place = self.0.streams.take()?;
         let deadline = timeout.map(|timeout| worker.deadlines.enter(started + timeout));
-        Ok(StreamLimits::new(place, deadline, worker.draining.clone()))
+        Ok(StreamLimits::new(place, deadline, self.0.leaving.clone()))
     }
 
     pub(super) fn reply_limits(&self) -> ReplyLimits {
@@ -266,6 +271,18 @@ impl ConnectionDispatch {
             max_reply_bytes: self.0.worker.max_reply_bytes,
             held: self.0.held.clone(),
         }
+    }
+}
+
+/// What becomes of a call whose content type is not that of gRPC with protobuf messages.
+fn refused_format(headers: &HeaderMap) -> Option<Result<Running, Error>> {
+    match Format::of(headers) {
+        Format::Protobuf => None,
+        Format::Unknown => Some(Err(Error::FormatUnsupported)),
+        Format::NotGrpc => Some(Ok(Running::NotGrpc {
+            status: StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            has_text: true,
+        })),
     }
 }
 

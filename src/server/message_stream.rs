@@ -1,7 +1,8 @@
 //! Replies that are a stream of messages: health watches and reflection.
 //!
 //! They last as long as their caller likes, may need no credentials, and are not among the calls
-//! in flight. What ends them from outside is the caller's `grpc-timeout` and the drain.
+//! in flight. What ends them from outside is the caller's `grpc-timeout`, and the end of
+//! their connection: at the drain, or at its `--max-connection-age`.
 
 use std::{
     pin::Pin,
@@ -26,7 +27,7 @@ type Messages = Pin<Box<dyn Stream<Item = Result<Bytes, Error>> + Send>>;
 /// What ends a stream from outside.
 pub(super) struct StreamLimits {
     deadline: Option<Deadline>,
-    drain: Pin<Box<dyn Future<Output = ()> + Send>>,
+    leave: Pin<Box<dyn Future<Output = ()> + Send>>,
     _place: StreamPlace,
 }
 
@@ -35,13 +36,13 @@ impl StreamLimits {
     pub(super) fn new(
         place: StreamPlace,
         deadline: Option<Deadline>,
-        mut draining: watch::Receiver<()>,
+        mut leaving: watch::Receiver<()>,
     ) -> Self {
         Self {
             deadline,
-            drain: Box::pin(async move {
+            leave: Box::pin(async move {
                 // The channel carries nothing; its end is the message.
-                _ = draining.changed().await;
+                _ = leaving.changed().await;
             }),
             _place: place,
         }
@@ -67,14 +68,14 @@ impl MessageStream {
             return polled;
         }
         let StreamLimits {
-            deadline, drain, ..
+            deadline, leave, ..
         } = &mut self.limits;
         if let Some(deadline) = deadline
             && deadline.poll_passed(cx).is_ready()
         {
             return Poll::Ready(Some(Err(Error::DeadlineExceeded)));
         }
-        drain
+        leave
             .as_mut()
             .poll(cx)
             .map(|()| Some(Err(Error::ShuttingDown)))

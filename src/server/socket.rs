@@ -14,7 +14,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -63,6 +63,7 @@ pub(super) struct Http2Socket<S> {
     send_timeout: Duration,
     /// Set while the peer takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
+    unwritten: Unwritten,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Http2Socket<S> {
@@ -98,7 +99,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http2Socket<S> {
             last_read: LastRead::now(),
             send_timeout,
             stalled: None,
+            unwritten: Unwritten::default(),
         })
+    }
+}
+
+/// Whether a socket has taken less than it was given. Clones are about the same socket.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Unwritten(Arc<AtomicBool>);
+
+impl Unwritten {
+    pub(super) fn is_some(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -139,6 +151,10 @@ impl<S> Http2Socket<S> {
         self.last_read.clone()
     }
 
+    pub(super) fn unwritten(&self) -> Unwritten {
+        self.unwritten.clone()
+    }
+
     /// What writing gave; an error if it has been waiting for too long.
     fn unless_stalled<T>(
         &mut self,
@@ -146,13 +162,16 @@ impl<S> Http2Socket<S> {
         polled: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if polled.is_ready() {
-            self.stalled = None;
+            if self.stalled.take().is_some() {
+                self.unwritten.0.store(false, Ordering::Relaxed);
+            }
             return polled;
         }
         let send_timeout = self.send_timeout;
         let stalled = self
             .stalled
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(send_timeout)));
+        self.unwritten.0.store(true, Ordering::Relaxed);
         ready!(stalled.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }

@@ -65,14 +65,26 @@ impl Rpc {
     }
 }
 
-/// Whether a request says that it is gRPC with protobuf messages.
-pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|value| {
-        match value.as_bytes().strip_prefix(b"application/grpc") {
-            Some(rest) => matches!(rest, [] | [b';', ..]) || rest.starts_with(b"+proto"),
-            None => false,
+/// What a request says that its messages are.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Format {
+    Protobuf,
+    /// Messages of gRPC, of a format that the server does not have.
+    Unknown,
+    /// Another protocol, such as gRPC-Web.
+    NotGrpc,
+}
+
+impl Format {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let content_type = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+        match content_type.and_then(|value| value.strip_prefix(b"application/grpc")) {
+            Some([] | [b';', ..]) => Self::Protobuf,
+            Some(rest) if rest.starts_with(b"+proto") => Self::Protobuf,
+            Some([b'+', ..]) => Self::Unknown,
+            Some(_) | None => Self::NotGrpc,
         }
-    })
+    }
 }
 
 /// While a request waits for the store, it is there as what was decoded, and as a command for the

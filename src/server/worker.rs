@@ -146,7 +146,7 @@ async fn serve(config: WorkerConfig, mut incoming: mpsc::Receiver<Socket>, open:
     // These end with the runtime, and so with the last call.
     tokio::spawn(deadlines.clone().run());
     tokio::spawn(liveness.beat(number));
-    let dispatch = Dispatch::new(calls, draining.clone(), deadlines);
+    let dispatch = Dispatch::new(calls, deadlines);
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
 
     let mut connections = JoinSet::new();
@@ -261,10 +261,13 @@ impl Connection {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let dispatch = self.dispatch.of_connection(names);
+        let (stay, left) = watch::channel(());
+        let mut stay = Some(stay);
+        let dispatch = self.dispatch.of_connection(names, left);
         let send_timeout = self.limits.send_timeout;
         socket.watch_pressure(dispatch.held().clone());
         let last_read = socket.last_read();
+        let unwritten = socket.unwritten();
         let mut connection = self.http.handshake::<_, Bytes>(socket).await?;
         let pings = connection.ping_pong();
         let mut silent = pin!(fall_silent(
@@ -289,20 +292,23 @@ impl Connection {
                 Poll::Ready(Ok::<_, h2::Error>(()))
             });
             leaving = tokio::select! {
+                biased;
+                // First, so that what streams have just left to HTTP/2 is written.
                 ended = serve => return Ok(ended?),
                 _ = self.draining.changed(), if leaving == Leaving::No => Leaving::WithTheWorker,
                 () = old.as_mut(), if leaving == Leaving::No => Leaving::Until(Instant::now() + self.drain_timeout),
                 () = tokio::time::sleep(LEAVING_INTERVAL), if leaving != Leaving::No => {
                     // HTTP/2 itself would wait for the answer to a ping.
-                    if leaving.is_over() || dispatch.held().is_idle() {
+                    if leaving.is_over() || (dispatch.held().is_idle() && !unwritten.is_some()) {
                         return Ok(());
                     }
                     leaving
                 }
                 () = silent.as_mut() => return Err(io::Error::from(io::ErrorKind::TimedOut).into()),
             };
-            // GOAWAY: no new calls, finish those that run.
+            // GOAWAY: no new calls, finish those that run. Streams, which may never end, end now.
             connection.graceful_shutdown();
+            drop(stay.take());
         }
     }
 }
