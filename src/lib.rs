@@ -29,7 +29,7 @@
 //!
 //! ```text
 //! accept -> worker -> TLS -> HTTP/2
-//!        -> Dispatch: guard (metrics, span), who calls, in-flight limit, deadline
+//!        -> Dispatch: guard (metrics, span), who calls, the whole message, in-flight limit, deadline
 //!        -> unary::call: bytes to GetRequest -> DynDataService::get -> may it -> Id::try_from
 //!        -> Store::get -> one GET on the worker's own link to Redis
 //!        -> GetResponse to bytes -> guard ends with the trailers

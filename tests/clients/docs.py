@@ -35,7 +35,7 @@ NOT_RUN = {
     r"\. \.tools/examples/env": "is written by examples/serve.sh",
 }
 # Flags in backticks, without the other program that they belong to.
-FLAGS_OF_OTHERS = {"--format"}
+FLAGS_OF_OTHERS = {"--format", "--over-tls"}
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 # Of scripts, with the prefix of ours.
 OTHER_VARIABLES = {"DYNDATA_TOKEN"}
