@@ -384,6 +384,24 @@ async fn a_large_message_to_health_is_refused_before_it_comes() {
 }
 
 #[tokio::test]
+async fn many_small_questions_to_reflection_at_once_are_all_answered() {
+    let server = Running::start(&[]);
+    let mut peer = Peer::connect(&server.addr, 1 << 20);
+    peer.send(&frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 20).to_be_bytes()));
+    let stream = peer.begin(REFLECTION, &[]);
+    let mut questions = Vec::new();
+    for number in 1..=400 {
+        let flags = if number == 400 { END_STREAM } else { 0 };
+        questions.extend(frame(DATA, flags, stream, LIST_SERVICES));
+    }
+    peer.send(&questions);
+    let end = peer.end_of(stream);
+    assert_eq!((end.kind, end.reset_reason()), (HEADERS, None));
+    drop(peer);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn after_an_early_error_the_rest_of_the_request_is_thrown_away() {
     let server = Running::start(&[]);
     let mut peer = Peer::connect(&server.addr, 65_535);

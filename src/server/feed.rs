@@ -23,7 +23,7 @@ use super::{
     message::PREFIX_BYTES,
 };
 
-/// Requests that the handler has not read yet.
+/// Requests that the handler has not read yet; one more piece may go beyond it.
 const MAX_UNREAD_BYTES: usize = 16 * 1024;
 /// What a piece of a request costs besides its bytes.
 const PIECE_BYTES: usize = 64;
@@ -35,6 +35,8 @@ pub(super) struct Feeder {
     /// How much of the present message has not come yet, and of the prefix before it.
     missing: usize,
     prefix: Vec<u8>,
+    /// Whether too much was unread when the handler last had its turn.
+    full: bool,
     /// When the present message has to be complete.
     deadline: Option<Deadline>,
 }
@@ -53,6 +55,7 @@ pub(super) fn feed() -> (Feeder, Fed) {
         unread: Arc::clone(&unread),
         missing: 0,
         prefix: Vec::with_capacity(PREFIX_BYTES),
+        full: false,
         deadline: None,
     };
     let fed = Fed {
@@ -63,7 +66,8 @@ pub(super) fn feed() -> (Feeder, Fed) {
 }
 
 impl Feeder {
-    /// Passes on what has come. Ready if the stream has to be reset.
+    /// Passes on what has come; to be called before each turn of the handler. Ready if the stream
+    /// has to be reset.
     pub(super) fn poll(
         &mut self,
         body: &mut RecvStream,
@@ -71,6 +75,16 @@ impl Feeder {
         cx: &mut Context<'_>,
     ) -> Poll<()> {
         while let Some(pieces) = &self.pieces {
+            if self.unread.load(Ordering::Relaxed) >= MAX_UNREAD_BYTES {
+                if self.full {
+                    return Poll::Ready(());
+                }
+                // The handler may only not have had the time yet.
+                self.full = true;
+                cx.waker().wake_by_ref();
+                break;
+            }
+            self.full = false;
             let Poll::Ready(data) = body.poll_data(cx) else {
                 break;
             };
@@ -82,11 +96,7 @@ impl Feeder {
             };
             _ = body.flow_control().release_capacity(data.len());
             let cost = data.len() + PIECE_BYTES;
-            if self.unread.fetch_add(cost, Ordering::Relaxed) + cost
-                > MAX_UNREAD_BYTES + PIECE_BYTES
-            {
-                return Poll::Ready(());
-            }
+            self.unread.fetch_add(cost, Ordering::Relaxed);
             let incomplete = incomplete(&mut self.missing, &mut self.prefix, &data);
             if !incomplete {
                 self.deadline = None;
