@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -84,6 +85,10 @@ impl Line {
     pub async fn to(port: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
         let listener = listener.expect("binds");
+        // Small buffers on both sides, so that a stalled line soon makes its peer wait.
+        let socket = SockRef::from(&listener);
+        socket.set_recv_buffer_size(64 << 10).expect("a socket");
+        socket.set_tcp_mss(1460).expect("a socket");
         let target = Arc::new(AtomicU16::new(port));
         let scripts = Arc::<Mutex<Vec<Script>>>::default();
         let port = listener.local_addr().expect("an address").port();
