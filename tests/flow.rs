@@ -3,6 +3,7 @@
 mod common;
 
 use std::{
+    collections::HashSet,
     io::{ErrorKind, Read as _, Write as _},
     net::TcpStream,
     process::{Child, Command, Stdio},
@@ -428,6 +429,34 @@ async fn after_an_early_error_the_rest_of_the_request_is_thrown_away() {
     assert_eq!(peer.end_of(stream).reset_reason(), Some(NO_ERROR));
     peer.get();
     drop(peer);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_call_that_finds_no_room_is_told_so_before_its_stream_is_reset() {
+    const CALLS: usize = 256;
+    let server = Running::start(&[]);
+    // More incomplete requests than all workers have room for.
+    let mut peers: Vec<_> = (0..20)
+        .map(|_| Peer::connect(&server.addr, 65_535))
+        .collect();
+    for peer in &mut peers {
+        for _ in 0..CALLS {
+            peer.begin(GET, &GET_42[..1]);
+        }
+    }
+    for peer in &mut peers {
+        let mut answered = HashSet::new();
+        while answered.len() < CALLS {
+            let frame = peer.frame_within(PATIENCE).expect("an answer");
+            match frame.reset_reason() {
+                Some(_) => assert!(answered.contains(&frame.stream), "no answer: {frame:?}"),
+                None if frame.ends_stream() => _ = answered.insert(frame.stream),
+                None => {}
+            }
+        }
+    }
+    drop(peers);
     server.stop().await;
 }
 

@@ -79,16 +79,15 @@ impl Stream {
         matches!(&self.step, Step::Calling(call) if call.is_refused())
     }
 
-    /// The rest of the request is to be thrown away, if there is one.
+    /// The rest of the request is to be thrown away, if there is one and room for that. If there is
+    /// no room, the stream is dropped, and HTTP/2 resets it when the response has gone out. A reset
+    /// from here would take back a response that is still in HTTP/2's buffers.
     fn discard(&mut self) -> Option<Step> {
         self.feeder = None;
         if self.request.is_end_stream() {
             return None;
         }
-        let Ok(share) = self.held.take(CALL_BYTES) else {
-            self.respond.send_reset(Reason::NO_ERROR);
-            return None;
-        };
+        let share = self.held.take(CALL_BYTES).ok()?;
         Some(Step::Discarding(Discarding {
             left: MAX_DISCARDED_BYTES,
             deadline: self.deadlines.enter(Instant::now() + DISCARD_TIMEOUT),
@@ -120,11 +119,8 @@ impl Stream {
                 Poll::Ready(if sent { self.discard() } else { None })
             }
             Step::Discarding(discarding) => {
-                let ended = ready!(discarding.poll(&mut self.request, cx));
-                if !ended {
-                    self.respond.send_reset(Reason::NO_ERROR);
-                }
-                Poll::Ready(None)
+                // What has not come by now is refused with the reset that follows the drop.
+                discarding.poll(&mut self.request, cx).map(|()| None)
             }
         }
     }
@@ -241,20 +237,20 @@ struct Discarding {
 }
 
 impl Discarding {
-    /// Whether it has come to its end; if not, no more of it is taken.
-    fn poll(&mut self, request: &mut RecvStream, cx: &mut Context<'_>) -> Poll<bool> {
+    /// Waits until it has come to its end, or no more of it is taken.
+    fn poll(&mut self, request: &mut RecvStream, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             match request.poll_data(cx) {
                 Poll::Ready(Some(Ok(data))) => {
                     _ = request.flow_control().release_capacity(data.len());
                     let Some(left) = self.left.checked_sub(data.len()) else {
-                        return Poll::Ready(false);
+                        return Poll::Ready(());
                     };
                     self.left = left;
                 }
                 // The end, or an error, after which the stream is no more.
-                Poll::Ready(_) => return Poll::Ready(true),
-                Poll::Pending => return self.deadline.poll_passed(cx).map(|()| false),
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return self.deadline.poll_passed(cx),
             }
         }
     }
