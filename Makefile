@@ -52,13 +52,13 @@ test-examples:
 	CARGO_TARGET_DIR=target $(CARGO) build --locked --manifest-path examples/rust/Cargo.toml
 	env -u REDIS_URL .tools/examples-venv/bin/python tests/examples/run.py --dyndata target/debug/dyndata
 
-## test-security: attacks while good clients measure, 4 s each, and h2spec; six minutes
+## test-security: attacks while good clients measure, 2.5 s each, and h2spec; six minutes
 # On the release binary: how long the good clients wait is a matter of what each frame costs.
 test-security:
 	tests/security/setup.sh
 	$(CARGO) build --release --locked
 	.tools/security-venv/bin/python tests/security/h2spec.py --dyndata target/release/dyndata
-	.tools/security-venv/bin/python tests/security/run.py --dyndata target/release/dyndata --seconds 4
+	.tools/security-venv/bin/python tests/security/run.py --dyndata target/release/dyndata --seconds 2.5
 
 ## attacks: the same attacks for 30 s each; three quarters of an hour
 attacks:

@@ -116,10 +116,10 @@ ATTACKS: dict[str, Attack] = {
         holders.slow_socket_batches, bounded, "bounded", settings_if_known=SLOW
     ),
     "unfinished-bodies": Attack(
-        bodies.unfinished_bodies, bounded, "bounded: --max-deadline", processes=4
+        bodies.unfinished_bodies, bounded, "bounded: 3 s", processes=4
     ),
     "slow-bodies": Attack(
-        bodies.slow_bodies, bounded, "DEADLINE_EXCEEDED within 5 s", seconds=7.5
+        bodies.slow_bodies, bounded, "DEADLINE_EXCEEDED after 3 s", seconds=7.5
     ),
     "header-bomb": Attack(holders.header_bomb, bounded, f"HTTP 431, reset or GOAWAY {CALM}"),
     "hpack-bomb": Attack(holders.hpack_bomb, goaway(CALM, "COMPRESSION_ERROR"), f"GOAWAY {CALM}"),

@@ -132,8 +132,8 @@ def unfinished_bodies_everywhere(attacker: Attacker) -> None:
 
 
 def slow_bodies(attacker: Attacker) -> None:
-    """Slow loris: HEADERS, and then a byte of DATA a second. A call ends at --max-deadline (5 s)
-    whatever its caller's deadline."""
+    """Slow loris: HEADERS, and then a byte of DATA a second. A call ends when its request has not
+    come within 3 s, whatever its caller's deadline."""
     streams = list(stream_ids(128))
     paths = (frames.GET, frames.MARK, frames.BATCH_GET, frames.HEALTH_CHECK)
     with attacker.connection() as connection:
