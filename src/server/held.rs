@@ -28,7 +28,7 @@ const MAX_CONNECTION_BYTES: usize = 6 << 20;
 /// ... and once its worker holds more than this...
 const MAX_WORKER_BYTES: usize = 6 << 20;
 /// ... only its part of this, which all connections of the worker share...
-const FAIR_WORKER_BYTES: usize = 3 << 20;
+const FAIR_WORKER_BYTES: usize = 2 << 20;
 /// ... and which is at least the first and at most the second of these.
 const MIN_FAIR_BYTES: usize = 16 * 1024;
 const MAX_FAIR_BYTES: usize = 256 * 1024;

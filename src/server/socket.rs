@@ -14,7 +14,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -41,8 +41,11 @@ const NOT_HTTP2: &[u8] = b"HTTP/1.1 505 HTTP Version Not Supported\r\n\
 const MAX_BYTES_IN_A_ROW: usize = 64 * 1024;
 const PAUSE: Duration = Duration::from_millis(1);
 /// HTTP/2 takes all calls that it can read before any of them is looked at, and keeps the room that
-/// they needed. Under pressure, when most are refused, so many bytes are read before they are.
-const PRESSED_BYTES: usize = 2 * 1024;
+/// they needed for as long as the connection lasts. So the calls have their turn after so many
+/// bytes: after a read that reaches the first; exactly after the second while the worker holds
+/// much.
+const TURN_BYTES: usize = 4 * 1024;
+const PRESSED_BYTES: usize = 1024;
 /// More than the head of a request that somebody sends by mistake.
 const MAX_UNREAD_BYTES: u64 = 16 * 1024;
 
@@ -55,8 +58,7 @@ pub(super) struct Http2Socket<S> {
     replayed: usize,
     /// What was read since there was last nothing to read, and the rest after too much of that.
     in_a_row: usize,
-    /// What was read since other tasks last had their turn; looked at only under pressure.
-    in_this_turn: usize,
+    turn: Turn,
     held: Option<Held>,
     pause: Option<Pin<Box<Sleep>>>,
     last_read: LastRead,
@@ -93,7 +95,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http2Socket<S> {
             inner: socket,
             replayed: 0,
             in_a_row: 0,
-            in_this_turn: 0,
+            turn: Turn::default(),
             held: None,
             pause: None,
             last_read: LastRead::now(),
@@ -111,6 +113,17 @@ pub(super) struct Unwritten(Arc<AtomicBool>);
 impl Unwritten {
     pub(super) fn is_some(&self) -> bool {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What was read since other tasks last had their turn. Clones are about the same socket.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Turn(Arc<AtomicUsize>);
+
+impl Turn {
+    /// To be called when the connection's task is polled.
+    pub(super) fn begin(&self) {
+        self.0.store(0, Ordering::Relaxed);
     }
 }
 
@@ -145,6 +158,10 @@ impl<S> Http2Socket<S> {
     /// Reads little at a time from now on, while the worker holds much.
     pub(super) fn watch_pressure(&mut self, held: Held) {
         self.held = Some(held);
+    }
+
+    pub(super) fn turn(&self) -> Turn {
+        self.turn.clone()
     }
 
     pub(super) fn last_read(&self) -> LastRead {
@@ -199,26 +216,25 @@ impl<S: AsyncRead + Unpin> AsyncRead for Http2Socket<S> {
             self.in_a_row = 0;
         }
         let before = buffer.filled().len();
-        let polled = if self.held.as_ref().is_some_and(Held::is_pressed) {
-            let left = PRESSED_BYTES.saturating_sub(self.in_this_turn);
-            if left == 0 {
-                self.in_this_turn = 0;
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            let length = left.min(buffer.remaining());
+        let pressed = self.held.as_ref().is_some_and(Held::is_pressed);
+        let most = if pressed { PRESSED_BYTES } else { TURN_BYTES };
+        let in_this_turn = self.turn.0.load(Ordering::Relaxed);
+        if in_this_turn >= most {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let polled = if pressed {
+            let length = (most - in_this_turn).min(buffer.remaining());
             let mut part = ReadBuf::new(buffer.initialize_unfilled_to(length));
             let polled = Pin::new(&mut self.inner).poll_read(cx, &mut part);
             let length = part.filled().len();
             buffer.advance(length);
-            self.in_this_turn += length;
             polled
         } else {
             Pin::new(&mut self.inner).poll_read(cx, buffer)
         };
-        if polled.is_pending() {
-            self.in_this_turn = 0;
-        }
+        let read = buffer.filled().len() - before;
+        self.turn.0.store(in_this_turn + read, Ordering::Relaxed);
         if polled.is_ready() {
             self.last_read.note();
         }

@@ -266,7 +266,7 @@ impl Connection {
         let dispatch = self.dispatch.of_connection(names, left);
         let send_timeout = self.limits.send_timeout;
         socket.watch_pressure(dispatch.held().clone());
-        let last_read = socket.last_read();
+        let (last_read, turn) = (socket.last_read(), socket.turn());
         let unwritten = socket.unwritten();
         let mut connection = self.http.handshake::<_, Bytes>(socket).await?;
         let pings = connection.ping_pong();
@@ -279,6 +279,7 @@ impl Connection {
         let mut leaving = Leaving::No;
         loop {
             let serve = poll_fn(|cx| {
+                turn.begin();
                 while let Some(accepted) = ready!(connection.poll_accept(cx)) {
                     let (request, respond) = accepted?;
                     let mut stream = Stream::new(request, respond, &dispatch, send_timeout);
