@@ -17,7 +17,7 @@ use crate::{
     auth::{Access, AccessError},
     config::Config,
     error::{DOMAIN, Error},
-    server::deadline,
+    server::call::deadline,
 };
 
 /// Stands for what is secret. Where it is in an input, it must not be in what is shown of that.

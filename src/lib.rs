@@ -85,6 +85,7 @@ pub mod telemetry;
 
 mod admin;
 mod auth;
+mod budget;
 mod health;
 mod metrics;
 mod pem;

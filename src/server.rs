@@ -8,26 +8,13 @@
 //! Shutdown: NOT_SERVING at once; serve on for the shutdown delay; then the drain: stop accepting,
 //! GOAWAY on every connection, finish what is running, for at most the drain timeout.
 
-pub(crate) mod accept;
-mod admission;
-mod call;
-pub(crate) mod deadline;
-mod dispatch;
-mod feed;
-mod guard;
-mod health_calls;
-mod held;
+pub(crate) mod call;
+mod connection;
+pub(crate) mod listen;
 pub(crate) mod liveness;
-mod message;
-mod message_stream;
-mod reflection;
 mod security;
 pub(crate) mod shutdown;
-mod socket;
 mod stores;
-mod stream;
-pub(crate) mod tls;
-mod unary;
 mod worker;
 
 use std::{
@@ -45,8 +32,8 @@ use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 use self::{
-    accept::{Listener, Peers, Socket},
-    dispatch::CallConfig,
+    call::dispatch::CallConfig,
+    listen::socket::{self, Listener, Peers, Socket},
     liveness::Liveness,
     security::Security,
     shutdown::ShutdownDelay,
@@ -117,7 +104,7 @@ impl Server {
         let admin = match config.admin_listen {
             AdminListen::Off => None,
             AdminListen::Tcp(addr) => {
-                Some(accept::bind_tcp(addr).map_err(|source| ServerError::Bind {
+                Some(socket::bind_tcp(addr).map_err(|source| ServerError::Bind {
                     addr: addr.to_string(),
                     source,
                 })?)
@@ -378,7 +365,7 @@ async fn accept_into(
     static LOG: OncePerSecond = OncePerSecond::new();
     let peers = Peers::new(limits.max_connections_per_peer);
     loop {
-        let socket = accept::retry(|| listener.accept(&peers)).await;
+        let socket = socket::retry(|| listener.accept(&peers)).await;
         let open: usize = workers.iter().map(Worker::connections).sum();
         let socket = match socket {
             Some(socket) if open < limits.max_connections => socket,

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use super::{ConfigError, Lines, ListenAddr, Reflection, check, invalid};
 use crate::{
     auth::Access,
-    server::tls::{ClientCertificate, TlsFiles},
+    server::listen::tls::{ClientCertificate, TlsFiles},
 };
 
 /// The flags as given.

@@ -18,7 +18,7 @@ use prometheus_client::{
 };
 use tonic::Code;
 
-use super::{BUCKETS_MICROS, CODES, Durations, Labels, METHODS, Operation, Recorder};
+use super::recorder::{BUCKETS_MICROS, CODES, Durations, Labels, METHODS, Operation, Recorder};
 use crate::store::StoreError;
 
 /// A number that is read when a scrape asks for it: its name, what it says, what it is.

@@ -9,7 +9,7 @@ use tokio::{sync::watch, task::JoinSet};
 
 use super::{
     ServerError,
-    tls::{ClientCertificate, Tls, TlsFiles},
+    listen::tls::{ClientCertificate, Tls, TlsFiles},
 };
 use crate::{
     auth::Access,

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// What the workers' stores are made of.
-pub(super) enum Stores {
+pub(crate) enum Stores {
     Memory {
         store: Arc<MemoryStore>,
         status: StoreStatus,
@@ -27,10 +27,10 @@ pub(super) enum Stores {
 }
 
 /// Makes a worker's store on the worker's own thread, where its tasks belong.
-pub(super) type OpenStore = Box<dyn FnOnce() -> Store + Send>;
+pub(crate) type OpenStore = Box<dyn FnOnce() -> Store + Send>;
 
 impl Stores {
-    pub(super) fn open(config: &Config, background: &mut JoinSet<()>) -> Self {
+    pub(crate) fn open(config: &Config, background: &mut JoinSet<()>) -> Self {
         match &config.store {
             StoreConfig::Memory { max_entries } => {
                 let store = Arc::new(MemoryStore::new(*max_entries));
@@ -53,13 +53,13 @@ impl Stores {
         }
     }
 
-    pub(super) fn status(&self) -> &StoreStatus {
+    pub(crate) fn status(&self) -> &StoreStatus {
         match self {
             Self::Memory { status, .. } | Self::Redis { status, .. } => status,
         }
     }
 
-    pub(super) fn for_worker(&self, number: usize) -> OpenStore {
+    pub(crate) fn for_worker(&self, number: usize) -> OpenStore {
         match self {
             Self::Memory { store, .. } => {
                 let store = Arc::clone(store);
@@ -72,7 +72,7 @@ impl Stores {
         }
     }
 
-    pub(super) fn readings(&self) -> Vec<Reading> {
+    pub(crate) fn readings(&self) -> Vec<Reading> {
         let status = self.status().subscribe();
         let count = |read: fn(&StoreStatus) -> usize| {
             let status = self.status().clone();
@@ -114,6 +114,6 @@ impl Stores {
 }
 
 /// The state of a link that has not been tried yet.
-pub(super) fn connecting() -> LinkState {
+pub(crate) fn connecting() -> LinkState {
     LinkState::Down("redis: connecting".to_owned())
 }

@@ -27,13 +27,17 @@ use tokio::{
 };
 
 use super::{
-    accept::Socket,
-    deadline::Deadlines,
-    dispatch::{CallConfig, Dispatch},
+    call::{
+        deadline::Deadlines,
+        dispatch::{CallConfig, Dispatch},
+        http2_stream::Stream,
+    },
+    connection::http2_socket::{Http2Socket, LastRead},
+    listen::{
+        socket::Socket,
+        tls::{self, Tls},
+    },
     liveness::Liveness,
-    socket::{Http2Socket, LastRead},
-    stream::Stream,
-    tls::{self, Tls},
 };
 use crate::{
     auth::San,
@@ -393,7 +397,7 @@ mod tests {
     use tonic::{Code, transport::Endpoint};
     use tonic_types::StatusExt as _;
 
-    use super::{super::accept::Peers, *};
+    use super::{super::listen::socket::Peers, *};
     use crate::{
         config::Reflection,
         health::Health,

@@ -13,11 +13,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE};
 use http_body::Frame;
 use prost::Message;
 
-use super::{
-    held::{CALL_BYTES, Held, Share},
-    message::PREFIX_BYTES,
-};
+use super::message::PREFIX_BYTES;
 use crate::{
+    budget::{CALL_BYTES, Held, Share},
     error::Error,
     metrics::Method,
     proto::BatchGetRequest,
@@ -30,7 +28,7 @@ const MAX_FRAME_BYTES: usize = 64 * 1024;
 
 /// A method of `dyndata.v1.DynData`.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Rpc {
+pub(crate) enum Rpc {
     Mark,
     Get,
     BatchGet,
@@ -38,7 +36,7 @@ pub(super) enum Rpc {
 
 impl Rpc {
     /// The method behind a request path.
-    pub(super) fn from_path(path: &str) -> Option<Self> {
+    pub(crate) fn from_path(path: &str) -> Option<Self> {
         match path.strip_prefix("/dyndata.v1.DynData/")? {
             "Mark" => Some(Self::Mark),
             "Get" => Some(Self::Get),
@@ -48,7 +46,7 @@ impl Rpc {
     }
 
     /// Whether the method changes what the store holds.
-    pub(super) fn is_write(self) -> bool {
+    pub(crate) fn is_write(self) -> bool {
         match self {
             Self::Mark => true,
             Self::Get | Self::BatchGet => false,
@@ -56,7 +54,7 @@ impl Rpc {
     }
 
     /// The method as a metric label.
-    pub(super) fn label(self) -> Method {
+    pub(crate) fn label(self) -> Method {
         match self {
             Self::Mark => Method::MARK,
             Self::Get => Method::GET,
@@ -67,7 +65,7 @@ impl Rpc {
 
 /// What a request says that its messages are.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Format {
+pub(crate) enum Format {
     Protobuf,
     /// Messages of gRPC, of a format that the server does not have.
     Unknown,
@@ -76,7 +74,7 @@ pub(super) enum Format {
 }
 
 impl Format {
-    pub(super) fn of(headers: &HeaderMap) -> Self {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
         let content_type = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
         match content_type.and_then(|value| value.strip_prefix(b"application/grpc")) {
             Some([] | [b';', ..]) => Self::Protobuf,
@@ -96,7 +94,7 @@ const COPIES_WITH_EXPIRY: usize = 3;
 const OVERHEAD_PER_ID: usize = 32;
 
 /// Runs the method on the request message, and gives the reply message with its prefix.
-pub(super) async fn call(
+pub(crate) async fn call(
     service: Arc<DynDataService>,
     rpc: Rpc,
     message: Bytes,
@@ -125,19 +123,19 @@ pub(super) async fn call(
     }
 }
 
-pub(super) fn decode<M: Message + Default>(message: Bytes) -> Result<M, Error> {
+pub(crate) fn decode<M: Message + Default>(message: Bytes) -> Result<M, Error> {
     M::decode(message).map_err(|_| Error::MessageMalformed)
 }
 
 /// How large the replies of a call may be, and whose they are.
-pub(super) struct ReplyLimits {
-    pub(super) max_reply_bytes: usize,
-    pub(super) held: Held,
+pub(crate) struct ReplyLimits {
+    pub(crate) max_reply_bytes: usize,
+    pub(crate) held: Held,
 }
 
 impl ReplyLimits {
     /// A reply message with its prefix, counted until it has been sent.
-    pub(super) fn reply(&self, message: &impl Message) -> Result<Bytes, Error> {
+    pub(crate) fn reply(&self, message: &impl Message) -> Result<Bytes, Error> {
         write(message, self.max_reply_bytes, self.held.take(CALL_BYTES)?)
     }
 }
@@ -191,7 +189,7 @@ impl<const N: usize> AsRef<[u8]> for Inline<N> {
 }
 
 /// The headers of a reply.
-pub(super) fn reply_headers() -> HeaderMap {
+pub(crate) fn reply_headers() -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(1);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers
@@ -199,13 +197,13 @@ pub(super) fn reply_headers() -> HeaderMap {
 
 /// The body of a reply: one message, then the status OK.
 #[derive(Debug)]
-pub(super) struct ReplyBody {
+pub(crate) struct ReplyBody {
     message: Option<Bytes>,
     ended: bool,
 }
 
 impl ReplyBody {
-    pub(super) fn new(message: Bytes) -> Self {
+    pub(crate) fn new(message: Bytes) -> Self {
         Self {
             message: Some(message),
             ended: false,
@@ -213,7 +211,7 @@ impl ReplyBody {
     }
 
     /// The next frame, which is always there.
-    pub(super) fn next_frame(&mut self) -> Option<Frame<Bytes>> {
+    pub(crate) fn next_frame(&mut self) -> Option<Frame<Bytes>> {
         if let Some(mut message) = self.message.take() {
             if message.len() > MAX_FRAME_BYTES {
                 self.message = Some(message.split_off(MAX_FRAME_BYTES));
@@ -232,7 +230,7 @@ impl ReplyBody {
         Some(Frame::trailers(trailers))
     }
 
-    pub(super) fn is_end_stream(&self) -> bool {
+    pub(crate) fn is_end_stream(&self) -> bool {
         self.ended
     }
 }

@@ -18,9 +18,9 @@ use h2::RecvStream;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::{
-    call::BODY_TIMEOUT,
     deadline::{Deadline, Deadlines},
     message::PREFIX_BYTES,
+    state::BODY_TIMEOUT,
 };
 
 /// Requests that the handler has not read yet; one more piece may go beyond it.
@@ -29,7 +29,7 @@ const MAX_UNREAD_BYTES: usize = 16 * 1024;
 const PIECE_BYTES: usize = 64;
 
 /// The task's side. The handler sees the end of the request when it is dropped.
-pub(super) struct Feeder {
+pub(crate) struct Feeder {
     pieces: Option<UnboundedSender<Bytes>>,
     unread: Arc<AtomicUsize>,
     /// How much of the present message has not come yet, and of the prefix before it.
@@ -42,12 +42,12 @@ pub(super) struct Feeder {
 }
 
 /// The handler's side.
-pub(super) struct Fed {
+pub(crate) struct Fed {
     pieces: UnboundedReceiver<Bytes>,
     unread: Arc<AtomicUsize>,
 }
 
-pub(super) fn feed() -> (Feeder, Fed) {
+pub(crate) fn feed() -> (Feeder, Fed) {
     let (sender, receiver) = unbounded_channel();
     let unread = Arc::<AtomicUsize>::default();
     let feeder = Feeder {
@@ -68,7 +68,7 @@ pub(super) fn feed() -> (Feeder, Fed) {
 impl Feeder {
     /// Passes on what has come; to be called before each turn of the handler. Ready if the stream
     /// has to be reset.
-    pub(super) fn poll(
+    pub(crate) fn poll(
         &mut self,
         body: &mut RecvStream,
         deadlines: &Deadlines,
@@ -134,7 +134,7 @@ fn incomplete(missing: &mut usize, prefix: &mut Vec<u8>, mut data: &[u8]) -> boo
 
 impl Fed {
     /// The next piece; none at the end of the request. Cancel-safe.
-    pub(super) async fn next(&mut self) -> Option<Bytes> {
+    pub(crate) async fn next(&mut self) -> Option<Bytes> {
         let piece = self.pieces.recv().await?;
         self.unread
             .fetch_sub(piece.len() + PIECE_BYTES, Ordering::Relaxed);

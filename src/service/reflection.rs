@@ -23,15 +23,18 @@ use tonic_reflection::pb::{
     v1alpha,
 };
 
-use super::{
-    call::MAX_SMALL_MESSAGE_BYTES,
-    feed::Fed,
-    held::Share,
-    message::{PREFIX_BYTES, check_prefix},
-    message_stream::{MessageStream, StreamLimits},
-    unary::{self, ReplyLimits},
+use crate::{
+    budget::Share,
+    error::Error,
+    proto,
+    server::call::{
+        feed::Fed,
+        message::{PREFIX_BYTES, check_prefix},
+        reply_stream::{MessageStream, StreamLimits},
+        state::MAX_SMALL_MESSAGE_BYTES,
+        unary::{self, ReplyLimits},
+    },
 };
-use crate::{error::Error, proto};
 
 /// Counted for each stream: questions that are not answered yet, and what takes them apart.
 const STREAM_BYTES: usize = 32 * 1024;
@@ -39,7 +42,7 @@ const STREAM_BYTES: usize = 32 * 1024;
 static FILES: LazyLock<Result<DescriptorPool, DescriptorError>> = LazyLock::new(files);
 
 /// Whether this path is the one method of a version.
-pub(super) fn is_path(path: &str) -> bool {
+pub(crate) fn is_path(path: &str) -> bool {
     matches!(
         path,
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
@@ -48,7 +51,7 @@ pub(super) fn is_path(path: &str) -> bool {
 }
 
 /// Answers each message of a request, in order, until the caller ends it.
-pub(super) fn answer(
+pub(crate) fn answer(
     fed: Fed,
     limits: ReplyLimits,
     stream_limits: StreamLimits,

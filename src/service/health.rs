@@ -4,15 +4,19 @@
 use bytes::Bytes;
 use futures_util::stream;
 
-use super::{
-    message_stream::{MessageStream, StreamLimits},
-    unary::{self, ReplyLimits},
+use crate::{
+    error::Error,
+    health::HealthService,
+    proto::health::HealthListRequest,
+    server::call::{
+        reply_stream::{MessageStream, StreamLimits},
+        unary::{self, ReplyLimits},
+    },
 };
-use crate::{error::Error, health::HealthService, proto::health::HealthListRequest};
 
 /// A method of `grpc.health.v1.Health`.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum HealthRpc {
+pub(crate) enum HealthRpc {
     Check,
     List,
     Watch,
@@ -20,7 +24,7 @@ pub(super) enum HealthRpc {
 
 impl HealthRpc {
     /// The method behind a request path.
-    pub(super) fn from_path(path: &str) -> Option<Self> {
+    pub(crate) fn from_path(path: &str) -> Option<Self> {
         match path.strip_prefix("/grpc.health.v1.Health/")? {
             "Check" => Some(Self::Check),
             "List" => Some(Self::List),
@@ -31,7 +35,7 @@ impl HealthRpc {
 }
 
 /// One status.
-pub(super) fn check(
+pub(crate) fn check(
     health: HealthService,
     message: Bytes,
     limits: ReplyLimits,
@@ -41,7 +45,7 @@ pub(super) fn check(
 }
 
 /// All statuses.
-pub(super) fn list(
+pub(crate) fn list(
     health: HealthService,
     message: Bytes,
     limits: ReplyLimits,
@@ -51,7 +55,7 @@ pub(super) fn list(
 }
 
 /// One status, and its changes.
-pub(super) fn watch(
+pub(crate) fn watch(
     health: HealthService,
     message: Bytes,
     limits: ReplyLimits,

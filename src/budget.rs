@@ -15,14 +15,14 @@ use bytes::Bytes;
 use crate::error::Error;
 
 /// Counted for each call besides its bytes: HTTP/2's stream, its task, headers and trailers.
-pub(super) const CALL_BYTES: usize = 4 * 1024;
+pub(crate) const CALL_BYTES: usize = 4 * 1024;
 /// A reply of up to this size is not counted besides, so that it is never refused: what has been
 /// written is always acknowledged.
 const SMALL_REPLY_BYTES: usize = 512;
 /// A complete request of up to this size is not counted besides.
 const SMALL_REQUEST_BYTES: usize = 2 * 1024;
 /// Counted besides for a call whose request is incomplete.
-pub(super) const UNFINISHED_BYTES: usize = 2 * 1024;
+pub(crate) const UNFINISHED_BYTES: usize = 2 * 1024;
 /// One connection may hold at most this much...
 const MAX_CONNECTION_BYTES: usize = 6 << 20;
 /// ... and once its worker holds more than this...
@@ -35,7 +35,7 @@ const MAX_FAIR_BYTES: usize = 256 * 1024;
 
 /// What one worker holds. Clones share the counts.
 #[derive(Debug, Clone, Default)]
-pub(super) struct WorkerHeld(Arc<WorkerCounts>);
+pub(crate) struct WorkerHeld(Arc<WorkerCounts>);
 
 #[derive(Debug, Default)]
 struct WorkerCounts {
@@ -46,7 +46,7 @@ struct WorkerCounts {
 /// What one connection holds. Clones share the count. All counts are written by the worker's
 /// thread alone.
 #[derive(Debug, Clone)]
-pub(super) struct Held(Arc<ConnectionCount>);
+pub(crate) struct Held(Arc<ConnectionCount>);
 
 #[derive(Debug)]
 struct ConnectionCount {
@@ -56,7 +56,7 @@ struct ConnectionCount {
 
 impl WorkerHeld {
     /// The count of another connection of this worker.
-    pub(super) fn new_connection(&self) -> Held {
+    pub(crate) fn new_connection(&self) -> Held {
         add(&self.0.connections, 1);
         Held(Arc::new(ConnectionCount {
             bytes: AtomicUsize::new(0),
@@ -73,7 +73,7 @@ impl Drop for ConnectionCount {
 
 impl Held {
     /// Holds `bytes`; refused if there is no room for them.
-    pub(super) fn take(&self, bytes: usize) -> Result<Share, Error> {
+    pub(crate) fn take(&self, bytes: usize) -> Result<Share, Error> {
         let mut share = Share {
             held: self.clone(),
             bytes: 0,
@@ -84,13 +84,13 @@ impl Held {
 
     /// Whether the connection has no calls, nor any of their bytes. Each of them has a clone,
     /// besides those of the connection and its socket.
-    pub(super) fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         Arc::strong_count(&self.0) == 2
     }
 
     /// Whether the worker holds much, so that its connections should take new calls little by
     /// little.
-    pub(super) fn is_pressed(&self) -> bool {
+    pub(crate) fn is_pressed(&self) -> bool {
         self.0.worker.0.bytes.load(Ordering::Relaxed) > MAX_WORKER_BYTES / 4
     }
 
@@ -111,14 +111,14 @@ impl Held {
 
 /// What one call holds.
 #[derive(Debug)]
-pub(super) struct Share {
+pub(crate) struct Share {
     held: Held,
     bytes: usize,
 }
 
 impl Share {
     /// Holds more; refused if there is no room for it.
-    pub(super) fn grow(&mut self, bytes: usize) -> Result<(), Error> {
+    pub(crate) fn grow(&mut self, bytes: usize) -> Result<(), Error> {
         if !self.held.has_room_for(bytes, self.bytes) {
             return Err(Error::Overloaded);
         }
@@ -131,7 +131,7 @@ impl Share {
 
     /// Holds a complete request, which takes so many bytes while it waits for the store; refused if
     /// there is no room for it.
-    pub(super) fn hold_request(&mut self, bytes: usize) -> Result<(), Error> {
+    pub(crate) fn hold_request(&mut self, bytes: usize) -> Result<(), Error> {
         if bytes > SMALL_REQUEST_BYTES {
             self.grow(bytes)?;
         }
@@ -139,7 +139,7 @@ impl Share {
     }
 
     /// Holds no more than `bytes` from now on.
-    pub(super) fn shrink_to(&mut self, bytes: usize) {
+    pub(crate) fn shrink_to(&mut self, bytes: usize) {
         let less = self.bytes.saturating_sub(bytes);
         if less == 0 {
             return;
@@ -151,7 +151,7 @@ impl Share {
     }
 
     /// Makes bytes of a reply that are counted until the last of them is dropped.
-    pub(super) fn hold(mut self, reply: impl AsRef<[u8]> + Send + 'static) -> Result<Bytes, Error> {
+    pub(crate) fn hold(mut self, reply: impl AsRef<[u8]> + Send + 'static) -> Result<Bytes, Error> {
         let length = reply.as_ref().len();
         if length > SMALL_REPLY_BYTES {
             self.grow(length)?;

@@ -29,7 +29,7 @@ const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// The running calls of one worker. Clones share them. The lock is never contended: all calls of
 /// a worker, and the task, are on one thread.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Deadlines {
+pub(crate) struct Deadlines {
     shared: Arc<Shared>,
 }
 
@@ -61,7 +61,7 @@ enum State {
 
 impl Deadlines {
     /// Puts a call on the list.
-    pub(super) fn enter(&self, deadline: Instant) -> Deadline {
+    pub(crate) fn enter(&self, deadline: Instant) -> Deadline {
         let mut calls = self.shared.calls();
         let place = calls.running.insert(Running {
             deadline,
@@ -79,7 +79,7 @@ impl Deadlines {
     }
 
     /// Ends calls whose time is up, for ever. To be run once for each worker.
-    pub(super) async fn run(self) {
+    pub(crate) async fn run(self) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut idle = 0;
@@ -122,14 +122,14 @@ impl Shared {
 
 /// One call's place on the list, for as long as it runs.
 #[derive(Debug)]
-pub(super) struct Deadline {
+pub(crate) struct Deadline {
     shared: Arc<Shared>,
     place: usize,
 }
 
 impl Deadline {
     /// Ready once the time is up; the waker is woken then. Cheap to ask again and again.
-    pub(super) fn poll_passed(&self, cx: &Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_passed(&self, cx: &Context<'_>) -> Poll<()> {
         let mut calls = self.shared.calls();
         match &mut calls.running[self.place].state {
             State::Expired => Poll::Ready(()),

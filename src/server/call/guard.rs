@@ -19,9 +19,10 @@ use http::{HeaderMap, HeaderName};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::{Code, Status, body::Body};
 
-use super::{held::Share, message_stream::MessageStream, unary::ReplyBody};
+use super::{reply_stream::MessageStream, unary::ReplyBody};
 use crate::{
     auth::{Caller, Grant},
+    budget::Share,
     error::Error,
     metrics::{Method, Recorder},
     telemetry::OncePerSecond,
@@ -31,7 +32,7 @@ use crate::{
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Records one call when it ends, whatever ends it.
-pub(super) struct Guard {
+pub(crate) struct Guard {
     recorder: Arc<Recorder>,
     method: Method,
     started: Instant,
@@ -42,7 +43,7 @@ pub(super) struct Guard {
 
 impl Guard {
     /// The call begins.
-    pub(super) fn start(recorder: &Arc<Recorder>, method: Method, span: Option<CallSpan>) -> Self {
+    pub(crate) fn start(recorder: &Arc<Recorder>, method: Method, span: Option<CallSpan>) -> Self {
         recorder.started(method);
         Self {
             recorder: Arc::clone(recorder),
@@ -56,17 +57,17 @@ impl Guard {
     }
 
     /// When the call began.
-    pub(super) fn started(&self) -> Instant {
+    pub(crate) fn started(&self) -> Instant {
         self.started
     }
 
     /// The call's span, if there are traces.
-    pub(super) fn span(&self) -> Option<&CallSpan> {
+    pub(crate) fn span(&self) -> Option<&CallSpan> {
         self.span.as_ref()
     }
 
     /// Who makes the call is known.
-    pub(super) fn identified(&mut self, grant: &Grant) {
+    pub(crate) fn identified(&mut self, grant: &Grant) {
         if let Grant::Of(caller) = grant {
             if let Some(span) = &self.span {
                 span.identified(caller);
@@ -76,7 +77,7 @@ impl Guard {
     }
 
     /// The call fails.
-    pub(super) fn failed(&self, error: &Error) {
+    pub(crate) fn failed(&self, error: &Error) {
         if let Error::Overloaded = error {
             self.recorder.shed();
         }
@@ -122,7 +123,7 @@ impl Guard {
     }
 
     /// The call ends now, with `code`.
-    pub(super) fn finish(mut self, code: Code) {
+    pub(crate) fn finish(mut self, code: Code) {
         self.code = code;
     }
 }
@@ -162,7 +163,7 @@ impl Drop for Guard {
 }
 
 /// A response body that tells the guard how the call ended.
-pub(super) struct CallBody {
+pub(crate) struct CallBody {
     kind: Kind,
     guard: Option<Guard>,
     /// For what is not counted with its bytes.
@@ -178,7 +179,7 @@ enum Kind {
 
 impl CallBody {
     /// One message and OK.
-    pub(super) fn reply(reply: ReplyBody, guard: Option<Guard>) -> Self {
+    pub(crate) fn reply(reply: ReplyBody, guard: Option<Guard>) -> Self {
         Self {
             kind: Kind::Reply(reply),
             guard,
@@ -187,7 +188,7 @@ impl CallBody {
     }
 
     /// Messages, and then a status.
-    pub(super) fn stream(stream: MessageStream, guard: Option<Guard>) -> Self {
+    pub(crate) fn stream(stream: MessageStream, guard: Option<Guard>) -> Self {
         Self {
             kind: Kind::Stream(Some(stream)),
             guard,
@@ -196,7 +197,7 @@ impl CallBody {
     }
 
     /// What comes with a status in its head: nothing, or a text for who does not speak gRPC.
-    pub(super) fn other(body: Body, share: Option<Share>) -> Self {
+    pub(crate) fn other(body: Body, share: Option<Share>) -> Self {
         Self {
             kind: Kind::Other(body),
             guard: None,
@@ -281,7 +282,7 @@ impl HttpBody for CallBody {
 }
 
 /// The gRPC status in these headers or trailers.
-pub(super) fn code(headers: &HeaderMap) -> Option<Code> {
+pub(crate) fn code(headers: &HeaderMap) -> Option<Code> {
     headers
         .get(STATUS)
         .map(|status| Code::from_bytes(status.as_bytes()))

@@ -23,20 +23,20 @@ use http::{Request, Response};
 use http_body::Body as _;
 
 use super::{
-    call::{Call, CallerGone},
     deadline::{Deadline, Deadlines},
     dispatch::ConnectionDispatch,
     feed::Feeder,
     guard::CallBody,
-    held::{CALL_BYTES, Held, Share},
+    state::{Call, CallerGone},
 };
+use crate::budget::{CALL_BYTES, Held, Share};
 
 /// How much of a request is thrown away after its error, and for how long.
 const MAX_DISCARDED_BYTES: usize = 4 << 20;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A stream, to be run to its end as a task.
-pub(super) struct Stream {
+pub(crate) struct Stream {
     request: RecvStream,
     /// Set while a handler reads the request as a stream.
     feeder: Option<Feeder>,
@@ -54,7 +54,7 @@ enum Step {
 }
 
 impl Stream {
-    pub(super) fn new(
+    pub(crate) fn new(
         request: Request<RecvStream>,
         respond: SendResponse<Bytes>,
         dispatch: &ConnectionDispatch,
@@ -75,7 +75,7 @@ impl Stream {
 
     /// Whether the call is over as soon as it is polled, so that it needs no task, unless more of
     /// its request comes.
-    pub(super) fn is_refused(&self) -> bool {
+    pub(crate) fn is_refused(&self) -> bool {
         matches!(&self.step, Step::Calling(call) if call.is_refused())
     }
 

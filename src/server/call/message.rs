@@ -7,15 +7,17 @@ use std::task::{Context, Poll};
 use bytes::{Buf as _, Bytes, BytesMut};
 use h2::RecvStream;
 
-use super::held::{CALL_BYTES, Share, UNFINISHED_BYTES};
-use crate::error::Error;
+use crate::{
+    budget::{CALL_BYTES, Share, UNFINISHED_BYTES},
+    error::Error,
+};
 
 /// Before each message: whether it is compressed (1 byte), and its length (4 bytes).
-pub(super) const PREFIX_BYTES: usize = 5;
+pub(crate) const PREFIX_BYTES: usize = 5;
 
 /// Why there is no message.
 #[derive(Debug)]
-pub(super) enum NoMessage {
+pub(crate) enum NoMessage {
     Refused(Error),
     /// The caller reset the stream, or its connection ended: there is nobody to answer.
     CallerGone,
@@ -29,7 +31,7 @@ impl From<Error> for NoMessage {
 
 /// A message as far as it has come.
 #[derive(Debug)]
-pub(super) struct MessageReader {
+pub(crate) struct MessageReader {
     max_message_bytes: usize,
     /// Most messages come in one piece, and are never copied.
     first: Option<Bytes>,
@@ -41,7 +43,7 @@ pub(super) struct MessageReader {
 }
 
 impl MessageReader {
-    pub(super) fn new(max_message_bytes: usize, share: Share) -> Self {
+    pub(crate) fn new(max_message_bytes: usize, share: Share) -> Self {
         Self {
             max_message_bytes,
             first: None,
@@ -52,7 +54,7 @@ impl MessageReader {
     }
 
     /// The message without its prefix, and what the call holds without it.
-    pub(super) fn poll(
+    pub(crate) fn poll(
         &mut self,
         body: &mut RecvStream,
         cx: &mut Context<'_>,
@@ -133,7 +135,7 @@ impl MessageReader {
 }
 
 /// The length of the message, if the prefix is there.
-pub(super) fn check_prefix(input: &[u8], max_message_bytes: usize) -> Result<Option<usize>, Error> {
+pub(crate) fn check_prefix(input: &[u8], max_message_bytes: usize) -> Result<Option<usize>, Error> {
     let Some((&[compressed, length @ ..], _)) = input.split_first_chunk::<PREFIX_BYTES>() else {
         return Ok(None);
     };

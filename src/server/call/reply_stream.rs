@@ -17,7 +17,7 @@ use super::{admission::StreamPlace, deadline::Deadline};
 use crate::error::Error;
 
 /// The messages of one call, each with its prefix, until its status.
-pub(super) struct MessageStream {
+pub(crate) struct MessageStream {
     messages: Messages,
     limits: StreamLimits,
 }
@@ -25,7 +25,7 @@ pub(super) struct MessageStream {
 type Messages = Pin<Box<dyn Stream<Item = Result<Bytes, Error>> + Send>>;
 
 /// What ends a stream from outside.
-pub(super) struct StreamLimits {
+pub(crate) struct StreamLimits {
     deadline: Option<Deadline>,
     leave: Pin<Box<dyn Future<Output = ()> + Send>>,
     _place: StreamPlace,
@@ -33,7 +33,7 @@ pub(super) struct StreamLimits {
 
 impl StreamLimits {
     /// A stream in this place, with the caller's own deadline if it has one.
-    pub(super) fn new(
+    pub(crate) fn new(
         place: StreamPlace,
         deadline: Option<Deadline>,
         mut leaving: watch::Receiver<()>,
@@ -50,7 +50,7 @@ impl StreamLimits {
 }
 
 impl MessageStream {
-    pub(super) fn new(
+    pub(crate) fn new(
         messages: impl Stream<Item = Result<Bytes, Error>> + Send + 'static,
         limits: StreamLimits,
     ) -> Self {
@@ -62,7 +62,7 @@ impl MessageStream {
 
     /// The next message, or the error that ends the call; none when it ends well. Not to be called
     /// again after the end.
-    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
         let polled = self.messages.as_mut().poll_next(cx);
         if polled.is_ready() {
             return polled;

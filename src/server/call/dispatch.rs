@@ -10,45 +10,43 @@ use tokio::sync::watch;
 
 use super::{
     admission::StreamPlaces,
-    call::{Call, MAX_SMALL_MESSAGE_BYTES, Message, Running},
     deadline::{Deadlines, grpc_timeout},
     feed::{Feeder, feed},
     guard::Guard,
-    health_calls::HealthRpc,
-    held::{CALL_BYTES, Held, WorkerHeld},
     message::MessageReader,
-    message_stream::StreamLimits,
-    reflection,
-    stores::OpenStore,
+    reply_stream::StreamLimits,
+    state::{Call, MAX_SMALL_MESSAGE_BYTES, Message, Running},
     unary::{Format, ReplyLimits, Rpc},
 };
 use crate::{
     auth::{Access, Grant, San},
+    budget::{CALL_BYTES, Held, WorkerHeld},
     config::Reflection,
     error::{Error, previous_attempts},
     health::HealthService,
     metrics::{Method, Recorder},
     model::{Limits, MAX_ID_BYTES},
-    service::{Asked, CallContext, DynDataService},
+    server::stores::OpenStore,
+    service::{Asked, CallContext, DynDataService, health::HealthRpc, reflection},
     trace::Tracing,
 };
 
 /// What a worker's calls are made of.
-pub(super) struct CallConfig {
-    pub(super) store: OpenStore,
-    pub(super) limits: Limits,
-    pub(super) access: Option<watch::Receiver<Access>>,
-    pub(super) reflection: Reflection,
-    pub(super) max_deadline: Duration,
-    pub(super) max_in_flight: usize,
-    pub(super) recorder: Arc<Recorder>,
-    pub(super) tracing: Option<Tracing>,
-    pub(super) health: HealthService,
+pub(crate) struct CallConfig {
+    pub(crate) store: OpenStore,
+    pub(crate) limits: Limits,
+    pub(crate) access: Option<watch::Receiver<Access>>,
+    pub(crate) reflection: Reflection,
+    pub(crate) max_deadline: Duration,
+    pub(crate) max_in_flight: usize,
+    pub(crate) recorder: Arc<Recorder>,
+    pub(crate) tracing: Option<Tracing>,
+    pub(crate) health: HealthService,
 }
 
 /// Makes the calls of a worker.
 #[derive(Clone)]
-pub(super) struct Dispatch {
+pub(crate) struct Dispatch {
     worker: Arc<WorkerCalls>,
     held: WorkerHeld,
     streams: StreamPlaces,
@@ -56,7 +54,7 @@ pub(super) struct Dispatch {
 
 /// Makes the calls of one connection. Clones are about the same connection.
 #[derive(Clone)]
-pub(super) struct ConnectionDispatch(Arc<ConnectionCalls>);
+pub(crate) struct ConnectionDispatch(Arc<ConnectionCalls>);
 
 struct ConnectionCalls {
     worker: Arc<WorkerCalls>,
@@ -69,23 +67,23 @@ struct ConnectionCalls {
 }
 
 /// Everything that the calls of one worker need.
-pub(super) struct WorkerCalls {
-    pub(super) service: Arc<DynDataService>,
-    pub(super) health: HealthService,
+pub(crate) struct WorkerCalls {
+    pub(crate) service: Arc<DynDataService>,
+    pub(crate) health: HealthService,
     access: Option<watch::Receiver<Access>>,
     reflection: Reflection,
-    pub(super) recorder: Arc<Recorder>,
-    pub(super) deadlines: Deadlines,
+    pub(crate) recorder: Arc<Recorder>,
+    pub(crate) deadlines: Deadlines,
     tracing: Option<Tracing>,
-    pub(super) max_in_flight: usize,
+    pub(crate) max_in_flight: usize,
     max_deadline: Duration,
     max_message_bytes: usize,
-    pub(super) max_reply_bytes: usize,
+    pub(crate) max_reply_bytes: usize,
 }
 
 impl Dispatch {
     /// Opens the worker's store; to be called on the worker's own thread.
-    pub(super) fn new(calls: CallConfig, deadlines: Deadlines) -> Self {
+    pub(crate) fn new(calls: CallConfig, deadlines: Deadlines) -> Self {
         let CallConfig {
             store,
             limits,
@@ -120,7 +118,7 @@ impl Dispatch {
 
     /// For the calls of a new connection. `leaving` closes when it takes no new calls, which ends its
     /// streams.
-    pub(super) fn of_connection(
+    pub(crate) fn of_connection(
         &self,
         names: Arc<[San]>,
         leaving: watch::Receiver<()>,
@@ -136,17 +134,17 @@ impl Dispatch {
 }
 
 impl ConnectionDispatch {
-    pub(super) fn worker(&self) -> &WorkerCalls {
+    pub(crate) fn worker(&self) -> &WorkerCalls {
         &self.0.worker
     }
 
-    pub(super) fn held(&self) -> &Held {
+    pub(crate) fn held(&self) -> &Held {
         &self.0.held
     }
 
     /// The call behind a request's head; and where its request goes, if a handler reads it as a
     /// stream.
-    pub(super) fn begin(&self, head: &Parts) -> (Call, Option<Feeder>) {
+    pub(crate) fn begin(&self, head: &Parts) -> (Call, Option<Feeder>) {
         let path = head.uri.path();
         let rpc = Rpc::from_path(path);
         let label = rpc.map_or_else(|| Method::from_path(path), Rpc::label);
@@ -266,7 +264,7 @@ impl ConnectionDispatch {
         Ok(StreamLimits::new(place, deadline, self.0.leaving.clone()))
     }
 
-    pub(super) fn reply_limits(&self) -> ReplyLimits {
+    pub(crate) fn reply_limits(&self) -> ReplyLimits {
         ReplyLimits {
             max_reply_bytes: self.0.worker.max_reply_bytes,
             held: self.0.held.clone(),

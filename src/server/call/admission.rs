@@ -15,14 +15,14 @@ const FAIR_CONNECTION_STREAMS: usize = 8;
 /// How many streams of health and reflection one connection and its worker have. Clones share both
 /// counts.
 #[derive(Debug, Clone, Default)]
-pub(super) struct StreamPlaces {
+pub(crate) struct StreamPlaces {
     connection: Arc<AtomicUsize>,
     worker: Arc<AtomicUsize>,
 }
 
 impl StreamPlaces {
     /// The counts of another connection of the same worker.
-    pub(super) fn of_new_connection(&self) -> Self {
+    pub(crate) fn of_new_connection(&self) -> Self {
         Self {
             connection: Arc::default(),
             worker: Arc::clone(&self.worker),
@@ -31,7 +31,7 @@ impl StreamPlaces {
 
     /// A place for one more stream. `--max-concurrent-streams` bounds a connection, unless its
     /// worker has many streams.
-    pub(super) fn take(&self) -> Result<StreamPlace, Error> {
+    pub(crate) fn take(&self) -> Result<StreamPlace, Error> {
         if self.worker.load(Ordering::Relaxed) >= MAX_WORKER_STREAMS
             && self.connection.load(Ordering::Relaxed) >= FAIR_CONNECTION_STREAMS
         {
@@ -45,7 +45,7 @@ impl StreamPlaces {
 
 /// The place of one stream, for as long as it is open.
 #[derive(Debug)]
-pub(super) struct StreamPlace(StreamPlaces);
+pub(crate) struct StreamPlace(StreamPlaces);
 
 impl Drop for StreamPlace {
     fn drop(&mut self) {
@@ -55,10 +55,10 @@ impl Drop for StreamPlace {
 }
 
 /// One of a worker's calls in flight, for as long as it is one.
-pub(super) struct InFlight(Arc<Recorder>);
+pub(crate) struct InFlight(Arc<Recorder>);
 
 impl InFlight {
-    pub(super) fn enter(recorder: &Arc<Recorder>, max: usize) -> Result<Self, Error> {
+    pub(crate) fn enter(recorder: &Arc<Recorder>, max: usize) -> Result<Self, Error> {
         let count = recorder.in_flight();
         // Only this thread counts, so that looking first is good enough.
         let calls = count.load(Ordering::Relaxed);

@@ -129,7 +129,7 @@ impl TlsFiles {
 
 /// Serves a handshake with the certificates in force. It takes one of the permits once the
 /// ClientHello is there: a peer that says nothing must not keep others waiting.
-pub(super) async fn handshake(
+pub(crate) async fn handshake(
     mut socket: TcpStream,
     tls: watch::Receiver<Tls>,
     permits: &Semaphore,
@@ -145,7 +145,7 @@ pub(super) async fn handshake(
 
 /// The names in a client's certificate, which rustls has verified. None if it has none, or one
 /// that cannot be parsed.
-pub(super) fn names(certificates: Option<&[CertificateDer<'_>]>) -> Arc<[San]> {
+pub(crate) fn names(certificates: Option<&[CertificateDer<'_>]>) -> Arc<[San]> {
     let parsed = certificates
         .and_then(<[_]>::first)
         .and_then(|certificate| X509Certificate::from_der(certificate).ok());

@@ -25,7 +25,7 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use super::held::Held;
+use crate::budget::Held;
 
 /// What every HTTP/2 client sends first (RFC 9113, 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -52,7 +52,7 @@ const MAX_UNREAD_BYTES: u64 = 16 * 1024;
 /// Passes everything on, but takes one buffer at a time, and fails when the peer takes none for
 /// too long.
 #[derive(Debug)]
-pub(super) struct Http2Socket<S> {
+pub(crate) struct Http2Socket<S> {
     inner: S,
     /// How much of the preface has been handed on.
     replayed: usize,
@@ -71,7 +71,7 @@ pub(super) struct Http2Socket<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Http2Socket<S> {
     /// Waits for the client preface. An HTTP/1 client gets an answer that says what is wrong.
     /// The peer may then take nothing for at most `send_timeout` at a time.
-    pub(super) async fn greet(mut socket: S, send_timeout: Duration) -> io::Result<Self> {
+    pub(crate) async fn greet(mut socket: S, send_timeout: Duration) -> io::Result<Self> {
         let mut buffer = [0; PREFACE.len()];
         let mut seen = 0;
         while seen < PREFACE.len() {
@@ -108,28 +108,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http2Socket<S> {
 
 /// Whether a socket has taken less than it was given. Clones are about the same socket.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Unwritten(Arc<AtomicBool>);
+pub(crate) struct Unwritten(Arc<AtomicBool>);
 
 impl Unwritten {
-    pub(super) fn is_some(&self) -> bool {
+    pub(crate) fn is_some(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
 /// What was read since other tasks last had their turn. Clones are about the same socket.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Turn(Arc<AtomicUsize>);
+pub(crate) struct Turn(Arc<AtomicUsize>);
 
 impl Turn {
     /// To be called when the connection's task is polled.
-    pub(super) fn begin(&self) {
+    pub(crate) fn begin(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
 }
 
 /// When something was last read from a socket. Clones are about the same socket.
 #[derive(Debug, Clone)]
-pub(super) struct LastRead {
+pub(crate) struct LastRead {
     start: Instant,
     /// In milliseconds since `start`.
     at: Arc<AtomicU64>,
@@ -148,7 +148,7 @@ impl LastRead {
         self.at.store(millis, Ordering::Relaxed);
     }
 
-    pub(super) fn elapsed(&self) -> Duration {
+    pub(crate) fn elapsed(&self) -> Duration {
         let at = Duration::from_millis(self.at.load(Ordering::Relaxed));
         self.start.elapsed().saturating_sub(at)
     }
@@ -156,19 +156,19 @@ impl LastRead {
 
 impl<S> Http2Socket<S> {
     /// Reads little at a time from now on, while the worker holds much.
-    pub(super) fn watch_pressure(&mut self, held: Held) {
+    pub(crate) fn watch_pressure(&mut self, held: Held) {
         self.held = Some(held);
     }
 
-    pub(super) fn turn(&self) -> Turn {
+    pub(crate) fn turn(&self) -> Turn {
         self.turn.clone()
     }
 
-    pub(super) fn last_read(&self) -> LastRead {
+    pub(crate) fn last_read(&self) -> LastRead {
         self.last_read.clone()
     }
 
-    pub(super) fn unwritten(&self) -> Unwritten {
+    pub(crate) fn unwritten(&self) -> Unwritten {
         self.unwritten.clone()
     }
 

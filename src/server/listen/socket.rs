@@ -22,35 +22,35 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// An accepted socket that belongs to no event loop yet.
 #[derive(Debug)]
-pub(super) enum Socket {
+pub(crate) enum Socket {
     Tcp(std::net::TcpStream, PeerSlot),
     Unix(StdUnixStream),
 }
 
 /// How many connections each peer address has. Clones share the counts.
 #[derive(Debug, Clone)]
-pub(super) struct Peers {
+pub(crate) struct Peers {
     counts: Arc<Mutex<HashMap<IpAddr, usize>>>,
     max: usize,
 }
 
 /// One connection of a peer, for as long as it lasts.
 #[derive(Debug)]
-pub(super) struct PeerSlot {
+pub(crate) struct PeerSlot {
     peers: Peers,
     addr: IpAddr,
 }
 
 impl Peers {
     /// At most `max` connections for each.
-    pub(super) fn new(max: usize) -> Self {
+    pub(crate) fn new(max: usize) -> Self {
         Self {
             counts: Arc::default(),
             max,
         }
     }
 
-    pub(super) fn enter(&self, addr: IpAddr) -> Option<PeerSlot> {
+    pub(crate) fn enter(&self, addr: IpAddr) -> Option<PeerSlot> {
         let mut counts = self.counts();
         let count = counts.entry(network(addr)).or_default();
         if *count >= self.max {
@@ -92,7 +92,7 @@ fn network(addr: IpAddr) -> IpAddr {
 
 /// The gRPC listener.
 #[derive(Debug)]
-pub(super) enum Listener {
+pub(crate) enum Listener {
     Tcp(TcpListener),
     Unix {
         listener: UnixListener,
@@ -104,7 +104,7 @@ pub(super) enum Listener {
 
 /// Removes the socket's file when the listener goes.
 #[derive(Debug)]
-pub(super) struct SocketFile(PathBuf);
+pub(crate) struct SocketFile(PathBuf);
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
@@ -114,7 +114,7 @@ impl Drop for SocketFile {
 }
 
 impl Listener {
-    pub(super) async fn bind(addr: &ListenAddr) -> io::Result<Self> {
+    pub(crate) async fn bind(addr: &ListenAddr) -> io::Result<Self> {
         match addr {
             ListenAddr::Tcp(addr) => bind_tcp(*addr).map(Self::Tcp),
             ListenAddr::Unix(path) => {
@@ -135,7 +135,7 @@ impl Listener {
     }
 
     /// Takes over a socket that somebody else has opened.
-    pub(super) fn adopt(socket: Inherited, addr: &ListenAddr) -> io::Result<Self> {
+    pub(crate) fn adopt(socket: Inherited, addr: &ListenAddr) -> io::Result<Self> {
         Ok(match socket {
             Inherited::Tcp(listener) => {
                 listener.set_nonblocking(true)?;
@@ -155,7 +155,7 @@ impl Listener {
         })
     }
 
-    pub(super) fn local_addr(&self) -> ListenAddr {
+    pub(crate) fn local_addr(&self) -> ListenAddr {
         match self {
             // A listener that is bound has an address.
             Self::Tcp(listener) => ListenAddr::Tcp(
@@ -168,7 +168,7 @@ impl Listener {
     }
 
     /// None if the peer has too many connections already; this one is closed then. Cancel-safe.
-    pub(super) async fn accept(&self, peers: &Peers) -> io::Result<Option<Socket>> {
+    pub(crate) async fn accept(&self, peers: &Peers) -> io::Result<Option<Socket>> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;

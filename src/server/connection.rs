@@ -1,0 +1,3 @@
+//! One client's connection.
+
+pub(super) mod http2_socket;
