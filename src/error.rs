@@ -26,6 +26,7 @@ use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
+    decimal,
     model::Invalid,
     store::{Outcome, StoreError, WriteError},
 };
@@ -252,8 +253,8 @@ impl From<Error> for Status {
 /// How often a caller's retry policy has sent a call before, as the caller says.
 pub(crate) fn previous_attempts(headers: &HeaderMap) -> u32 {
     let attempts = headers.get("grpc-previous-rpc-attempts");
-    let attempts = attempts.and_then(|attempts| attempts.to_str().ok()?.parse().ok());
-    attempts.unwrap_or(0)
+    let attempts = attempts.and_then(|attempts| decimal::unsigned(attempts.as_bytes()));
+    attempts.map_or(0, |attempts| u32::try_from(attempts).unwrap_or(0))
 }
 
 /// Doubles a delay for each attempt before, as gRPC's own backoff does by custom.

@@ -86,6 +86,7 @@ pub mod telemetry;
 mod admin;
 mod auth;
 mod budget;
+mod decimal;
 mod health;
 mod metrics;
 mod pem;

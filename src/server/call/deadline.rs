@@ -18,7 +18,7 @@ use http::{HeaderMap, HeaderName};
 use slab::Slab;
 use tokio::sync::Notify;
 
-use crate::error::Error;
+use crate::{decimal, error::Error};
 
 /// How often the running calls are looked at.
 const TICK: Duration = Duration::from_millis(5);
@@ -166,13 +166,7 @@ fn parse(value: &[u8]) -> Option<Duration> {
     if !(1..=8).contains(&digits.len()) {
         return None;
     }
-    let mut amount: u64 = 0;
-    for digit in digits {
-        if !digit.is_ascii_digit() {
-            return None;
-        }
-        amount = amount * 10 + u64::from(digit - b'0');
-    }
+    let amount = decimal::unsigned(digits)?;
     Some(match unit {
         b'H' => Duration::from_secs(amount * 3600),
         b'M' => Duration::from_secs(amount * 60),
@@ -203,6 +197,7 @@ mod tests {
             ("1s", None),
             ("123456789S", None),
             ("-1S", None),
+            ("-0S", None),
             ("1.5S", None),
             (" 1S", None),
         ] {

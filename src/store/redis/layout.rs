@@ -6,6 +6,7 @@ use std::{borrow::Cow, fmt::Write as _};
 use super::resp;
 use crate::{
     config::KeyFormat,
+    decimal,
     model::{Id, Namespace, Value},
 };
 
@@ -123,29 +124,9 @@ pub(super) fn decode(stored: &[u8]) -> Value {
 /// The number, if the text is exactly how that number is written: no sign but a minus, no
 /// leading zero.
 fn canonical_int(text: &[u8]) -> Option<i64> {
-    let (negative, digits) = match text {
-        [b'-', digits @ ..] => (true, digits),
-        digits => (false, digits),
-    };
-    match digits {
-        [b'0'] if !negative => return Some(0),
-        [b'1'..=b'9', rest @ ..] if rest.len() < 19 => {}
-        _ => return None,
-    }
-    // Counted downwards, because i64::MIN has no positive counterpart.
-    let mut value: i64 = 0;
-    for digit in digits {
-        if !digit.is_ascii_digit() {
-            return None;
-        }
-        value = value
-            .checked_mul(10)?
-            .checked_sub(i64::from(digit - b'0'))?;
-    }
-    if negative {
-        Some(value)
-    } else {
-        value.checked_neg()
+    match text {
+        [b'0'] | [b'1'..=b'9', ..] | [b'-', b'1'..=b'9', ..] => decimal::signed(text),
+        _ => None,
     }
 }
 

@@ -9,6 +9,8 @@
 
 use thiserror::Error;
 
+use crate::decimal;
+
 /// Larger than any line that Redis sends besides bulk strings: an error message at most.
 const MAX_LINE_BYTES: usize = 64 * 1024;
 /// Redis's own limit for a bulk string (`proto-max-bulk-len`), 512 MiB.
@@ -186,25 +188,7 @@ fn head(input: &[u8], at: usize) -> Result<Option<(Head<'_>, usize)>, ProtocolEr
 }
 
 fn number(line: &[u8]) -> Result<i64, ProtocolError> {
-    let (negative, digits) = match line {
-        [b'-', digits @ ..] => (true, digits),
-        digits => (false, digits),
-    };
-    if digits.is_empty() || digits.len() > 19 {
-        return Err(ProtocolError("a number of the wrong length"));
-    }
-    let mut value: i64 = 0;
-    for digit in digits {
-        if !digit.is_ascii_digit() {
-            return Err(ProtocolError("a number with a strange digit"));
-        }
-        value = value.wrapping_mul(10).wrapping_add(i64::from(digit - b'0'));
-    }
-    Ok(if negative {
-        value.wrapping_neg()
-    } else {
-        value
-    })
+    decimal::signed(line).ok_or(ProtocolError("a number that cannot be read"))
 }
 
 fn size(length: i64, max: usize) -> Result<usize, ProtocolError> {
