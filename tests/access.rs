@@ -2,13 +2,8 @@
 
 #![allow(clippy::print_stdout, reason = "figures, for --nocapture")]
 
-mod common;
+mod support;
 
-use common::{
-    CANARY, Running,
-    certificates::{Authority, Files, Identity, Validity},
-    sha256_hex,
-};
 use dyndata::proto::{
     BatchGetRequest, FILE_DESCRIPTOR_SET, GetRequest, MarkRequest,
     dyn_data_client::DynDataClient,
@@ -16,6 +11,11 @@ use dyndata::proto::{
     mark_request::Value,
 };
 use prost::Message as _;
+use support::{
+    CANARY, Running,
+    certificates::{Authority, Files, Identity, Validity},
+    sha256_hex,
+};
 use tokio_stream::StreamExt as _;
 use tonic::{
     Code, Request, Status,

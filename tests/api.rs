@@ -1,15 +1,15 @@
 //! What callers see, on every store: each case runs once on the embedded store and once on a real
 //! redis-server.
 
-mod common;
+mod support;
 
 use std::time::Duration;
 
-use common::{
+use dyndata::proto::{BatchGetRequest, GetRequest, MarkRequest, entry};
+use support::{
     Client, Redis, Running, assert_error, batch, blamed_field, bytes, int, mark, millis, now, read,
     seconds_since_epoch, text,
 };
-use dyndata::proto::{BatchGetRequest, GetRequest, MarkRequest, entry};
 use tonic::Code::{InvalidArgument, ResourceExhausted};
 
 macro_rules! on_every_store {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a command and fails if a secret of the tests is in anything that it prints.
 #
-# Every secret that the tests make up has this in it (CANARY in tests/common/mod.rs).
+# Every secret that the tests make up has this in it (CANARY in tests/support/mod.rs).
 set -euo pipefail
 canary=c4n4ry-7f3a9
 

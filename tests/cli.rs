@@ -1,6 +1,6 @@
 //! The binary as people use it: client commands, exit codes, signals, `config check`.
 
-mod common;
+mod support;
 
 use std::{
     ffi::OsStr,
@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use common::{
+use support::{
     PATIENCE, Redis, Running,
     certificates::{Authority, Files, Validity},
     eventually,
@@ -187,7 +187,7 @@ fn a_failed_call_is_one_line_with_code_message_and_reason() {
 
 #[test]
 fn a_server_that_is_not_there_is_named() {
-    let addr = format!("http://127.0.0.1:{}", common::free_port());
+    let addr = format!("http://127.0.0.1:{}", support::free_port());
     let output = run(&["get", "42", "--addr", &addr]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains(&addr), "{}", stderr(&output));
@@ -393,7 +393,7 @@ fn the_hint_at_the_start_is_printed_only_where_it_works() {
         "access.toml",
         &format!(
             "[[caller]]\nname = \"orders\"\ntoken_sha256 = \"{}\"\nallow = [\"read\"]\nnamespaces = [\"*\"]\n",
-            common::sha256_hex(common::CANARY)
+            support::sha256_hex(support::CANARY)
         ),
     );
     let tls = ["--tls-cert", &cert, "--tls-key", &key];
@@ -505,7 +505,7 @@ fn a_redis_behind_tls_is_reached_if_its_certificate_is_trusted() {
     };
     let cert = file("cert.pem", &certificate.cert.pem());
     let key = file("key.pem", &certificate.signing_key.serialize_pem());
-    let port = common::free_port();
+    let port = support::free_port();
     let tls_port = port.to_string();
     let mut arguments = vec!["--tls-port", &tls_port, "--tls-auth-clients", "no"];
     arguments.extend(["--tls-cert-file", &cert, "--tls-key-file", &key]);

@@ -1,16 +1,16 @@
 //! A value and its expiry are read together, from a single Redis and from a cluster.
 
-mod common;
+mod support;
 
 use std::time::{Duration, Instant};
 
-use common::{
+use dyndata::proto::{BatchGetRequest, Entry, MarkRequest};
+use redis::Commands as _;
+use support::{
     Client, Redis, Running, assert_error, batch, eventually, int,
     line::{Fault, Line},
     mark, millis, now, read, seconds_since_epoch,
 };
-use dyndata::proto::{BatchGetRequest, Entry, MarkRequest};
-use redis::Commands as _;
 use tonic::Code::{FailedPrecondition, Unavailable};
 
 const GET: &str = "$3\r\nGET\r\n";

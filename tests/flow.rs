@@ -1,6 +1,6 @@
 //! Clients that do not finish their requests, or do not take their replies, frame by frame.
 
-mod common;
+mod support;
 
 use std::{
     collections::HashSet,
@@ -10,8 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{PATIENCE, Redis, Running, batch, eventually, free_port, mark, text};
 use dyndata::proto::dyn_data_client::DynDataClient;
+use support::{PATIENCE, Redis, Running, batch, eventually, free_port, mark, text};
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 use tonic_types::StatusExt as _;

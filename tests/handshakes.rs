@@ -1,6 +1,6 @@
 //! TLS handshakes: peers that say nothing, that say too much, and that come again later.
 
-mod common;
+mod support;
 
 use std::{
     io::{Read as _, Write as _},
@@ -9,16 +9,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{
-    PATIENCE, Running,
-    certificates::{Authority, Files, Identity, Validity},
-};
 use dyndata::proto::{GetRequest, dyn_data_client::DynDataClient};
 use rustls::{
     ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned,
     SupportedProtocolVersion,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     version::{TLS12, TLS13},
+};
+use support::{
+    PATIENCE, Running,
+    certificates::{Authority, Files, Identity, Validity},
 };
 use tonic::{
     Status,

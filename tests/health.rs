@@ -1,15 +1,15 @@
 //! Health and reflection as callers see them: answers, deadlines, errors and how many watches there
 //! may be.
 
-mod common;
+mod support;
 
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Running, assert_error};
 use dyndata::proto::health::{
     HealthCheckRequest, HealthListRequest, health_check_response::ServingStatus,
     health_client::HealthClient,
 };
+use support::{PATIENCE, Running, assert_error};
 use tokio_stream::StreamExt as _;
 use tonic::{Code, Request, transport::Channel};
 use tonic_reflection::pb::v1::{

@@ -1,16 +1,16 @@
 //! What happens between the service and a real redis-server: keys and values as other programs
 //! see them, credentials, outages, Redis's own errors.
 
-mod common;
+mod support;
 
 use std::time::{Duration, Instant, SystemTime};
 
-use common::{
+use dyndata::proto::{BatchGetRequest, GetRequest, MarkRequest, entry};
+use redis::Commands as _;
+use support::{
     CANARY, PATIENCE, Redis, Running, assert_error, assert_no_secret, batch, bytes, int, mark,
     millis, now, read, seconds_since_epoch, text,
 };
-use dyndata::proto::{BatchGetRequest, GetRequest, MarkRequest, entry};
-use redis::Commands as _;
 use tonic::Code::{FailedPrecondition, ResourceExhausted, Unavailable};
 
 #[tokio::test]

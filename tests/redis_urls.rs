@@ -1,10 +1,10 @@
 //! Redis URLs: every form that the docs list, on a real server, and what is refused.
 
-mod common;
+mod support;
 
 use std::process::{Child, Command, Stdio};
 
-use common::{
+use support::{
     CANARY, Redis, Running, assert_no_secret,
     certificates::{Authority, Files, Validity},
     eventually, free_port, int, mark,

@@ -2,7 +2,7 @@
 
 #![allow(clippy::print_stdout, reason = "figures, for --nocapture")]
 
-mod common;
+mod support;
 
 use std::{
     process::Command,
@@ -13,12 +13,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{
+use dyndata::proto::{GetRequest, dyn_data_client::DynDataClient};
+use support::{
     CANARY, PATIENCE, Running,
     certificates::{Authority, Files, Validity},
     sha256_hex,
 };
-use dyndata::proto::{GetRequest, dyn_data_client::DynDataClient};
 use tonic::{
     Code, Request, Status,
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},

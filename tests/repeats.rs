@@ -1,17 +1,17 @@
 //! What is repeated when a connection to Redis ends under a call, and what must not be: a repeated
 //! Mark could bring back an older value over somebody else's newer one.
 
-mod common;
+mod support;
 
 use std::time::Duration;
 
-use common::{
+use dyndata::proto::{MarkRequest, mark_request};
+use redis::Commands as _;
+use support::{
     Client, PATIENCE, Redis, Running, assert_error, assert_outcome, int,
     line::{Fault, Line},
     mark, read, text,
 };
-use dyndata::proto::{MarkRequest, mark_request};
-use redis::Commands as _;
 use tonic::{
     Code::{self, Unavailable},
     Status,

@@ -1,10 +1,10 @@
 //! No secret is in anything that the program prints, logs or shows, however much it is told to.
 
-mod common;
+mod support;
 
 use std::process::{Command, Stdio};
 
-use common::{
+use support::{
     CANARY, Redis, assert_no_secret,
     certificates::{Authority, Files, Validity},
     free_port, sha256_hex,
@@ -111,7 +111,7 @@ fn a_server_at_work_says_nothing_of_its_secrets_or_its_callers() {
         socket.read_to_string(&mut reply).ok()?;
         Some(reply)
     };
-    common::eventually("the server is ready", || {
+    support::eventually("the server is ready", || {
         get("/readyz").is_some_and(|reply| reply.contains(" 200 "))
     });
 
@@ -131,7 +131,7 @@ fn a_server_at_work_says_nothing_of_its_secrets_or_its_callers() {
     // Another password, and the wrong one: what Redis says about it is logged.
     files.write("password", &format!("not-{CANARY}"));
     redis.kill_connections(CANARY);
-    common::eventually("the server is not ready", || {
+    support::eventually("the server is not ready", || {
         get("/readyz").is_some_and(|reply| reply.contains(" 503 "))
     });
     for path in ["/metrics", "/readyz", "/livez", "/"] {

@@ -1,17 +1,17 @@
 //! The server as a program on the network: health, reflection, probes, metrics, limits,
 //! listeners, shutdown.
 
-mod common;
+mod support;
 
 use std::{
     io::{Read as _, Write as _},
     time::{Duration, Instant},
 };
 
-use common::{PATIENCE, Redis, Running, assert_error, int, mark};
 use dyndata::proto::health::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
+use support::{PATIENCE, Redis, Running, assert_error, int, mark};
 use tokio_stream::StreamExt as _;
 use tonic::{
     Code,
@@ -270,15 +270,15 @@ async fn limits_are_settings() {
     ]);
     let mut client = server.client().await;
     client
-        .mark(mark("42", common::text("four")))
+        .mark(mark("42", support::text("four")))
         .await
         .expect("marks");
-    let result = client.mark(mark("42", common::text("fives"))).await;
+    let result = client.mark(mark("42", support::text("fives"))).await;
     assert_error(result, InvalidArgument, "VALUE_TOO_LARGE");
-    let result = client.batch_get(common::batch(0..3)).await;
+    let result = client.batch_get(support::batch(0..3)).await;
     assert_error(result, InvalidArgument, "BATCH_TOO_LARGE");
     let request = dyndata::proto::MarkRequest {
-        ttl: Some(common::millis(2_001)),
+        ttl: Some(support::millis(2_001)),
         ..mark("42", int(1))
     };
     assert_error(
@@ -312,7 +312,7 @@ async fn a_unix_listener_serves_and_tidies_up() {
             .await
             .expect("connects");
         let mut client =
-            common::Client(dyndata::proto::dyn_data_client::DynDataClient::new(channel));
+            support::Client(dyndata::proto::dyn_data_client::DynDataClient::new(channel));
         client.mark(mark("42", int(1))).await.expect("marks");
         drop(client);
         server.stop().await;
@@ -565,7 +565,7 @@ async fn every_worker_serves_the_same_data() {
         clients.push(client);
     }
     for client in &mut clients {
-        let entries = client.batch_get(common::batch(0..8)).await.expect("gets");
+        let entries = client.batch_get(support::batch(0..8)).await.expect("gets");
         assert!(entries.iter().all(|entry| entry.value.is_some()));
     }
     let (_, metrics) = server.http("/metrics").await;

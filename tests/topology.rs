@@ -5,9 +5,9 @@
     reason = "the processes of the fault suite, of which these tests use a part"
 )]
 
-mod common;
 #[path = "faults/processes.rs"]
 mod processes;
+mod support;
 mod report {
     /// The fault suite keeps logs for its table; here they are not needed.
     pub fn keep_log(_: &str) {}
@@ -19,8 +19,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Client, PATIENCE, Running, assert_error, eventually, int, mark};
 use processes::{Directory, Redis, signal};
+use support::{Client, PATIENCE, Running, assert_error, eventually, int, mark};
 use tonic::{Code, Status};
 
 /// For how long a test watches that something does not happen.

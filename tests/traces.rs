@@ -1,6 +1,6 @@
 //! Traces, as a real OTLP receiver gets them.
 
-mod common;
+mod support;
 
 use std::{
     process::{Child, Command, Stdio},
@@ -8,7 +8,6 @@ use std::{
     time::Instant,
 };
 
-use common::{CANARY, PATIENCE, Redis, certificates::Files, free_port, int, mark, sha256_hex};
 use dyndata::proto::{GetRequest, dyn_data_client::DynDataClient};
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
@@ -18,6 +17,7 @@ use opentelemetry_proto::tonic::{
     common::v1::{KeyValue, any_value::Value},
     trace::v1::{Span, span::SpanKind, status::StatusCode},
 };
+use support::{CANARY, PATIENCE, Redis, certificates::Files, free_port, int, mark, sha256_hex};
 use tonic::{Request, Response, Status, metadata::MetadataValue};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";

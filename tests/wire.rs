@@ -1,6 +1,6 @@
 //! Calls as bytes on the wire, without the manners of a gRPC client.
 
-mod common;
+mod support;
 
 use std::{
     convert::Infallible,
@@ -8,7 +8,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use common::{Redis, Running};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Full, StreamBody, combinators::BoxBody};
 use hyper::{
@@ -17,6 +16,7 @@ use hyper::{
     client::conn::http2::{self, SendRequest},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use support::{Redis, Running};
 use tonic::Code;
 
 const GET: &str = "/dyndata.v1.DynData/Get";

@@ -19,7 +19,6 @@ use tonic::{Status, transport::Channel};
 use crate::{
     checker::{self, Allowances},
     client::failed,
-    common::eventually,
     history::Outcome,
     load::{AtTheEnd, Load, Rate, endings},
     processes::{Dyndata, Redis, signal},
@@ -27,6 +26,7 @@ use crate::{
     report::Report,
     runner::{Case, Pace},
     service::{greedy, on_a_runtime},
+    support::eventually,
 };
 
 pub const CASES: &[Case] = &[

@@ -8,12 +8,12 @@ use std::{
 
 use crate::{
     client::name,
-    common::eventually,
     history::Operation,
     load::endings,
     processes::{Dyndata, Redis},
     report::Report,
     runner::{Case, Pace},
+    support::eventually,
     topology::{Cluster, DOWN_AFTER, Member, Sentinels},
     trial::{Fault, Losses, Trial, during},
 };

@@ -18,8 +18,8 @@
     reason = "a program that prints a table; its modules are its own"
 )]
 
-#[path = "../common/mod.rs"]
-mod common;
+#[path = "../support/mod.rs"]
+mod support;
 
 mod chaos;
 mod checker;

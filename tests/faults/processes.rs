@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::common::{PATIENCE, assert_no_secret, eventually};
+use crate::support::{PATIENCE, assert_no_secret, eventually};
 
 /// A directory that goes away by itself.
 #[derive(Debug)]

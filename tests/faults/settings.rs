@@ -3,13 +3,13 @@
 use std::{fs, thread::sleep, time::Duration};
 
 use crate::{
-    common::{CANARY, eventually},
     history::Operation,
     load::endings,
     processes::{DURABLE, Directory, Dyndata, Redis},
     report::Report,
     runner::{Case, Pace},
     standalone::LIMIT,
+    support::{CANARY, eventually},
     trial::{Fault, Losses, Trial, during, late_replicas},
 };
 

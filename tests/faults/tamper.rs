@@ -6,12 +6,12 @@ use std::{thread::sleep, time::Duration};
 use crate::{
     checker::{Allowances, Findings, check},
     client::name,
-    common::eventually,
     load::{AtTheEnd, Load, Rate},
     processes::{Dyndata, Redis},
     proxy::{Mode, Proxy},
     report::Report,
     runner::{Case, Pace},
+    support::eventually,
 };
 
 pub const CASES: &[Case] = &[

@@ -8,8 +8,8 @@ use std::{
 };
 
 use crate::{
-    common::eventually,
     processes::{DURABLE, Redis},
+    support::eventually,
 };
 
 /// After this long without an answer a master counts as down, or a node as failed.
