@@ -1,9 +1,15 @@
 //! Memory that calls make the server hold: requests on their way in, replies on their way out.
 //!
-//! A slow or hostile peer decides how long those stay. So they are counted, for each connection
-//! and for each worker: a request while it is incomplete, and again until the store has answered it;
-//! a reply from when it is made until HTTP/2 drops the last of its bytes. To each call's bytes comes a fixed amount for
-//! what the call itself costs. A call that finds no room is refused before it does anything.
+//! A slow or hostile peer decides how long incomplete requests and unsent replies stay. So they are
+//! counted, for each connection and for each worker: a request while it is incomplete, and a reply
+//! from when it is made until HTTP/2 drops the last of its bytes. Each call also counts a fixed
+//! amount for what the call itself costs.
+//!
+//! Complete requests that wait for the store have a count of their own with more room, because they
+//! stay only until the store answers or the call's deadline passes. Otherwise a few callers with
+//! large batches would be refused although the server has nothing else to do.
+//!
+//! A call that finds no room is refused before it does anything.
 
 use std::sync::{
     Arc,
@@ -32,6 +38,10 @@ const FAIR_WORKER_BYTES: usize = 2 << 20;
 /// ... and which is at least the first and at most the second of these.
 const MIN_FAIR_BYTES: usize = 16 * 1024;
 const MAX_FAIR_BYTES: usize = 256 * 1024;
+/// The complete requests of one connection, and of one worker, that wait for the store may take at
+/// most this much.
+const MAX_CONNECTION_REQUEST_BYTES: usize = 8 << 20;
+const MAX_WORKER_REQUEST_BYTES: usize = 24 << 20;
 
 /// What one worker holds. Clones share the counts.
 #[derive(Debug, Clone, Default)]
@@ -40,6 +50,7 @@ pub(crate) struct WorkerHeld(Arc<WorkerCounts>);
 #[derive(Debug, Default)]
 struct WorkerCounts {
     bytes: AtomicUsize,
+    request_bytes: AtomicUsize,
     connections: AtomicUsize,
 }
 
@@ -51,6 +62,7 @@ pub(crate) struct Held(Arc<ConnectionCount>);
 #[derive(Debug)]
 struct ConnectionCount {
     bytes: AtomicUsize,
+    request_bytes: AtomicUsize,
     worker: WorkerHeld,
 }
 
@@ -60,6 +72,7 @@ impl WorkerHeld {
         add(&self.0.connections, 1);
         Held(Arc::new(ConnectionCount {
             bytes: AtomicUsize::new(0),
+            request_bytes: AtomicUsize::new(0),
             worker: self.clone(),
         }))
     }
@@ -77,6 +90,7 @@ impl Held {
         let mut share = Share {
             held: self.clone(),
             bytes: 0,
+            request_bytes: 0,
         };
         share.grow(bytes)?;
         Ok(share)
@@ -107,6 +121,15 @@ impl Held {
         // be sent.
         before + more <= fair || before == of_this_call
     }
+
+    fn has_room_for_request(&self, more: usize) -> bool {
+        let before = self.0.request_bytes.load(Ordering::Relaxed);
+        let in_worker = self.0.worker.0.request_bytes.load(Ordering::Relaxed);
+        // The only request of a connection has room whatever its size.
+        before == 0
+            || before + more <= MAX_CONNECTION_REQUEST_BYTES
+                && in_worker + more <= MAX_WORKER_REQUEST_BYTES
+    }
 }
 
 /// What one call holds.
@@ -114,6 +137,8 @@ impl Held {
 pub(crate) struct Share {
     held: Held,
     bytes: usize,
+    /// Of a complete request that waits for the store.
+    request_bytes: usize,
 }
 
 impl Share {
@@ -129,13 +154,30 @@ impl Share {
         Ok(())
     }
 
-    /// Holds a complete request, which takes so many bytes while it waits for the store; refused if
-    /// there is no room for it.
+    /// Counts a complete request, which takes `bytes` while it waits for the store; refused if there
+    /// is no room for it.
     pub(crate) fn hold_request(&mut self, bytes: usize) -> Result<(), Error> {
-        if bytes > SMALL_REQUEST_BYTES {
-            self.grow(bytes)?;
+        if bytes <= SMALL_REQUEST_BYTES {
+            return Ok(());
         }
+        if !self.held.has_room_for_request(bytes) {
+            return Err(Error::Overloaded);
+        }
+        self.request_bytes += bytes;
+        let counts = &self.held.0;
+        add(&counts.request_bytes, bytes);
+        add(&counts.worker.0.request_bytes, bytes);
         Ok(())
+    }
+
+    /// Stops counting the request: the store has answered it.
+    pub(crate) fn release_request(&mut self) {
+        let bytes = std::mem::take(&mut self.request_bytes);
+        if bytes > 0 {
+            let counts = &self.held.0;
+            sub(&counts.request_bytes, bytes);
+            sub(&counts.worker.0.request_bytes, bytes);
+        }
     }
 
     /// Holds no more than `bytes` from now on.
@@ -168,6 +210,7 @@ impl Drop for Share {
         let counts = &self.held.0;
         sub(&counts.bytes, self.bytes);
         sub(&counts.worker.0.bytes, self.bytes);
+        self.release_request();
     }
 }
 
@@ -247,5 +290,31 @@ mod tests {
         assert!(connection.take(MAX_FAIR_BYTES).is_err());
         drop(share);
         assert!(connection.take(MAX_FAIR_BYTES).is_ok());
+    }
+
+    #[test]
+    fn requests_that_wait_for_the_store_leave_room_for_other_calls_and_are_bounded() {
+        let worker = WorkerHeld::default();
+        let connections: Vec<_> = (0..4).map(|_| worker.new_connection()).collect();
+        let mut shares = Vec::new();
+        for connection in &connections {
+            let mut bytes = 0;
+            loop {
+                let mut share = connection.take(CALL_BYTES).expect("room for the call");
+                if share.hold_request(MIB).is_err() {
+                    break;
+                }
+                bytes += MIB;
+                shares.push(share);
+            }
+            // The last connection finds the worker full, and has room for one all the same.
+            assert!(bytes == MAX_CONNECTION_REQUEST_BYTES || bytes == MIB);
+        }
+        let total = || worker.0.request_bytes.load(Ordering::Relaxed);
+        assert_eq!(total(), MAX_WORKER_REQUEST_BYTES + MIB);
+        shares[0].release_request();
+        assert_eq!(total(), MAX_WORKER_REQUEST_BYTES);
+        drop(shares);
+        assert_eq!(total(), 0);
     }
 }

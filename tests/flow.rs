@@ -565,3 +565,31 @@ async fn complete_requests_that_wait_for_redis_need_little_memory() {
         assert_eq!(info.reason, "OVERLOADED");
     }
 }
+
+#[tokio::test]
+async fn large_batches_side_by_side_are_served() {
+    let redis = Redis::start();
+    let server = Process::start(&["--redis-url", &redis.url()]);
+    eventually("it is ready", || server.admin("/readyz").contains("200 OK"));
+    // All of them wait for Redis together.
+    redis.pause(300);
+    let mut calls = JoinSet::new();
+    for _ in 0..10 {
+        let channel = Channel::from_shared(format!("http://{}", server.addr))
+            .expect("a URL")
+            .connect()
+            .await
+            .expect("connects");
+        for _ in 0..20 {
+            let mut client = DynDataClient::new(channel.clone());
+            calls.spawn(async move {
+                let ids = (0..1000).map(|number| format!("user-{number}"));
+                client.batch_get(batch(ids)).await
+            });
+        }
+    }
+    while let Some(result) = calls.join_next().await {
+        let reply = result.expect("no panic").expect("an answer").into_inner();
+        assert_eq!(reply.entries.len(), 1000);
+    }
+}

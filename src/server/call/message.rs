@@ -88,16 +88,22 @@ impl MessageReader {
             self.unfinished = true;
             self.grow(UNFINISHED_BYTES)?;
             if let Some(first) = self.first.take() {
-                self.grow(first.len())?;
-                // A copy, because a piece keeps the whole buffer that it was read into.
-                self.gathered.extend_from_slice(&first);
+                self.gather(&first)?;
             }
         }
         Ok(())
     }
 
+    /// Keeps a copy of a piece, because the piece keeps the whole buffer that it was read into. The
+    /// room of the gathered pieces is counted, not their length: it doubles as it grows.
+    fn gather(&mut self, piece: &[u8]) -> Result<(), Error> {
+        let room = self.gathered.capacity();
+        self.gathered.extend_from_slice(piece);
+        self.grow(self.gathered.capacity() - room)
+    }
+
     fn grow(&mut self, bytes: usize) -> Result<(), Error> {
-        // It is there until the end.
+        // The share is there until the message is complete.
         self.share.as_mut().ok_or(Error::Internal)?.grow(bytes)
     }
 
@@ -110,8 +116,7 @@ impl MessageReader {
             return Ok(());
         }
         self.unfinished()?;
-        self.grow(data.len())?;
-        self.gathered.extend_from_slice(&data);
+        self.gather(&data)?;
         let length = check_prefix(&self.gathered, self.max_message_bytes)?;
         if length.is_some_and(|length| self.gathered.len() > PREFIX_BYTES + length) {
             return Err(Error::MessageMalformed);

@@ -140,10 +140,10 @@ impl ReplyLimits {
     }
 }
 
-/// The reply with its prefix, counted in `share` in the place of its request. A small one is a
-/// single allocation.
+/// The reply with its prefix, counted in `share` instead of its request. A small reply is a single
+/// allocation.
 fn write(reply: &impl Message, max: usize, mut share: Share) -> Result<Bytes, Error> {
-    share.shrink_to(CALL_BYTES);
+    share.release_request();
     let length = reply.encoded_len();
     if length > max {
         return Err(StoreError::TooLarge { max }.into());
