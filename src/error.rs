@@ -151,7 +151,7 @@ impl Error {
                     StoreError::WrongType => (Code::FailedPrecondition, None),
                     StoreError::Unexpected => (Code::Internal, None),
                 };
-                (code, store.reason(), retry_after)
+                (code, store.reason().name(), retry_after)
             }
             Self::Internal => (Code::Internal, "INTERNAL", None),
         };

@@ -19,7 +19,7 @@ use prometheus_client::{
 use tonic::Code;
 
 use super::recorder::{BUCKETS_MICROS, CODES, Durations, Labels, METHODS, Operation, Recorder};
-use crate::store::StoreError;
+use crate::store::failure::StoreReason;
 
 /// A number that is read when a scrape asks for it: its name, what it says, what it is.
 pub(crate) struct Reading {
@@ -282,9 +282,9 @@ impl Calls {
             None,
             MetricType::Counter,
         )?;
-        for (at, reason) in StoreError::REASONS.iter().enumerate() {
-            let value = self.sum(|recorder| &recorder.store_errors[at]);
-            let labels = [("reason", *reason)];
+        for reason in StoreReason::ALL {
+            let value = self.sum(|recorder| &recorder.store_errors[*reason as usize]);
+            let labels = [("reason", reason.name())];
             let metric = family.encode_family(&labels)?;
             ConstCounter::new(value).encode(metric)?;
         }

@@ -11,7 +11,7 @@ use std::{
 
 use tonic::Code;
 
-use crate::store::StoreError;
+use crate::store::{StoreError, failure::StoreReason};
 
 /// The methods that are told apart: type, service and method, as go-grpc-prometheus names them.
 pub(super) const METHODS: [Labels; 9] = [
@@ -118,7 +118,7 @@ impl Method {
 pub(crate) struct Recorder {
     pub(super) methods: [MethodCounts; METHODS.len()],
     pub(super) operations: [Durations; Operation::ALL.len()],
-    pub(super) store_errors: [AtomicU64; StoreError::REASONS.len()],
+    pub(super) store_errors: [AtomicU64; StoreReason::ALL.len()],
     pub(super) shed: AtomicU64,
     pub(super) in_flight: AtomicUsize,
     pub(super) connections_opened: AtomicU64,
@@ -173,12 +173,7 @@ impl Recorder {
 
     /// The store could not do what it was asked.
     pub(crate) fn store_failed(&self, error: StoreError) {
-        let reason = StoreError::REASONS
-            .iter()
-            .position(|reason| *reason == error.reason());
-        if let Some(reason) = reason {
-            increment(&self.store_errors[reason]);
-        }
+        increment(&self.store_errors[error.reason() as usize]);
     }
 
     /// A call was refused because there are too many, or hold too much.

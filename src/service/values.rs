@@ -182,7 +182,7 @@ impl Observed<'_> {
         if let Err(error) = result.as_ref().map_err(|error| (*error).into()) {
             self.recorder.store_failed(error);
             if let Some(span) = &self.span {
-                span.failed(error.reason());
+                span.failed(error.reason().name());
             }
         }
         result

@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, fmt::Write as _};
 
-use super::resp;
+use super::wire::resp;
 use crate::{
     config::KeyFormat,
     decimal,
@@ -16,14 +16,14 @@ const BYTES_TAG: &[u8] = b"b:";
 /// How an id becomes a key: `<prefix>/<id>` in the empty namespace, `<prefix>:<namespace>/<id>`
 /// otherwise. A namespace has neither a colon nor a slash, so no two ids share a key.
 #[derive(Debug, Clone)]
-pub(super) struct KeyLayout {
-    pub(super) prefix: String,
-    pub(super) format: KeyFormat,
+pub(crate) struct KeyLayout {
+    pub(crate) prefix: String,
+    pub(crate) format: KeyFormat,
 }
 
 impl KeyLayout {
     /// Writes the key of an id as one part of a command.
-    pub(super) fn write_key(&self, namespace: &Namespace, id: &Id, out: &mut Vec<u8>) {
+    pub(crate) fn write_key(&self, namespace: &Namespace, id: &Id, out: &mut Vec<u8>) {
         let id = self.id(namespace, id);
         let parts = self.parts(namespace, &id);
         resp::argument_length(out, parts.iter().map(|part| part.len()).sum());
@@ -34,7 +34,7 @@ impl KeyLayout {
     }
 
     /// The key of an id.
-    pub(super) fn key(&self, namespace: &Namespace, id: &Id) -> String {
+    pub(crate) fn key(&self, namespace: &Namespace, id: &Id) -> String {
         let id = self.id(namespace, id);
         self.parts(namespace, &id).concat()
     }
@@ -88,7 +88,7 @@ fn python_bytes(id: &str) -> String {
 
 /// Writes a value as Redis keeps it, as one part of a command: an integer as its decimal text, so
 /// that any program reads it; text and bytes behind a tag.
-pub(super) fn write_value(value: &Value, out: &mut Vec<u8>) {
+pub(crate) fn write_value(value: &Value, out: &mut Vec<u8>) {
     let (tag, bytes) = match value {
         Value::Int(int) => {
             return resp::argument(out, itoa::Buffer::new().format(*int).as_bytes());
@@ -104,7 +104,7 @@ pub(super) fn write_value(value: &Value, out: &mut Vec<u8>) {
 
 /// Reads whatever Redis keeps; never fails. What another program wrote without a tag is a string
 /// if it is UTF-8 and bytes if it is not.
-pub(super) fn decode(stored: &[u8]) -> Value {
+pub(crate) fn decode(stored: &[u8]) -> Value {
     if let Some(int) = canonical_int(stored) {
         return Value::Int(int);
     }

@@ -72,7 +72,7 @@ impl RedisUrl {
         Ok(Self(info))
     }
 
-    pub(super) fn connection_info(&self) -> ConnectionInfo {
+    pub(crate) fn connection_info(&self) -> ConnectionInfo {
         self.0.clone()
     }
 
@@ -158,7 +158,7 @@ impl RedisUrls {
             .all(|url| !matches!(url.0.addr(), ConnectionAddr::Unix(_)))
     }
 
-    pub(super) fn addrs(&self) -> Vec<ConnectionAddr> {
+    pub(crate) fn addrs(&self) -> Vec<ConnectionAddr> {
         self.iter().map(|url| url.0.addr().clone()).collect()
     }
 }

@@ -28,7 +28,7 @@ pub(crate) enum RedisTlsError {
 
 impl RedisTlsFiles {
     /// Whether there are any.
-    pub(super) fn are_given(&self) -> bool {
+    pub(crate) fn are_given(&self) -> bool {
         self.ca.is_some() || self.client.is_some()
     }
 
@@ -60,7 +60,7 @@ impl RedisTlsFiles {
 }
 
 /// What there is without files.
-pub(super) fn system() -> TlsConnector {
+pub(crate) fn system() -> TlsConnector {
     let config = ClientConfig::builder()
         .with_root_certificates(system_roots())
         .with_no_client_auth();

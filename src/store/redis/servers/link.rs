@@ -35,13 +35,16 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 
-use super::{
+use super::super::wire::{
     connect::{Connected, Connector, Stream},
     failure::{self, PingFailure},
     pipe::{Broken, Driver, Pipe},
     resp::{Commands, Replies, Reply},
 };
-use crate::store::{LinkState, Outcome, StoreError, WriteError};
+use crate::store::{
+    failure::{Outcome, StoreError, WriteError},
+    status::LinkState,
+};
 
 /// How long one attempt to connect may take, name resolution, TLS and PING included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -60,7 +63,7 @@ const MAX_RETIRED: usize = 4;
 
 /// What a request does to Redis: decides whether it may be repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Effect {
+pub(crate) enum Effect {
     /// It changes nothing.
     Read,
     /// It changes what Redis holds.
@@ -69,7 +72,7 @@ pub(super) enum Effect {
 
 /// A handle to the connection. Clones share it; the last one to go ends the supervisor.
 #[derive(Clone)]
-pub(super) struct Link {
+pub(crate) struct Link {
     pipe: Pipe,
     attempts: watch::Receiver<Attempt>,
     budget: Arc<Budget>,
@@ -77,7 +80,7 @@ pub(super) struct Link {
 }
 
 /// Ends a task with its owner.
-pub(super) struct AbortOnDrop(pub(super) AbortHandle);
+pub(crate) struct AbortOnDrop(pub(super) AbortHandle);
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
@@ -93,11 +96,11 @@ struct Attempt {
 }
 
 /// Is told whenever the link's state may have changed.
-pub(super) type Report = Box<dyn Fn(LinkState) + Send>;
+pub(crate) type Report = Box<dyn Fn(LinkState) + Send>;
 
 impl Link {
     /// Starts the supervisor on the current runtime.
-    pub(super) fn start(connector: Connector, timeout: Duration, report: Report) -> Self {
+    pub(crate) fn start(connector: Connector, timeout: Duration, report: Report) -> Self {
         let pipe = Pipe::new(timeout);
         let (ended, attempts) = watch::channel(Attempt::default());
         let supervisor = Supervisor {
@@ -119,7 +122,7 @@ impl Link {
 
     /// Sends what `encode` writes: one command or several. Gives the replies as they came, error
     /// replies included.
-    pub(super) async fn request(
+    pub(crate) async fn request(
         &self,
         effect: Effect,
         encode: impl Fn(&mut Commands<'_>),
@@ -168,12 +171,12 @@ impl Link {
     }
 
     /// Whether there was a connection a moment ago.
-    pub(super) fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         self.pipe.is_up()
     }
 
     /// Waits until there is a first connection; fails if the next attempt to get one does.
-    pub(super) async fn connected(&self) -> Result<(), StoreError> {
+    pub(crate) async fn connected(&self) -> Result<(), StoreError> {
         self.connected_after(0).await
     }
 
@@ -194,19 +197,19 @@ impl fmt::Debug for Link {
 }
 
 /// The argument of a PING, which Redis sends back: its reply cannot be that to another command.
-pub(super) struct Challenge(String);
+pub(crate) struct Challenge(String);
 
 impl Challenge {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(format!("{:016x}", fastrand::u64(..)))
     }
 
-    pub(super) fn as_bytes(&self) -> &[u8] {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
 
     /// Some proxies answer PING themselves, and ignore its argument.
-    pub(super) fn is_met(&self, reply: &[u8]) -> bool {
+    pub(crate) fn is_met(&self, reply: &[u8]) -> bool {
         reply == self.as_bytes() || reply == b"PONG"
     }
 }
@@ -417,10 +420,8 @@ mod tests {
 
     use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-    use super::{
-        super::{tls::RedisTlsFiles, url::RedisUrl},
-        *,
-    };
+    use super::*;
+    use crate::store::redis::{RedisTlsFiles, wire::url::RedisUrl};
 
     /// A socket whose reader has a bug.
     struct Buggy;

@@ -37,7 +37,7 @@ use redis::{Cmd, ConnectionAddr, RedisError, Value};
 use tokio::time::timeout;
 
 use super::{
-    connect::{ConnectError, Connected, Connector},
+    super::wire::connect::{ConnectError, Connected, Connector},
     survey::{Patience, survey},
 };
 
@@ -49,7 +49,7 @@ const PATIENCE: Patience = Patience {
 
 /// The sentinels, and the name of the master that they watch.
 #[derive(Clone)]
-pub(super) struct Sentinels {
+pub(crate) struct Sentinels {
     addrs: Vec<ConnectionAddr>,
     master: String,
     /// Counts up; says whose turn it is to be asked whether the master is still the same.
@@ -69,7 +69,7 @@ struct Answer {
 }
 
 impl Sentinels {
-    pub(super) fn new(addrs: Vec<ConnectionAddr>, master: String) -> Self {
+    pub(crate) fn new(addrs: Vec<ConnectionAddr>, master: String) -> Self {
         let first = fastrand::usize(..addrs.len());
         Self {
             addrs,
@@ -79,14 +79,14 @@ impl Sentinels {
     }
 
     /// Connects to the master. `connector` has the credentials.
-    pub(super) async fn connect(&self, connector: &Connector) -> Result<Connected, ConnectError> {
+    pub(crate) async fn connect(&self, connector: &Connector) -> Result<Connected, ConnectError> {
         let (host, port) = self.master(connector).await?;
         connect_to_master(connector, connector.addr(host, port)).await
     }
 
     /// Whether a connection to this address is to be kept: false only if another one wins. Asked
     /// often, so it asks one sentinel as long as that one names the same address.
-    pub(super) async fn agree_on(&self, connector: &Connector, addr: &ConnectionAddr) -> bool {
+    pub(crate) async fn agree_on(&self, connector: &Connector, addr: &ConnectionAddr) -> bool {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.addrs.len();
         let mut question = [(self.question("GET-MASTER-ADDR-BY-NAME"), Value::Nil)];
         let asked = connector.ask_sentinel(&self.addrs[turn], &mut question);

@@ -1,12 +1,12 @@
 //! What Redis's error replies mean for a call.
 
-use crate::{store::StoreError, telemetry::OncePerSecond};
+use crate::{store::failure::StoreError, telemetry::OncePerSecond};
 
 static LOG: OncePerSecond = OncePerSecond::new();
 
 /// Classifies an error reply by its code, the first word. Redis's own text goes to the log, at
 /// most once a second, and never to a caller.
-pub(super) fn classify(line: &[u8]) -> StoreError {
+pub(crate) fn classify(line: &[u8]) -> StoreError {
     let text = String::from_utf8_lossy(line);
     let (code, detail) = split(cause(&text));
     let error = match code {
@@ -32,13 +32,13 @@ pub(super) fn classify(line: &[u8]) -> StoreError {
 
 /// Whether an error code says that the server does not accept who we are. DENIED is protected
 /// mode: a password is wanted that neither side has.
-pub(super) fn is_about_credentials(code: &str) -> bool {
+pub(crate) fn is_about_credentials(code: &str) -> bool {
     matches!(code, "NOAUTH" | "WRONGPASS" | "NOPERM" | "DENIED")
 }
 
 /// What an error in answer to a PING says about the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum PingFailure {
+pub(crate) enum PingFailure {
     /// It will not serve us.
     Refused,
     /// It will not serve anybody at the moment, but says so to each call by itself.
@@ -48,7 +48,7 @@ pub(super) enum PingFailure {
 }
 
 /// Judges the code of an error that a PING got.
-pub(super) fn of_ping(code: &str) -> PingFailure {
+pub(crate) fn of_ping(code: &str) -> PingFailure {
     match code {
         "LOADING" | "BUSY" | "MASTERDOWN" | "CLUSTERDOWN" => PingFailure::Unwell,
         "NOPERM" | "MISCONF" | "NOREPLICAS" | "READONLY" | "OOM" => PingFailure::Harmless,
@@ -58,13 +58,13 @@ pub(super) fn of_ping(code: &str) -> PingFailure {
 
 /// What an error reply is about: where Redis refuses EXEC itself, it puts the reason behind words of
 /// its own.
-pub(super) fn cause(text: &str) -> &str {
+pub(crate) fn cause(text: &str) -> &str {
     let cause = text.strip_prefix("EXECABORT Transaction discarded because of: ");
     cause.unwrap_or(text)
 }
 
 /// The first word of an error reply, and the rest.
-pub(super) fn split(text: &str) -> (&str, &str) {
+pub(crate) fn split(text: &str) -> (&str, &str) {
     text.split_once(' ').unwrap_or((text, ""))
 }
 

@@ -9,11 +9,11 @@
 //! Nodes fail one by one, so each has a link with all that [`Link`] does about it; a node that
 //! hangs holds up nobody who wants another one.
 //!
-//! [`supervisor`] keeps the map right.
+//! [`refresh`] keeps the map right.
 //!
 //! Source: <https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>
 
-mod supervisor;
+mod refresh;
 mod view;
 
 use std::{
@@ -30,13 +30,15 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use self::supervisor::Supervisor;
+use self::refresh::Supervisor;
 use super::{
-    connect::Connector,
+    super::wire::{
+        connect::Connector,
+        resp::{Commands, Replies, Reply, Scanner},
+    },
     link::{AbortOnDrop, Effect, Link, Report},
-    resp::{Commands, Replies, Reply, Scanner},
 };
-use crate::store::{StoreError, WriteError};
+use crate::store::failure::{StoreError, WriteError};
 
 /// How many slots there are.
 const SLOTS: u16 = 16_384;
@@ -44,7 +46,7 @@ const SLOTS: u16 = 16_384;
 const MAX_REDIRECTS: usize = 5;
 
 /// The slot of a key: of all of it, or of what is between the first `{` and the next `}`.
-pub(super) fn slot(key: &[u8]) -> u16 {
+pub(crate) fn slot(key: &[u8]) -> u16 {
     let tag = key.iter().position(|byte| *byte == b'{').and_then(|open| {
         let rest = &key[open + 1..];
         let length = rest.iter().position(|byte| *byte == b'}')?;
@@ -55,7 +57,7 @@ pub(super) fn slot(key: &[u8]) -> u16 {
 
 /// A handle to the cluster. Clones share it; the last one to go ends its tasks.
 #[derive(Clone)]
-pub(super) struct Cluster {
+pub(crate) struct Cluster {
     shared: Arc<Shared>,
     _supervisor: Arc<AbortOnDrop>,
 }
@@ -93,7 +95,7 @@ struct Addr {
 
 impl Cluster {
     /// Starts to look for the nodes, on the current runtime, through `seeds`, some of them.
-    pub(super) fn start(
+    pub(crate) fn start(
         connector: Connector,
         seeds: Vec<ConnectionAddr>,
         timeout: Duration,
@@ -115,7 +117,7 @@ impl Cluster {
 
     /// Sends one unit about one key, a command or a transaction, to the node that has its slot,
     /// wherever that is by now.
-    pub(super) async fn request(
+    pub(crate) async fn request(
         &self,
         effect: Effect,
         slot: u16,
@@ -195,7 +197,7 @@ impl Cluster {
 
     /// Reads many keys, one unit for each. Each goes to the node that has its slot, as one request
     /// for each node. Gives for each key its `each` replies.
-    pub(super) async fn request_each(
+    pub(crate) async fn request_each(
         &self,
         slots: &[u16],
         each: usize,

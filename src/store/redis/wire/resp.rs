@@ -19,31 +19,31 @@ const MAX_BULK_BYTES: usize = 512 << 20;
 /// The peer does not speak RESP2.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("not a Redis reply: {0}")]
-pub(super) struct ProtocolError(&'static str);
+pub(crate) struct ProtocolError(&'static str);
 
 /// Commands on their way into a connection's output buffer, and how many replies they will get.
 #[derive(Debug)]
-pub(super) struct Commands<'a> {
+pub(crate) struct Commands<'a> {
     out: &'a mut Vec<u8>,
     replies: usize,
 }
 
 impl<'a> Commands<'a> {
     /// Appends to `out`.
-    pub(super) fn new(out: &'a mut Vec<u8>) -> Self {
+    pub(crate) fn new(out: &'a mut Vec<u8>) -> Self {
         Self { out, replies: 0 }
     }
 
     /// Starts a command of `arguments` parts, its name included, which are written to what this
     /// gives.
-    pub(super) fn command(&mut self, arguments: usize) -> &mut Vec<u8> {
+    pub(crate) fn command(&mut self, arguments: usize) -> &mut Vec<u8> {
         self.replies += 1;
         array_length(self.out, arguments);
         self.out
     }
 
     /// Writes a whole command.
-    pub(super) fn whole(&mut self, arguments: &[&[u8]]) {
+    pub(crate) fn whole(&mut self, arguments: &[&[u8]]) {
         let out = self.command(arguments.len());
         for bytes in arguments {
             argument(out, bytes);
@@ -52,14 +52,14 @@ impl<'a> Commands<'a> {
 
     /// Writes a transaction, which Redis executes in one step: MULTI, what `write` writes, EXEC.
     /// [`Replies::executed`] reads the replies.
-    pub(super) fn transaction(&mut self, write: impl FnOnce(&mut Self)) {
+    pub(crate) fn transaction(&mut self, write: impl FnOnce(&mut Self)) {
         self.whole(&[b"MULTI"]);
         write(self);
         self.whole(&[b"EXEC"]);
     }
 
     /// How many replies there will be.
-    pub(super) fn replies(&self) -> usize {
+    pub(crate) fn replies(&self) -> usize {
         self.replies
     }
 }
@@ -70,20 +70,20 @@ fn array_length(out: &mut Vec<u8>, length: usize) {
 }
 
 /// Writes one part of a command.
-pub(super) fn argument(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(crate) fn argument(out: &mut Vec<u8>, bytes: &[u8]) {
     argument_length(out, bytes.len());
     out.extend_from_slice(bytes);
     argument_end(out);
 }
 
 /// Starts a part of a command whose bytes the caller writes, `length` of them.
-pub(super) fn argument_length(out: &mut Vec<u8>, length: usize) {
+pub(crate) fn argument_length(out: &mut Vec<u8>, length: usize) {
     out.push(b'$');
     number_line(out, length);
 }
 
 /// Ends a part of a command that [`argument_length`] began.
-pub(super) fn argument_end(out: &mut Vec<u8>) {
+pub(crate) fn argument_end(out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
@@ -95,7 +95,7 @@ fn number_line(out: &mut Vec<u8>, number: usize) {
 /// Finds the end of a number of replies, however the input is cut into pieces. It goes on where
 /// it stopped, so that a large reply in many pieces costs no more than one in a single piece.
 #[derive(Debug)]
-pub(super) struct Scanner {
+pub(crate) struct Scanner {
     /// Bytes that belong to complete values.
     at: usize,
     /// Values that are still to come, those of arrays included.
@@ -104,7 +104,7 @@ pub(super) struct Scanner {
 
 impl Scanner {
     /// Will find the end of `replies` replies from the start of the input.
-    pub(super) fn new(replies: usize) -> Self {
+    pub(crate) fn new(replies: usize) -> Self {
         Self {
             at: 0,
             missing: replies,
@@ -113,7 +113,7 @@ impl Scanner {
 
     /// Looks at the input so far, from its start; gives the length of the replies once all of
     /// them are there.
-    pub(super) fn scan(&mut self, input: &[u8]) -> Result<Option<usize>, ProtocolError> {
+    pub(crate) fn scan(&mut self, input: &[u8]) -> Result<Option<usize>, ProtocolError> {
         while self.missing > 0 {
             let Some((head, after_head)) = head(input, self.at)? else {
                 return Ok(None);
@@ -200,7 +200,7 @@ fn size(length: i64, max: usize) -> Result<usize, ProtocolError> {
 
 /// One value of a reply, in place. The elements of an array follow it as values of their own.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Reply<'a> {
+pub(crate) enum Reply<'a> {
     Status(&'a [u8]),
     Error(&'a [u8]),
     Int(i64),
@@ -211,21 +211,21 @@ pub(super) enum Reply<'a> {
 
 /// Reads complete replies value by value.
 #[derive(Debug)]
-pub(super) struct Replies<'a> {
+pub(crate) struct Replies<'a> {
     input: &'a [u8],
     at: usize,
 }
 
 impl<'a> Replies<'a> {
     /// Reads what a [`Scanner`] has found to be complete.
-    pub(super) fn new(input: &'a [u8]) -> Self {
+    pub(crate) fn new(input: &'a [u8]) -> Self {
         Self { input, at: 0 }
     }
 
     /// Reads the replies to a transaction of so many `commands` up to what they gave, which is what
     /// comes next: one reply for each. If Redis refused the transaction, gives the reply that says
     /// why: the first error, because EXEC only says that there was one.
-    pub(super) fn executed(&mut self, commands: usize) -> Result<(), Option<Reply<'a>>> {
+    pub(crate) fn executed(&mut self, commands: usize) -> Result<(), Option<Reply<'a>>> {
         match self.next() {
             Some(Reply::Status(b"OK")) => {}
             reply => return Err(reply),

@@ -27,13 +27,14 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::{
-    RedisUrl,
     failure::{self, PingFailure},
-    link::Challenge,
-    sentinel::Sentinels,
     tls::{self, RedisTlsError, RedisTlsFiles},
+    url::RedisUrl,
 };
-use crate::store::StoreError;
+use crate::store::{
+    failure::StoreError,
+    redis::servers::{link::Challenge, sentinel::Sentinels},
+};
 
 /// Probes start after this long without traffic, and repeat as often.
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -41,12 +42,12 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 const USER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Any connected socket.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// Knows how to reach one Redis, wherever it is at the moment.
 #[derive(Clone)]
-pub(super) struct Connector {
+pub(crate) struct Connector {
     place: Place,
     /// Of the data nodes: user, password and database.
     settings: RedisConnectionInfo,
@@ -73,17 +74,17 @@ enum Place {
 }
 
 /// A connection that Redis has greeted: authenticated, on the right database, answering.
-pub(super) struct Connected {
-    pub(super) stream: Box<dyn Stream>,
+pub(crate) struct Connected {
+    pub(crate) stream: Box<dyn Stream>,
     /// Where it leads.
-    pub(super) addr: ConnectionAddr,
+    pub(crate) addr: ConnectionAddr,
     /// What Redis says if it answers and yet cannot serve, as while it loads its data.
-    pub(super) unwell: Option<String>,
+    pub(crate) unwell: Option<String>,
 }
 
 /// Why there is no connection. For the log and `/readyz`, not for callers.
 #[derive(Debug, Error)]
-pub(super) enum ConnectError {
+pub(crate) enum ConnectError {
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("{0}")]
@@ -114,7 +115,7 @@ pub(super) enum ConnectError {
 
 impl ConnectError {
     /// What it is for the calls that come meanwhile.
-    pub(super) fn of_a_call(&self) -> StoreError {
+    pub(crate) fn of_a_call(&self) -> StoreError {
         match self {
             Self::Redis(error)
                 if error.kind() == ErrorKind::AuthenticationFailed
@@ -129,7 +130,7 @@ impl ConnectError {
 
 impl Connector {
     /// To the Redis behind a URL.
-    pub(super) fn to(url: &RedisUrl, password_file: Option<PathBuf>, tls: RedisTlsFiles) -> Self {
+    pub(crate) fn to(url: &RedisUrl, password_file: Option<PathBuf>, tls: RedisTlsFiles) -> Self {
         let info = url.connection_info();
         Self {
             settings: info.redis_settings().clone(),
@@ -144,7 +145,7 @@ impl Connector {
 
     /// To the master that sentinels name, with the user, password, database and TLS of this
     /// one.
-    pub(super) fn through(self, sentinels: Sentinels) -> Self {
+    pub(crate) fn through(self, sentinels: Sentinels) -> Self {
         Self {
             place: Place::Master(sentinels),
             ..self
@@ -152,7 +153,7 @@ impl Connector {
     }
 
     /// The same, to another node of a cluster.
-    pub(super) fn to_node(&self, host: String, port: u16) -> Self {
+    pub(crate) fn to_node(&self, host: String, port: u16) -> Self {
         Self {
             place: Place::Address(self.addr(host, port)),
             ..self.clone()
@@ -160,7 +161,7 @@ impl Connector {
     }
 
     /// The address of a host that is spoken to as the first one is, with TLS or without.
-    pub(super) fn addr(&self, host: String, port: u16) -> ConnectionAddr {
+    pub(crate) fn addr(&self, host: String, port: u16) -> ConnectionAddr {
         if self.tls.is_some() {
             ConnectionAddr::TcpTls {
                 host,
@@ -174,7 +175,7 @@ impl Connector {
     }
 
     /// Cancel-safe: a connection that is not finished is dropped.
-    pub(super) async fn connect(&self) -> Result<Connected, ConnectError> {
+    pub(crate) async fn connect(&self) -> Result<Connected, ConnectError> {
         match &self.place {
             Place::Address(addr) => self.greet(addr.clone(), &mut []).await,
             Place::Master(sentinels) => sentinels.connect(self).await,
@@ -183,7 +184,7 @@ impl Connector {
 
     /// Whether a connection to `addr` is to be kept: false if it should be given up because
     /// another server has taken its place. Waits for other servers, so bound it. Cancel-safe.
-    pub(super) async fn is_right(&self, addr: &ConnectionAddr) -> bool {
+    pub(crate) async fn is_right(&self, addr: &ConnectionAddr) -> bool {
         match &self.place {
             Place::Address(_) => true,
             Place::Master(sentinels) => sentinels.agree_on(self, addr).await,
@@ -192,7 +193,7 @@ impl Connector {
 
     /// Connects to `addr` as to a data node, and asks it the commands after a PING; their replies
     /// are put beside them.
-    pub(super) async fn greet(
+    pub(crate) async fn greet(
         &self,
         addr: ConnectionAddr,
         commands: &mut [(Cmd, Value)],
@@ -228,7 +229,7 @@ impl Connector {
 
     /// Asks a sentinel these questions; the replies are put beside them. It need not know our
     /// credentials: it gets them if it does not answer the last question without.
-    pub(super) async fn ask_sentinel(
+    pub(crate) async fn ask_sentinel(
         &self,
         addr: &ConnectionAddr,
         questions: &mut [(Cmd, Value)],

@@ -36,7 +36,7 @@ use tokio::{
 use tokio_util::io::poll_read_buf;
 
 use super::resp::{Commands, ProtocolError, Scanner};
-use crate::store::{Outcome, StoreError, WriteError};
+use crate::store::failure::{Outcome, StoreError, WriteError};
 
 /// Room for a read: many small replies at once.
 const READ_BYTES: usize = 16 * 1024;
@@ -55,7 +55,7 @@ const MIN_AGE: Duration = Duration::from_secs(2);
 
 /// The callers' end. Clones share the connection; it outlives the sockets that it is driven by.
 #[derive(Clone)]
-pub(super) struct Pipe {
+pub(crate) struct Pipe {
     /// The connection that new requests go to; none while the pipe is down.
     current: Arc<Mutex<Option<Arc<Connection>>>>,
     timeout: Duration,
@@ -109,7 +109,7 @@ enum Caller {
 
 /// Why a driver ended. For the log and `/readyz`.
 #[derive(Debug, Error)]
-pub(super) enum Broken {
+pub(crate) enum Broken {
     #[error("connection closed")]
     Closed,
     #[error("{0}")]
@@ -132,7 +132,7 @@ pub(super) enum Broken {
 
 impl Pipe {
     /// A pipe that is down until it is driven. All requests may take as long as `timeout`.
-    pub(super) fn new(timeout: Duration) -> Self {
+    pub(crate) fn new(timeout: Duration) -> Self {
         Self {
             current: Arc::default(),
             timeout,
@@ -141,7 +141,7 @@ impl Pipe {
 
     /// Sends what `encode` writes, a command or several, and waits for their replies. An error
     /// means that nothing was sent.
-    pub(super) fn request(
+    pub(crate) fn request(
         &self,
         encode: impl FnOnce(&mut Commands<'_>),
     ) -> Result<Request, StoreError> {
@@ -177,13 +177,13 @@ impl Pipe {
     }
 
     /// Whether it is being driven.
-    pub(super) fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         self.current().is_some()
     }
 
     /// Gives connection `number` no new requests, unless it is too new for that; those in flight go
     /// on. Whether there is or will soon be another connection.
-    pub(super) fn retire(&self, number: u64) -> bool {
+    pub(crate) fn retire(&self, number: u64) -> bool {
         let mut current = self.current();
         let is_too_new = match &*current {
             Some(connection) if connection.number == number => connection.since.elapsed() < MIN_AGE,
@@ -206,7 +206,7 @@ impl Pipe {
     }
 
     /// Drives the pipe over a connected and authenticated `stream`, the connection `number`.
-    pub(super) fn drive<S>(&self, stream: S, number: u64) -> Driver<S> {
+    pub(crate) fn drive<S>(&self, stream: S, number: u64) -> Driver<S> {
         let connection = Arc::new(Connection {
             state: Mutex::default(),
             number,
@@ -300,7 +300,7 @@ impl Caller {
 /// [`StoreError::Unavailable`] says that the connection ended first, [`StoreError::Timeout`] that
 /// no answer came in time, or none to the requests before it and the connection was given up. The
 /// outcome says whether the commands may have been executed, or may still be.
-pub(super) struct Request {
+pub(crate) struct Request {
     connection: Arc<Connection>,
     number: u64,
     deadline: Instant,
@@ -308,12 +308,12 @@ pub(super) struct Request {
 
 impl Request {
     /// The number of the connection that it was sent on.
-    pub(super) fn connection(&self) -> u64 {
+    pub(crate) fn connection(&self) -> u64 {
         self.connection.number
     }
 
     /// When it gives up.
-    pub(super) fn deadline(&self) -> Instant {
+    pub(crate) fn deadline(&self) -> Instant {
         self.deadline
     }
 }
@@ -360,7 +360,7 @@ impl Drop for Request {
 /// Moves bytes between a connection's requests and its socket. Ends when the socket does or when
 /// the connection is retired; [`Driver::finish`] then serves what is in flight. Dropping it fails
 /// everybody who waits.
-pub(super) struct Driver<S> {
+pub(crate) struct Driver<S> {
     pipe: Pipe,
     connection: Arc<Connection>,
     stream: S,
@@ -401,7 +401,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Driver<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     /// Serves a retired connection until its requests have got their replies, which takes no longer
     /// than they may take.
-    pub(super) async fn finish(mut self) {
+    pub(crate) async fn finish(mut self) {
         std::future::poll_fn(|cx| {
             let ended = self.poll_io(cx).is_ready();
             if ended || lock(&self.connection.state).is_done() {

@@ -9,18 +9,18 @@ use tokio::{
 
 /// How long to wait for the answers to a survey.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
+pub(crate) struct Patience {
     /// At most.
-    pub(super) bound: Duration,
+    pub(crate) bound: Duration,
     /// Once there are enough answers to go on with: without this time, the first ones would decide,
     /// and those may be outdated. Servers that are well should manage to answer within it.
-    pub(super) linger: Duration,
+    pub(crate) linger: Duration,
 }
 
 /// Gives each answer to `take`, which says whether there are enough answers by now. Ends when all
 /// have answered, or when patience does. Who has not answered by then is asked no longer; the same
 /// if this is dropped.
-pub(super) async fn survey<T: Send + 'static>(
+pub(crate) async fn survey<T: Send + 'static>(
     questions: impl IntoIterator<Item: Future<Output = T> + Send + 'static>,
     Patience { bound, linger }: Patience,
     mut take: impl FnMut(T) -> bool,

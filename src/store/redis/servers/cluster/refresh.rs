@@ -14,14 +14,14 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{
     super::{
-        connect::{ConnectError, Connector},
+        super::wire::connect::{ConnectError, Connector},
         link::{Effect, Report},
         survey::{Patience, survey},
     },
     Addr, Map, Node, SLOTS, Shared,
     view::View,
 };
-use crate::store::LinkState;
+use crate::store::status::LinkState;
 
 /// The pause between two looks at the map while all is well, while something is not, and at
 /// least.
