@@ -1,0 +1,75 @@
+//! What can be wrong with a request.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::config::readable;
+
+/// What is wrong with a request. Says lengths and limits, never what the caller sent.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+pub enum Invalid {
+    /// The id is empty.
+    #[error("id must not be empty")]
+    IdEmpty,
+    /// The id has too many bytes.
+    #[error("id has {bytes} bytes; at most {max} are allowed")]
+    IdTooLong {
+        /// The length of the id, in bytes.
+        bytes: usize,
+        /// The limit, in bytes.
+        max: usize,
+    },
+    /// The id contains a control character.
+    #[error("id has a control character at byte {at}")]
+    IdControl {
+        /// Its position, in bytes from the start of the id.
+        at: usize,
+    },
+    /// The namespace is not of the allowed form.
+    #[error(
+        "namespace of {bytes} bytes is not allowed; it must be empty or match [a-z0-9][a-z0-9_-]{{0,62}}"
+    )]
+    Namespace {
+        /// The length of the namespace, in bytes.
+        bytes: usize,
+    },
+    /// The time to live is outside what the server allows.
+    #[error("ttl must be from 1ms to {}", readable(*max))]
+    TtlOutOfRange {
+        /// The longest time to live allowed.
+        max: Duration,
+    },
+    /// The oneof `value` is unset.
+    #[error("value must be set: one of int_value, string_value, bytes_value")]
+    ValueMissing,
+    /// The value has too many bytes.
+    #[error("value has {bytes} bytes; at most {max} are allowed (max-value-bytes)")]
+    ValueTooLarge {
+        /// The field that holds it: `string_value` or `bytes_value`.
+        field: &'static str,
+        /// The length of the value, in bytes.
+        bytes: usize,
+        /// The limit, in bytes.
+        max: usize,
+    },
+    /// The batch names no id.
+    #[error("ids must not be empty")]
+    BatchEmpty,
+    /// The batch names too many ids.
+    #[error("ids has {ids} entries; at most {max} are allowed (max-batch)")]
+    BatchTooLarge {
+        /// The number of ids.
+        ids: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// One id of a batch is invalid.
+    #[error("ids[{index}]: {source}")]
+    BatchId {
+        /// The position of the id in the request.
+        index: usize,
+        /// What is wrong with it.
+        source: Box<Self>,
+    },
+}

@@ -1,0 +1,61 @@
+//! Namespaces.
+
+use super::invalid::Invalid;
+
+/// The longest namespace, in characters (all of them ASCII).
+pub const MAX_NAMESPACE_BYTES: usize = 63;
+
+/// Keeps the ids of different applications apart: empty, or `[a-z0-9][a-z0-9_-]{0,62}`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Namespace(String);
+
+impl Namespace {
+    /// The namespace as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether this is the namespace without a name.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl TryFrom<String> for Namespace {
+    type Error = Invalid;
+
+    fn try_from(namespace: String) -> Result<Self, Invalid> {
+        let valid = namespace.len() <= MAX_NAMESPACE_BYTES
+            && namespace.bytes().enumerate().all(|(at, byte)| match byte {
+                b'a'..=b'z' | b'0'..=b'9' => true,
+                b'_' | b'-' => at > 0,
+                _ => false,
+            });
+        if valid {
+            Ok(Self(namespace))
+        } else {
+            Err(Invalid::Namespace {
+                bytes: namespace.len(),
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_valid_namespace_is_taken(namespace in "([a-z0-9][a-z0-9_-]{0,62})?") {
+            prop_assert!(Namespace::try_from(namespace).is_ok());
+        }
+
+        #[test]
+        fn an_invalid_namespace_is_refused(namespace in "[A-Z/:.é _-][a-z]{0,5}|[a-z0-9]{64,70}|[a-z]+[/: .A-Z]") {
+            prop_assert!(Namespace::try_from(namespace).is_err());
+        }
+    }
+}
