@@ -1,42 +1,33 @@
-//! The commands: what the binary does besides serving. The only module that prints.
+//! The command line, and every command but `serve`. Only this module prints.
 //!
-//! Results go to standard output, errors as one line to standard error. Exit codes: 0, 1 for a
-//! call that failed, and of sysexits 64 for wrong usage and 78 for settings that cannot be served.
+//! A command prints its result to standard output. An error is one line on standard error. The exit
+//! code is 0 for success and 1 for a call that failed. From sysexits come 64 for wrong usage and 78
+//! for settings that cannot be served.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "see above")]
 
+mod config;
+mod error;
+mod health;
+mod manual;
 mod render;
 mod target;
+mod token;
+mod values;
 
-use std::{
-    ffi::OsString,
-    fmt::Write as _,
-    io::{self, Write as _},
-    path::PathBuf,
-    process::ExitCode,
-    time::Duration,
-};
+use std::{io, process::ExitCode};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
-use thiserror::Error;
-use tonic::Status;
-use tonic_types::StatusExt as _;
 
 use self::{
-    render::{Output, ValueType, print_line, time, typed, value_text, wire_duration},
-    target::Target,
+    config::ConfigCommand,
+    error::{CliError, chain},
+    health::HealthArgs,
+    manual::{Completions, Man},
+    token::TokenCommand,
+    values::ValuesCommand,
 };
-use crate::{
-    Config,
-    auth::{NewToken, Right},
-    config::{ConfigError, ServeArgs},
-    proto::{
-        BatchGetRequest, GetRequest, MarkRequest,
-        health::{
-            HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
-        },
-    },
-};
+use crate::config::{ConfigError, ServeArgs};
 
 /// sysexits: wrong usage.
 const EX_USAGE: u8 = 64;
@@ -52,156 +43,34 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// What the binary can do.
+/// The commands of the binary.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve gRPC, from Redis or from the embedded store
     Serve(Box<ServeArgs>),
-    /// Everything else.
+    /// All other commands.
     #[command(flatten)]
     Client(ClientCommand),
 }
 
-/// Commands that serve nothing.
+/// The commands that do not serve.
 #[derive(Debug, Subcommand)]
 pub enum ClientCommand {
-    /// Write a value with a time to live
-    Mark {
-        /// What the value is about
-        id: String,
-        /// The value; an integer is an int unless --type says otherwise
-        #[arg(allow_negative_numbers = true)]
-        value: OsString,
-        /// How long the value lives, such as 30s or 500ms [default: the server's]
-        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-        ttl: Option<Duration>,
-        /// The type to store
-        #[arg(long = "type", value_name = "TYPE")]
-        value_type: Option<ValueType>,
-        /// Where and how to call
-        #[command(flatten)]
-        target: Box<Target>,
-    },
-    /// Read a value
-    Get {
-        /// The id to read
-        id: String,
-        /// Also say when the value expires
-        #[arg(long)]
-        expire_time: bool,
-        /// Where and how to call
-        #[command(flatten)]
-        target: Box<Target>,
-    },
-    /// Read many values
-    BatchGet {
-        /// The ids to read
-        #[arg(required = true)]
-        ids: Vec<String>,
-        /// Also say when the values expire
-        #[arg(long)]
-        expire_time: bool,
-        /// Where and how to call
-        #[command(flatten)]
-        target: Box<Target>,
-    },
+    /// The calls of the service.
+    #[command(flatten)]
+    Values(ValuesCommand),
     /// Ask whether the server serves; exit code 1 if it does not
-    Health {
-        /// Where and how to call
-        #[command(flatten)]
-        target: Box<Target>,
-    },
+    Health(HealthArgs),
     /// Make credentials for callers
-    Token {
-        /// What to do
-        #[command(subcommand)]
-        command: TokenCommand,
-    },
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Look at settings without serving
-    Config {
-        /// What to do with them
-        #[command(subcommand)]
-        command: ConfigCommand,
-    },
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Print a completion script for a shell
-    Completions {
-        /// The shell
-        shell: clap_complete::Shell,
-    },
+    Completions(Completions),
     /// Print a man page
-    Man {
-        /// Of a command, such as `serve` or `token new`, instead of all of them
-        command: Vec<String>,
-    },
-}
-
-/// What to do about tokens.
-#[derive(Debug, Subcommand)]
-pub enum TokenCommand {
-    /// Print a new token, once, and the entry for the access file that lets its bearer in
-    New {
-        /// Who gets it; in the log, never in a metric
-        #[arg(long)]
-        name: String,
-        /// What it may do
-        #[arg(long, value_name = "RIGHTS", value_delimiter = ',', required = true)]
-        allow: Vec<Right>,
-        /// Where: a namespace, the start of one and a *, or * for all; the empty one unless given
-        #[arg(
-            long = "namespace",
-            value_name = "NAMESPACE",
-            value_delimiter = ',',
-            default_value = ""
-        )]
-        namespaces: Vec<String>,
-    },
-}
-
-/// What to do with settings.
-#[derive(Debug, Subcommand)]
-pub enum ConfigCommand {
-    /// Check the settings of serve, and print those in force with secrets redacted
-    Check(Box<ServeArgs>),
-}
-
-#[derive(Debug, Error)]
-enum CliError {
-    #[error("{}", describe(.0))]
-    Call(#[from] Box<Status>),
-    #[error("cannot reach {addr}: {reason}")]
-    Connect { addr: String, reason: String },
-    #[error("{0}")]
-    Usage(String),
-    #[error("cannot read {}: {source}", file.display())]
-    File { file: PathBuf, source: io::Error },
-    #[error("the server is {0}")]
-    NotServing(&'static str),
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    #[error("cannot print the reply as JSON: {0}")]
-    Json(String),
-}
-
-impl From<Status> for CliError {
-    fn from(status: Status) -> Self {
-        Self::Call(Box::new(status))
-    }
-}
-
-/// `CODE: message (REASON)`.
-fn describe(status: &Status) -> String {
-    // A status with a cause is one that no server sent.
-    if let Some(cause) = std::error::Error::source(status) {
-        return format!("no answer: {}", render::chain(cause));
-    }
-    let mut line = format!("{:?}: {}", status.code(), status.message());
-    if let Some(info) = status.get_details_error_info() {
-        // Writing to a String cannot fail.
-        _ = write!(line, " ({})", info.reason);
-    }
-    line
+    Man(Man),
 }
 
 /// Prints what clap has to say: help and version to standard output, complaints to standard error.
@@ -223,7 +92,7 @@ pub fn bad_config(error: &ConfigError) -> ExitCode {
 
 /// Prints why the process cannot go on.
 pub fn failed(error: &dyn std::error::Error) -> ExitCode {
-    eprintln!("error: {}", render::chain(error));
+    eprintln!("error: {}", chain(error));
     ExitCode::FAILURE
 }
 
@@ -240,7 +109,7 @@ impl ClientCommand {
         match result {
             Ok(()) => ExitCode::SUCCESS,
             Err(CliError::Config(error)) => bad_config(&error),
-            // Whoever reads has seen enough.
+            // The reader, such as `head`, has read enough.
             Err(CliError::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
                 ExitCode::SUCCESS
             }
@@ -256,112 +125,14 @@ impl ClientCommand {
 
     async fn execute(self) -> Result<(), CliError> {
         match self {
-            Self::Mark {
-                id,
-                value,
-                ttl,
-                value_type,
-                target,
-            } => {
-                let request = MarkRequest {
-                    namespace: target.namespace.clone(),
-                    id,
-                    value: Some(typed(value, value_type)?),
-                    ttl: ttl.map(wire_duration).transpose()?,
-                };
-                let reply = target.client().await?.mark(request).await?;
-                let expires = format!("expires {}", time(reply.expire_time.as_ref()));
-                target.print("MarkResponse", &reply, &expires)
-            }
-            Self::Get {
-                id,
-                expire_time,
-                target,
-            } => {
-                let request = GetRequest {
-                    namespace: target.namespace.clone(),
-                    id,
-                    include_expire_time: expire_time,
-                };
-                let reply = target.client().await?.get(request).await?;
-                let text = reply.entry.as_ref().map(value_text).unwrap_or_default();
-                target.print("GetResponse", &reply, &text)
-            }
-            Self::BatchGet {
-                ids,
-                expire_time,
-                target,
-            } => {
-                let request = BatchGetRequest {
-                    namespace: target.namespace.clone(),
-                    ids,
-                    include_expire_time: expire_time,
-                };
-                let reply = target.client().await?.batch_get(request).await?;
-                let lines: Vec<String> = reply
-                    .entries
-                    .iter()
-                    .map(|entry| format!("{}\t{}", entry.id, value_text(entry)))
-                    .collect();
-                target.print("BatchGetResponse", &reply, &lines.join("\n"))
-            }
-            Self::Health { target } => {
-                let mut client = HealthClient::new(target.channel().await?);
-                let request = target.request(HealthCheckRequest::default())?;
-                let reply = client.check(request).await?;
-                match reply.into_inner().status() {
-                    ServingStatus::Serving => print_line(match target.output {
-                        Output::Text => "SERVING",
-                        Output::Json => "{\n  \"status\": \"SERVING\"\n}",
-                    }),
-                    status => Err(CliError::NotServing(status.as_str_name())),
-                }
-            }
-            Self::Token {
-                command:
-                    TokenCommand::New {
-                        name,
-                        allow,
-                        namespaces,
-                    },
-            } => {
-                let NewToken { token, entry } =
-                    NewToken::generate(&name, &allow, &namespaces).map_err(CliError::Usage)?;
-                print_line(&format!(
-                    "# The token, shown this once; the caller sends it as: authorization: Bearer TOKEN\n\
-                     {token}\n\n# For the access file:\n{}",
-                    entry.trim_end()
-                ))
-            }
-            Self::Config {
-                command: ConfigCommand::Check(args),
-            } => {
-                let config = Config::try_from(*args)?;
-                print_line(config.summary().trim_end())
-            }
-            Self::Completions { shell } => {
-                let mut script = Vec::new();
-                clap_complete::generate(shell, &mut Cli::command(), "dyndata", &mut script);
-                Ok(io::stdout().write_all(&script)?)
-            }
-            Self::Man { command } => {
-                let mut page = Vec::new();
-                clap_mangen::Man::new(described(&command)?).render(&mut page)?;
-                Ok(io::stdout().write_all(&page)?)
-            }
+            Self::Values(command) => command.run().await,
+            Self::Health(args) => args.run().await,
+            Self::Token(command) => command.run(),
+            Self::Config(command) => command.run(),
+            Self::Completions(args) => args.run(Cli::command()),
+            Self::Man(args) => args.run(Cli::command()),
         }
     }
-}
-
-/// The definition of the command with these words.
-fn described(words: &[String]) -> Result<clap::Command, CliError> {
-    let mut command = Cli::command();
-    command.build();
-    for word in words {
-        let found = command.find_subcommand(word).cloned();
-        command = found.ok_or_else(|| CliError::Usage(format!("there is no command {word:?}")))?;
-    }
-    Ok(command)
 }
 
 #[cfg(test)]
@@ -371,17 +142,5 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn a_negative_number_is_a_value_and_not_a_flag() {
-        let cli = Cli::try_parse_from(["dyndata", "mark", "42", "-5", "--ttl", "3s"]);
-        let Ok(Cli {
-            command: Command::Client(ClientCommand::Mark { value, ttl, .. }),
-        }) = cli
-        else {
-            panic!("not a mark: {cli:?}");
-        };
-        assert_eq!((value, ttl), ("-5".into(), Some(Duration::from_secs(3))));
     }
 }

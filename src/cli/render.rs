@@ -11,7 +11,7 @@ use std::{
 use clap::ValueEnum;
 use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
 
-use super::CliError;
+use super::error::{CliError, chain};
 use crate::proto::{self, Entry};
 
 /// How to print a result.
@@ -25,7 +25,7 @@ pub(super) enum Output {
 
 /// The types of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ValueType {
+pub(super) enum ValueType {
     /// A signed 64-bit number
     Int,
     /// UTF-8 text
@@ -112,21 +112,6 @@ pub(super) fn json(message: &str, reply: &impl prost::Message) -> Result<String,
         .replace('&', "\\u0026")
         .replace('\u{2028}', "\\u2028")
         .replace('\u{2029}', "\\u2029"))
-}
-
-/// An error with its causes, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !line.ends_with(&cause_text) {
-            // Writing to a String cannot fail.
-            _ = write!(line, ": {cause_text}");
-        }
-        source = cause.source();
-    }
-    line
 }
 
 /// Prints a line to standard output.

@@ -11,17 +11,14 @@ use tonic::{
 };
 
 use super::{
-    CliError,
-    render::{Output, chain, json, print_line},
+    error::{CliError, chain},
+    render::{Output, json, print_line},
 };
-use crate::proto::{
-    BatchGetRequest, BatchGetResponse, GetRequest, GetResponse, MarkRequest, MarkResponse,
-    dyn_data_client::DynDataClient,
-};
+use crate::proto::dyn_data_client::DynDataClient;
 
 /// Where and how a client command calls.
 #[derive(Debug, clap::Args)]
-pub struct Target {
+pub(super) struct Target {
     /// The server: http:// or https:// and HOST:PORT, or unix:/path. HOST:PORT alone means http://,
     /// or https:// with one of the --tls options; http:// with one of them is refused
     #[arg(
@@ -124,13 +121,10 @@ impl Target {
         Ok(tls)
     }
 
-    /// Connects, for calls of the service itself.
-    pub(super) async fn client(&self) -> Result<Client<'_>, CliError> {
-        Ok(Client {
-            // A batch of large values is larger than the usual 4 MiB.
-            inner: DynDataClient::new(self.channel().await?).max_decoding_message_size(usize::MAX),
-            target: self,
-        })
+    /// Connects, for calls of `dyndata.v1.DynData`.
+    pub(super) async fn client(&self) -> Result<DynDataClient<Channel>, CliError> {
+        // A batch of large values is larger than the usual limit of 4 MiB.
+        Ok(DynDataClient::new(self.channel().await?).max_decoding_message_size(usize::MAX))
     }
 
     /// A request with the deadline and the token.
@@ -160,32 +154,6 @@ impl Target {
             Output::Text => print_line(text),
             Output::Json => print_line(&json(message, reply)?),
         }
-    }
-}
-
-/// The generated client, with deadline and token on every call.
-pub(super) struct Client<'a> {
-    inner: DynDataClient<Channel>,
-    target: &'a Target,
-}
-
-impl Client<'_> {
-    pub(super) async fn mark(&mut self, mark: MarkRequest) -> Result<MarkResponse, CliError> {
-        let request = self.target.request(mark)?;
-        Ok(self.inner.mark(request).await?.into_inner())
-    }
-
-    pub(super) async fn get(&mut self, get: GetRequest) -> Result<GetResponse, CliError> {
-        let request = self.target.request(get)?;
-        Ok(self.inner.get(request).await?.into_inner())
-    }
-
-    pub(super) async fn batch_get(
-        &mut self,
-        batch_get: BatchGetRequest,
-    ) -> Result<BatchGetResponse, CliError> {
-        let request = self.target.request(batch_get)?;
-        Ok(self.inner.batch_get(request).await?.into_inner())
     }
 }
 
