@@ -15,7 +15,7 @@ use crate::proto::health::{
 #[derive(Debug, Args)]
 pub struct HealthArgs {
     #[command(flatten)]
-    target: Target,
+    target: Box<Target>,
 }
 
 impl HealthArgs {

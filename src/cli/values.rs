@@ -47,7 +47,7 @@ pub struct Mark {
     #[arg(long = "type", value_name = "TYPE")]
     value_type: Option<ValueType>,
     #[command(flatten)]
-    target: Target,
+    target: Box<Target>,
 }
 
 impl Mark {
@@ -82,7 +82,7 @@ pub struct Get {
     #[arg(long)]
     expire_time: bool,
     #[command(flatten)]
-    target: Target,
+    target: Box<Target>,
 }
 
 impl Get {
@@ -115,7 +115,7 @@ pub struct BatchGet {
     #[arg(long)]
     expire_time: bool,
     #[command(flatten)]
-    target: Target,
+    target: Box<Target>,
 }
 
 impl BatchGet {
