@@ -12,8 +12,8 @@ use dyndata::proto::{
 };
 use prost::Message as _;
 use support::{
-    CANARY, Running,
-    certificates::{Authority, Files, Identity, Validity},
+    CANARY, Directory, Running,
+    certificates::{Authority, Identity, Validity},
     sha256_hex,
 };
 use tokio_stream::StreamExt as _;
@@ -222,13 +222,13 @@ async fn without_an_access_file_a_certificate_of_the_authority_is_enough_and_nee
 /// Certificates, tokens and the access file that knows them.
 struct Setup {
     authority: Authority,
-    files: Files,
+    files: Directory,
     reader: String,
 }
 
 impl Setup {
     fn new() -> Self {
-        let files = Files::new();
+        let files = Directory::new();
         let setup = Self {
             authority: Authority::new(),
             reader: token("reader"),

@@ -11,8 +11,8 @@ use std::{
 };
 
 use support::{
-    PATIENCE, Redis, Running,
-    certificates::{Authority, Files, Validity},
+    Directory, PATIENCE, Redis, Running,
+    certificates::{Authority, Validity},
     eventually,
 };
 
@@ -157,7 +157,7 @@ fn an_address_without_a_scheme_is_understood_by_every_client_command() {
 
 #[test]
 fn an_address_without_a_scheme_means_tls_where_files_for_tls_are_given() {
-    let (files, authority) = (Files::new(), Authority::new());
+    let (files, authority) = (Directory::new(), Authority::new());
     let identity = authority.issue("localhost", Validity::Now);
     let ca = files.write("ca.pem", &authority.pem);
     let cert = format!("--tls-cert={}", files.write("cert.pem", &identity.cert));
@@ -384,7 +384,7 @@ fn the_log_can_be_json() {
 
 #[test]
 fn the_hint_at_the_start_is_printed_only_where_it_works() {
-    let (files, authority) = (Files::new(), Authority::new());
+    let (files, authority) = (Directory::new(), Authority::new());
     let identity = authority.issue("localhost", Validity::Now);
     let ca = files.write("ca.pem", &authority.pem);
     let cert = files.write("cert.pem", &identity.cert);
@@ -424,7 +424,7 @@ fn the_hint_at_the_start_is_printed_only_where_it_works() {
 
 #[test]
 fn the_hint_names_a_unix_socket_by_its_whole_path() {
-    let files = Files::new();
+    let files = Directory::new();
     for (name, hinted) in [("hint.sock", true), ("its hint.sock", false)] {
         let directory = files.path("");
         let mut serving = Serving::start_with(|command| {

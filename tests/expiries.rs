@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use dyndata::proto::{BatchGetRequest, Entry, MarkRequest};
 use redis::Commands as _;
 use support::{
-    Client, Redis, Running, assert_error, batch, eventually, int,
-    line::{Fault, Line},
-    mark, millis, now, read, seconds_since_epoch,
+    Client, Redis, Running, assert_error, batch, eventually, int, mark, millis, now, read,
+    scripted_proxy::{Fault, ScriptedProxy},
+    seconds_since_epoch,
 };
 use tonic::Code::{FailedPrecondition, Unavailable};
 
@@ -18,19 +18,19 @@ const GET: &str = "$3\r\nGET\r\n";
 const PTTL: &str = "*2\r\n$4\r\nPTTL\r\n";
 const SLOTS: u16 = 16_384;
 
-/// A node of a cluster, which tells everybody that it is where the line begins.
-async fn node() -> (Redis, Line) {
-    let line = Line::to(0).await;
+/// A node of a cluster, which tells everybody that it is where the proxy listens.
+async fn node() -> (Redis, ScriptedProxy) {
+    let proxy = ScriptedProxy::to(0).await;
     let redis = Redis::start_with(&[
         "--cluster-enabled",
         "yes",
         "--cluster-announce-ip",
         "127.0.0.1",
         "--cluster-announce-port",
-        &line.port.to_string(),
+        &proxy.port.to_string(),
     ]);
-    line.lead_to(redis.port);
-    (redis, line)
+    proxy.lead_to(redis.port);
+    (redis, proxy)
 }
 
 fn cluster(redis: &Redis, command: &[&str]) -> redis::Value {
@@ -45,34 +45,25 @@ fn serves(redis: &Redis) -> bool {
 }
 
 /// A node that has all slots.
-async fn owner() -> (Redis, Line) {
-    let (redis, line) = node().await;
+async fn owner() -> (Redis, ScriptedProxy) {
+    let (redis, proxy) = node().await;
     let mut command = vec!["ADDSLOTS".to_owned()];
     command.extend((0..SLOTS).map(|slot| slot.to_string()));
     let command: Vec<_> = command.iter().map(String::as_str).collect();
     cluster(&redis, &command);
     eventually("the cluster serves", || serves(&redis));
-    (redis, line)
+    (redis, proxy)
 }
 
-async fn behind(line: &Line, arguments: &[&str]) -> Running {
-    let url = format!("--redis-url={}", line.url());
-    let mut all = vec![url.as_str(), "--workers=1"];
-    all.extend(arguments);
-    let server = Running::start(&all);
-    server.ready().await;
-    server
-}
-
-/// A single Redis, and a cluster of one node, each with a server behind a line.
-async fn both() -> [(Redis, Line, Running); 2] {
+/// A single Redis, and a cluster of one node, each with a server behind a proxy.
+async fn both() -> [(Redis, ScriptedProxy, Running); 2] {
     let redis = Redis::start();
-    let line = Line::to(redis.port).await;
-    let server = behind(&line, &["--redis-timeout=5s"]).await;
-    let (node, to_node) = owner().await;
+    let proxy = ScriptedProxy::to(redis.port).await;
+    let server = Running::behind(&proxy, &["--redis-timeout=5s"]).await;
+    let (node, node_proxy) = owner().await;
     let arguments = ["--redis-timeout=5s", "--redis-mode=cluster"];
-    let in_cluster = behind(&to_node, &arguments).await;
-    [(redis, line, server), (node, to_node, in_cluster)]
+    let in_cluster = Running::behind(&node_proxy, &arguments).await;
+    [(redis, proxy, server), (node, node_proxy, in_cluster)]
 }
 
 fn batch_with_expiries(ids: &[&str]) -> BatchGetRequest {
@@ -102,11 +93,11 @@ fn assert_belong_together(entry: &Entry) {
 
 #[tokio::test]
 async fn an_expire_time_belongs_to_its_value() {
-    for (redis, line, server) in both().await {
+    for (redis, proxy, server) in both().await {
         let mut client = server.client().await;
         marked(&mut client, 1, 100).await;
         for is_batch in [false, true] {
-            let mut fault = line.arm(PTTL, Fault::Split);
+            let mut fault = proxy.arm(PTTL, Fault::Split);
             let mut reader = client.clone();
             let reading = tokio::spawn(async move {
                 if is_batch {
@@ -132,7 +123,7 @@ async fn an_expire_time_belongs_to_its_value() {
 
 #[tokio::test]
 async fn a_batch_with_expire_times_has_no_value_for_another_type() {
-    for (redis, _line, server) in both().await {
+    for (redis, _proxy, server) in both().await {
         let mut client = server.client().await;
         marked(&mut client, 1, 100).await;
         let mut connection = redis.connect();
@@ -162,7 +153,7 @@ async fn a_batch_with_expire_times_has_no_value_for_another_type() {
 }
 
 /// Two nodes. The first one has all slots; those of two ids are on their way to the second.
-async fn migrating() -> [(Redis, Line); 2] {
+async fn migrating() -> [(Redis, ScriptedProxy); 2] {
     let nodes = [owner().await, node().await];
     let [(first, _), (second, _)] = &nodes;
     cluster(first, &["MEET", "127.0.0.1", &second.port.to_string()]);
@@ -190,9 +181,9 @@ async fn migrating() -> [(Redis, Line); 2] {
 
 #[tokio::test]
 async fn a_slot_on_its_way_is_read_and_written_where_it_goes() {
-    let [(_first, line), (second, _second_line)] = migrating().await;
+    let [(_first, proxy), (second, _second_proxy)] = migrating().await;
     let arguments = ["--redis-timeout=5s", "--redis-mode=cluster"];
-    let server = behind(&line, &arguments).await;
+    let server = Running::behind(&proxy, &arguments).await;
     let mut client = server.client().await;
     marked(&mut client, 1, 100).await;
     let mut connection = second.connect();
@@ -212,16 +203,16 @@ async fn a_slot_on_its_way_is_read_and_written_where_it_goes() {
 
 #[tokio::test]
 async fn a_redirected_batch_keeps_to_one_redis_timeout() {
-    let [(_first, line), (second, _second_line)] = migrating().await;
+    let [(_first, proxy), (second, _second_proxy)] = migrating().await;
     let arguments = ["--redis-timeout=1s", "--redis-mode=cluster"];
-    let server = behind(&line, &arguments).await;
+    let server = Running::behind(&proxy, &arguments).await;
     let mut client = server.client().await;
     // The second node is connected; then it answers nobody.
     client.batch_get(batch(["id"])).await.expect("gets");
     second.pause(60_000);
     // Whoever asks the first node twice waits twice.
     for _ in 0..2 {
-        drop(line.arm(GET, Fault::Delay(Duration::from_millis(700))));
+        drop(proxy.arm(GET, Fault::Delay(Duration::from_millis(700))));
     }
     let start = Instant::now();
     let result = client.batch_get(batch(["id"])).await;

@@ -6,12 +6,11 @@ use std::{
     collections::HashSet,
     io::{ErrorKind, Read as _, Write as _},
     net::TcpStream,
-    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use dyndata::proto::dyn_data_client::DynDataClient;
-use support::{PATIENCE, Redis, Running, batch, eventually, free_port, mark, text};
+use support::{Dyndata, PATIENCE, Redis, Running, batch, mark, text};
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 use tonic_types::StatusExt as _;
@@ -195,74 +194,31 @@ fn head(stream: u32, path: &str, content_type: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS, stream, &block)
 }
 
-/// The server's program as a process of its own, whose memory can be measured.
-struct Process {
-    child: Child,
-    addr: String,
-    admin: String,
+/// Resident memory of a process, in bytes.
+fn resident_bytes(server: &Dyndata) -> u64 {
+    let path = format!("/proc/{}/statm", server.pid());
+    let statm = std::fs::read_to_string(path).expect("a process");
+    let pages: u64 = statm
+        .split(' ')
+        .nth(1)
+        .and_then(|pages| pages.parse().ok())
+        .expect("a number");
+    pages * 4096
 }
 
-impl Process {
-    fn start(arguments: &[&str]) -> Self {
-        let [addr, admin] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
-        let child = Command::new(env!("CARGO_BIN_EXE_dyndata"))
-            .args(["serve", "--workers=2", "--listen", &addr])
-            .args(["--admin-listen", &admin])
-            .args(arguments)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("starts");
-        let process = Self { child, addr, admin };
-        eventually("it listens", || TcpStream::connect(&process.addr).is_ok());
-        process
-    }
-
-    fn resident_bytes(&self) -> u64 {
-        let path = format!("/proc/{}/statm", self.child.id());
-        let statm = std::fs::read_to_string(path).expect("a process");
-        let pages: u64 = statm
-            .split(' ')
-            .nth(1)
-            .and_then(|pages| pages.parse().ok())
-            .expect("a number");
-        pages * 4096
-    }
-
-    /// The whole reply to a GET on the admin listener.
-    fn admin(&self, path: &str) -> String {
-        let mut socket = TcpStream::connect(&self.admin).expect("connects");
-        write!(
-            socket,
-            "GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n"
-        )
-        .expect("writes");
-        let mut reply = String::new();
-        socket.read_to_string(&mut reply).expect("reads");
-        reply
-    }
-
-    /// The figure at the end of a line of the metrics.
-    fn count(&self, start_of_line: &str) -> usize {
-        let reply = self.admin("/metrics");
-        reply
-            .lines()
-            .find(|line| line.starts_with(start_of_line))
-            .and_then(|line| line.rsplit(' ').next()?.parse().ok())
-            .expect("a count")
-    }
-
-    /// How many Gets have begun.
-    fn started_gets(&self) -> usize {
-        self.count(GETS_STARTED)
-    }
+/// The value of the first metric whose line starts with this text.
+fn metric(server: &Dyndata, start_of_line: &str) -> usize {
+    let reply = server.http("/metrics").expect("answers");
+    reply
+        .lines()
+        .find(|line| line.starts_with(start_of_line))
+        .and_then(|line| line.rsplit(' ').next()?.parse().ok())
+        .expect("a count")
 }
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        _ = self.child.kill();
-        _ = self.child.wait();
-    }
+/// The number of Gets that the server has started.
+fn started_gets(server: &Dyndata) -> usize {
+    metric(server, GETS_STARTED)
 }
 
 #[tokio::test]
@@ -466,7 +422,7 @@ const MAX_GROWTH: u64 = 48 << 20;
 
 #[test]
 fn small_replies_that_are_not_taken_need_little_memory() {
-    let server = Process::start(&["--send-timeout=60s"]);
+    let server = Dyndata::start(&["--send-timeout=60s"]);
     let value = [b'x'; 4000];
     // id 42, string_value of 4,000 bytes.
     let mut request = vec![0, 0, 0, 0x0f, 0xa7, 0x12, 2, b'4', b'2', 0x22, 0xa0, 0x1f];
@@ -474,7 +430,7 @@ fn small_replies_that_are_not_taken_need_little_memory() {
     let mut good = Peer::connect(&server.addr, 65_535);
     let stream = good.request(MARK, GRPC, &request);
     assert_eq!(good.end_of(stream).kind, HEADERS);
-    let before = server.resident_bytes();
+    let before = resident_bytes(&server);
     let mut peers = Vec::new();
     for _ in 0..200 {
         let mut peer = Peer::connect(&server.addr, 0);
@@ -484,11 +440,11 @@ fn small_replies_that_are_not_taken_need_little_memory() {
         peers.push(peer);
     }
     let start = Instant::now();
-    while server.started_gets() < 200 * 100 {
+    while started_gets(&server) < 200 * 100 {
         assert!(start.elapsed() < 6 * PATIENCE, "calls never begin");
         std::thread::sleep(Duration::from_millis(100));
     }
-    let growth = server.resident_bytes().saturating_sub(before);
+    let growth = resident_bytes(&server).saturating_sub(before);
     assert!(growth < MAX_GROWTH, "{} KiB", growth / 1024);
     for _ in 0..100 {
         good.get();
@@ -497,8 +453,8 @@ fn small_replies_that_are_not_taken_need_little_memory() {
 
 #[test]
 fn incomplete_health_and_reflection_requests_need_little_memory() {
-    let server = Process::start(&[]);
-    let before = server.resident_bytes();
+    let server = Dyndata::start(&[]);
+    let before = resident_bytes(&server);
     let mut peers = Vec::new();
     let mut most = 0;
     for path in [CHECK, REFLECTION] {
@@ -511,11 +467,11 @@ fn incomplete_health_and_reflection_requests_need_little_memory() {
                 peer.begin(path, &body);
             }
             peers.push(peer);
-            most = most.max(server.resident_bytes());
+            most = most.max(resident_bytes(&server));
         }
     }
     std::thread::sleep(Duration::from_millis(500));
-    let growth = most.max(server.resident_bytes()).saturating_sub(before);
+    let growth = most.max(resident_bytes(&server)).saturating_sub(before);
     assert!(growth < MAX_GROWTH, "{} KiB", growth / 1024);
     Peer::connect(&server.addr, 65_535).get();
 }
@@ -524,15 +480,15 @@ fn incomplete_health_and_reflection_requests_need_little_memory() {
 async fn complete_requests_that_wait_for_redis_need_little_memory() {
     const CALLS: usize = 200;
     let redis = Redis::start();
-    let server = Process::start(&[
+    let server = Dyndata::start(&[
         "--redis-url",
         &redis.url(),
         "--redis-timeout=30s",
         "--max-deadline=60s",
     ]);
-    eventually("it is ready", || server.admin("/readyz").contains("200 OK"));
+    server.ready();
     redis.pause(60_000);
-    let before = server.resident_bytes();
+    let before = resident_bytes(&server);
     let channel = Channel::from_shared(format!("http://{}", server.addr))
         .expect("a URL")
         .connect()
@@ -548,7 +504,7 @@ async fn complete_requests_that_wait_for_redis_need_little_memory() {
         });
         // Whole, so that it does not count as incomplete.
         let start = Instant::now();
-        while server.count("dyndata_calls_in_flight ") != calls.len() {
+        while metric(&server, "dyndata_calls_in_flight ") != calls.len() {
             assert!(start.elapsed() < PATIENCE, "a call never begins");
             tokio::time::sleep(Duration::from_millis(2)).await;
             while let Some(result) = calls.try_join_next() {
@@ -556,7 +512,7 @@ async fn complete_requests_that_wait_for_redis_need_little_memory() {
             }
         }
     }
-    let growth = server.resident_bytes().saturating_sub(before);
+    let growth = resident_bytes(&server).saturating_sub(before);
     assert!(growth < MAX_GROWTH, "{} KiB", growth / 1024);
     assert!(!calls.is_empty(), "nothing had room");
     for result in results {

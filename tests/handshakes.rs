@@ -17,8 +17,8 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 use support::{
-    PATIENCE, Running,
-    certificates::{Authority, Files, Identity, Validity},
+    Directory, PATIENCE, Running,
+    certificates::{Authority, Identity, Validity},
 };
 use tonic::{
     Status,
@@ -33,14 +33,14 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 /// A server with TLS, and who signed its certificate.
 struct Setup {
     authority: Authority,
-    files: Files,
+    files: Directory,
 }
 
 impl Setup {
     fn new() -> Self {
         let setup = Self {
             authority: Authority::new(),
-            files: Files::new(),
+            files: Directory::new(),
         };
         let server = setup.authority.issue("localhost", Validity::Now);
         setup.files.write("cert.pem", &server.cert);

@@ -132,7 +132,7 @@ async fn prefix_and_database_are_settings() {
 #[tokio::test]
 async fn a_unix_socket_serves_as_well() {
     let redis = Redis::start();
-    let url = format!("--redis-url=unix://{}", redis.unix_path().display());
+    let url = format!("--redis-url=unix://{}", redis.unix_path());
     let server = Running::start(&[&url]);
     server.ready().await;
     let mut client = server.client().await;
@@ -190,7 +190,7 @@ async fn a_wrong_password_keeps_the_service_up_and_not_ready() {
 #[tokio::test]
 async fn redis_may_come_later_than_the_service() {
     let mut redis = Redis::start();
-    redis.stop();
+    redis.kill();
     let url = format!("--redis-url={}", redis.url());
     let server = Running::start(&[&url]);
     let mut client = server.client().await;
@@ -199,7 +199,7 @@ async fn redis_may_come_later_than_the_service() {
     assert_eq!(status, 503);
     assert!(body.starts_with("redis: "), "{body}");
     assert_eq!(server.http("/livez").await.0, 200);
-    redis.restart();
+    redis.run();
     server.ready().await;
     client.mark(mark("42", int(1))).await.expect("marks");
     server.stop().await;
@@ -211,7 +211,7 @@ async fn an_outage_fails_every_call_at_once_and_ends_by_itself() {
     let server = Running::on_redis(&redis, &[]).await;
     let mut client = server.client().await;
     client.mark(mark("42", int(1))).await.expect("marks");
-    redis.stop();
+    redis.kill();
     for _ in 0..20 {
         let start = Instant::now();
         for result in [
@@ -225,7 +225,7 @@ async fn an_outage_fails_every_call_at_once_and_ends_by_itself() {
         // redis-timeout is 500 ms, for each of the three.
         assert!(start.elapsed() < Duration::from_millis(1500));
     }
-    redis.restart();
+    redis.run();
     let back = Instant::now();
     while client.mark(mark("42", int(2))).await.is_err() {
         assert!(

@@ -2,11 +2,11 @@
 
 mod support;
 
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use support::{
-    CANARY, Redis, Running, assert_no_secret,
-    certificates::{Authority, Files, Validity},
+    CANARY, Directory, Redis, Running, assert_no_secret,
+    certificates::{Authority, Validity},
     eventually, free_port, int, mark,
 };
 
@@ -23,32 +23,6 @@ fn redis_with_user(arguments: &[&str]) -> Redis {
         .exec(&mut redis.connect())
         .expect("ACL SETUSER");
     redis
-}
-
-/// A sentinel, ended with the test.
-struct Sentinel(Child);
-
-impl Sentinel {
-    fn start(config: &str, port: u16) -> Self {
-        let process = Command::new("redis-server")
-            .args([config, "--sentinel", "--bind", "127.0.0.1", "--port"])
-            .arg(port.to_string())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("redis-server runs");
-        let this = Self(process);
-        eventually("the sentinel listens", || {
-            std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
-        });
-        this
-    }
-}
-
-impl Drop for Sentinel {
-    fn drop(&mut self) {
-        _ = self.0.kill();
-        _ = self.0.wait();
-    }
 }
 
 /// Serves with these flags, marks something, and looks for it in this database.
@@ -103,7 +77,7 @@ async fn a_tcp_address_may_have_user_password_and_database() {
     ] {
         assert_served(&redis, db, user, &[&format!("--redis-url={url}")]).await;
     }
-    let files = Files::new();
+    let files = Directory::new();
     let file = files.write("password", &format!("{PASSWORD}\n"));
     let arguments = [
         &*format!("--redis-url=redis://app@127.0.0.1:{port}/3"),
@@ -135,9 +109,10 @@ async fn an_ipv6_address_stands_in_brackets() {
 #[tokio::test]
 async fn a_unix_socket_may_have_database_user_and_password() {
     let redis = redis_with_user(&[]);
-    eventually("the socket is there", || redis.unix_path().exists());
+    eventually("the socket is there", || {
+        std::path::Path::new(&redis.unix_path()).exists()
+    });
     let path = redis.unix_path();
-    let path = path.display();
     for (query, db, user) in [
         (String::new(), 0, "default"),
         ("?db=3".to_owned(), 3, "default"),
@@ -148,8 +123,8 @@ async fn a_unix_socket_may_have_database_user_and_password() {
         assert_served(&redis, db, user, &[&url]).await;
     }
     // Any byte of a path can be written with its code.
-    let odd = path.to_string().replace("redis.sock", "a,b c#d.sock");
-    std::os::unix::fs::symlink(path.to_string(), &odd).expect("links");
+    let odd = path.replace("redis.sock", "a,b c#d.sock");
+    std::os::unix::fs::symlink(&path, &odd).expect("links");
     let encoded = odd.replace(' ', "%20").replace('#', "%23");
     let url = format!("--redis-url=unix://{encoded}?db=3");
     assert_served(&redis, 3, "default", &[&url]).await;
@@ -157,7 +132,7 @@ async fn a_unix_socket_may_have_database_user_and_password() {
 
 #[tokio::test]
 async fn rediss_may_have_user_password_and_database() {
-    let (authority, files) = (Authority::new(), Files::new());
+    let (authority, files) = (Authority::new(), Directory::new());
     let identity = authority.issue("localhost", Validity::Now);
     let ca = files.write("ca.pem", &authority.pem);
     let cert = files.write("cert.pem", &identity.cert);
@@ -188,11 +163,10 @@ async fn rediss_may_have_user_password_and_database() {
 #[tokio::test]
 async fn a_list_has_the_user_password_and_database_of_its_first_url() {
     let redis = redis_with_user(&[]);
-    let files = Files::new();
     let config = format!("sentinel monitor mymaster 127.0.0.1 {} 1\n", redis.port);
-    let file = files.write("sentinel.conf", &config);
-    let (port, nobody) = (free_port(), free_port());
-    let _sentinel = Sentinel::start(&file, port);
+    let mut sentinel = Redis::prepare(&[]);
+    sentinel.run_as_sentinel(&config);
+    let (port, nobody) = (sentinel.port, free_port());
     for list in [
         format!("redis://app:{ENCODED}@127.0.0.1:{port}/3"),
         format!("redis://app:{ENCODED}@127.0.0.1:{nobody}/3,redis://127.0.0.1:{port}"),

@@ -15,8 +15,8 @@ use std::{
 
 use dyndata::proto::{GetRequest, dyn_data_client::DynDataClient};
 use support::{
-    CANARY, PATIENCE, Running,
-    certificates::{Authority, Files, Validity},
+    CANARY, Directory, PATIENCE, Running,
+    certificates::{Authority, Validity},
     sha256_hex,
 };
 use tonic::{
@@ -71,7 +71,7 @@ async fn eventually(what: &str, works: impl AsyncFn() -> bool) {
 
 #[tokio::test]
 async fn new_files_are_in_force_soon_and_no_call_fails_meanwhile() {
-    let files = Files::new();
+    let files = Directory::new();
     let (old, new) = (Authority::new(), Authority::new());
     let first = old.issue("localhost", Validity::Now);
     let cert = files.write("cert.pem", &first.cert);
@@ -145,7 +145,7 @@ async fn new_files_are_in_force_soon_and_no_call_fails_meanwhile() {
 
 #[tokio::test]
 async fn a_change_before_the_server_runs_is_not_missed() {
-    let files = Files::new();
+    let files = Directory::new();
     let access = files.write("access.toml", &entry("one"));
     let config = dyndata::Config::parse_from([
         "--listen=127.0.0.1:0",
@@ -168,7 +168,7 @@ async fn a_change_before_the_server_runs_is_not_missed() {
 
 #[tokio::test]
 async fn the_first_token_in_the_access_file_makes_certificates_optional() {
-    let files = Files::new();
+    let files = Directory::new();
     let authority = Authority::new();
     let identity = authority.issue("localhost", Validity::Now);
     let cert = files.write("cert.pem", &identity.cert);
@@ -198,7 +198,7 @@ async fn the_first_token_in_the_access_file_makes_certificates_optional() {
 
 #[test]
 fn a_hangup_reloads_and_does_not_end_the_server() {
-    let files = Files::new();
+    let files = Directory::new();
     let access = files.write("access.toml", &entry("one"));
     let mut server = Command::new(env!("CARGO_BIN_EXE_dyndata"))
         .args(["serve", "--listen=127.0.0.1:0", "--admin-listen=off"])

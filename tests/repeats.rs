@@ -8,9 +8,9 @@ use std::time::Duration;
 use dyndata::proto::{MarkRequest, mark_request};
 use redis::Commands as _;
 use support::{
-    Client, PATIENCE, Redis, Running, assert_error, assert_outcome, int,
-    line::{Fault, Line},
-    mark, read, text,
+    Client, PATIENCE, Redis, Running, assert_error, assert_outcome, int, mark, read,
+    scripted_proxy::{Fault, ScriptedProxy},
+    text,
 };
 use tonic::{
     Code::{self, Unavailable},
@@ -19,16 +19,6 @@ use tonic::{
 
 const SET: &str = "$3\r\nSET\r\n";
 const GET: &str = "$3\r\nGET\r\n";
-
-/// One worker, so one connection to Redis.
-async fn behind(line: &Line, arguments: &[&str]) -> Running {
-    let url = format!("--redis-url={}", line.url());
-    let mut all = vec![url.as_str(), "--workers=1"];
-    all.extend(arguments);
-    let server = Running::start(&all);
-    server.ready().await;
-    server
-}
 
 fn marking(
     client: &Client,
@@ -41,12 +31,12 @@ fn marking(
 #[tokio::test]
 async fn a_mark_whose_reply_is_lost_is_not_written_over_a_newer_one() {
     let redis = Redis::start();
-    let line = Line::to(redis.port).await;
-    let server = behind(&line, &[]).await;
+    let proxy = ScriptedProxy::to(redis.port).await;
+    let server = Running::behind(&proxy, &[]).await;
     let other_server = Running::on_redis(&redis, &[]).await;
     let mut other = other_server.client().await;
 
-    let mut fault = line.arm(SET, Fault::LoseReply);
+    let mut fault = proxy.arm(SET, Fault::LoseReply);
     let first = marking(&server.client().await, mark("id", int(1)));
     fault.reached().await;
     other.mark(mark("id", int(2))).await.expect("marks");
@@ -65,12 +55,12 @@ async fn a_mark_whose_reply_is_lost_is_not_written_over_a_newer_one() {
 #[tokio::test]
 async fn a_mark_that_the_line_delivers_late_was_not_acknowledged() {
     let redis = Redis::start();
-    let line = Line::to(redis.port).await;
-    let server = behind(&line, &[]).await;
+    let proxy = ScriptedProxy::to(redis.port).await;
+    let server = Running::behind(&proxy, &[]).await;
     let other_server = Running::on_redis(&redis, &[]).await;
     let mut other = other_server.client().await;
 
-    let mut fault = line.arm(SET, Fault::DeliverLate);
+    let mut fault = proxy.arm(SET, Fault::DeliverLate);
     let first = marking(&server.client().await, mark("id", int(1)));
     fault.reached().await;
     let first = first.await.expect("ends");
@@ -89,11 +79,11 @@ async fn a_mark_that_the_line_delivers_late_was_not_acknowledged() {
 #[tokio::test]
 async fn a_read_whose_connection_ends_is_repeated() {
     let redis = Redis::start();
-    let line = Line::to(redis.port).await;
-    let server = behind(&line, &[]).await;
+    let proxy = ScriptedProxy::to(redis.port).await;
+    let server = Running::behind(&proxy, &[]).await;
     let mut client = server.client().await;
     client.mark(mark("id", int(1))).await.expect("marks");
-    let mut fault = line.arm(GET, Fault::LoseReply);
+    let mut fault = proxy.arm(GET, Fault::LoseReply);
     let mut getting = client.clone();
     let getting = tokio::spawn(async move { getting.get("id").await });
     fault.reached().await;
@@ -106,12 +96,12 @@ async fn a_read_whose_connection_ends_is_repeated() {
 #[tokio::test]
 async fn a_connection_that_lost_a_reply_is_closed() {
     let redis = Redis::start();
-    let line = Line::to(redis.port).await;
-    let server = behind(&line, &[]).await;
+    let proxy = ScriptedProxy::to(redis.port).await;
+    let server = Running::behind(&proxy, &[]).await;
     let mut client = server.client().await;
     client.mark(mark("id", int(1))).await.expect("marks");
 
-    let mut fault = line.arm(GET, Fault::SwallowReply);
+    let mut fault = proxy.arm(GET, Fault::SwallowReply);
     let lost = client.get("id").await;
     assert_error(lost, Unavailable, "BACKEND_TIMEOUT");
     fault.reached().await;
@@ -132,10 +122,10 @@ async fn a_connection_that_lost_a_reply_is_closed() {
 #[tokio::test]
 async fn a_connection_with_a_reply_that_does_not_end_is_closed() {
     let redis = Redis::start();
-    let line = Line::to(redis.port).await;
-    let server = behind(&line, &[]).await;
+    let proxy = ScriptedProxy::to(redis.port).await;
+    let server = Running::behind(&proxy, &[]).await;
     let client = server.client().await;
-    let mut fault = line.arm(GET, Fault::EndlessReply);
+    let mut fault = proxy.arm(GET, Fault::EndlessReply);
     // Steadily, so that the connection is never silent.
     let mut calls = tokio::task::JoinSet::new();
     let mut ticks = tokio::time::interval(Duration::from_millis(25));
@@ -166,12 +156,12 @@ async fn only_marks_of_which_nothing_was_sent_are_repeated() {
     // More than the buffers of two sockets take, and less than a worker holds for its calls.
     const MARKS: usize = 40;
     let redis = Redis::start();
-    let line = Line::to(redis.port).await;
-    let server = behind(&line, &["--redis-timeout=10s"]).await;
+    let proxy = ScriptedProxy::to(redis.port).await;
+    let server = Running::behind(&proxy, &["--redis-timeout=10s"]).await;
     let client = server.client().await;
     let value = "x".repeat(60_000);
 
-    let mut fault = line.arm(SET, Fault::Stall);
+    let mut fault = proxy.arm(SET, Fault::Stall);
     let marks: Vec<_> = (0..MARKS)
         .map(|id| marking(&client, mark(&id.to_string(), text(&value))))
         .collect();
@@ -244,9 +234,9 @@ async fn mark_until_master(client: &mut Client, value: mark_request::Value) {
 #[tokio::test]
 async fn a_mark_that_a_replica_refuses_is_repeated_at_the_master() {
     let (replica, master) = (replica(0), Redis::start());
-    let line = Line::to(replica.port).await;
-    let server = behind(&line, &["--redis-timeout=2s"]).await;
-    line.lead_to(master.port);
+    let proxy = ScriptedProxy::to(replica.port).await;
+    let server = Running::behind(&proxy, &["--redis-timeout=2s"]).await;
+    proxy.lead_to(master.port);
     mark_until_master(&mut server.client().await, int(5)).await;
     assert_eq!(master.connect().get("dyn_data/marked"), Ok(5));
     server.stop().await;
@@ -256,14 +246,14 @@ async fn a_mark_that_a_replica_refuses_is_repeated_at_the_master() {
 async fn a_connection_that_is_given_up_serves_what_is_in_flight_on_it() {
     const GETS: usize = 50;
     let (replica, master) = (replica(GETS), Redis::start());
-    let line = Line::to(replica.port).await;
-    let server = behind(&line, &["--redis-timeout=5s"]).await;
+    let proxy = ScriptedProxy::to(replica.port).await;
+    let server = Running::behind(&proxy, &["--redis-timeout=5s"]).await;
     let mut client = server.client().await;
-    line.lead_to(master.port);
+    proxy.lead_to(master.port);
     // Connections that are younger are not given up.
     tokio::time::sleep(Duration::from_millis(2_100)).await;
 
-    let mut fault = line.arm(SET, Fault::HoldReplies { gets: GETS });
+    let mut fault = proxy.arm(SET, Fault::HoldReplies { gets: GETS });
     let marked = marking(&client, mark("marked", int(5)));
     // The SET is on its way before the first GET.
     server.metric("dyndata_calls_in_flight 1").await;
@@ -317,7 +307,7 @@ async fn every_failed_mark_says_whether_it_may_have_an_effect() {
     redis.pause(60_000);
     let reason = "BACKEND_TIMEOUT";
     check(mark("id", int(1)), Unavailable, reason, "unknown").await;
-    redis.stop();
+    redis.kill();
     server.metric("dyndata_store_links_up 0").await;
     let reason = "BACKEND_UNAVAILABLE";
     check(mark("id", int(1)), Unavailable, reason, "not_executed").await;

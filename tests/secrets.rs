@@ -5,8 +5,8 @@ mod support;
 use std::process::{Command, Stdio};
 
 use support::{
-    CANARY, Redis, assert_no_secret,
-    certificates::{Authority, Files, Validity},
+    CANARY, Directory, Redis, assert_no_secret,
+    certificates::{Authority, Validity},
     free_port, sha256_hex,
 };
 
@@ -31,7 +31,7 @@ fn assert_clean(what: &str, text: &str) {
 
 #[test]
 fn wrong_settings_are_complained_about_without_the_secrets_in_them() {
-    let files = Files::new();
+    let files = Directory::new();
     let secret = files.write("secret", CANARY);
     let access = files.write(
         "access.toml",
@@ -65,7 +65,7 @@ fn wrong_settings_are_complained_about_without_the_secrets_in_them() {
 
 #[test]
 fn a_server_at_work_says_nothing_of_its_secrets_or_its_callers() {
-    let files = Files::new();
+    let files = Directory::new();
     let authority = Authority::new();
     let identity = authority.issue("localhost", Validity::Now);
     let ca = files.write("ca.pem", &authority.pem);
@@ -130,7 +130,8 @@ fn a_server_at_work_says_nothing_of_its_secrets_or_its_callers() {
     }
     // Another password, and the wrong one: what Redis says about it is logged.
     files.write("password", &format!("not-{CANARY}"));
-    redis.kill_connections(CANARY);
+    redis.use_password(CANARY);
+    redis.try_to(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
     support::eventually("the server is not ready", || {
         get("/readyz").is_some_and(|reply| reply.contains(" 503 "))
     });

@@ -44,7 +44,7 @@ async fn health_follows_redis() {
         health(&server, "other").await.expect_err("unknown").code(),
         Code::NotFound
     );
-    redis.stop();
+    redis.kill();
     let start = Instant::now();
     while health(&server, "").await.expect("known") == ServingStatus::Serving {
         assert!(start.elapsed() < PATIENCE, "health never noticed");
@@ -527,7 +527,7 @@ async fn health_follows_an_outage_and_not_a_reconnect() {
         assert!(start.elapsed() < PATIENCE, "never back");
     }
     assert_eq!(server.http("/readyz").await.0, 200);
-    redis.stop();
+    redis.kill();
     assert_eq!(next().await, ServingStatus::NotServing);
     assert_eq!(server.http("/readyz").await.0, 503);
     let liveness = HealthCheckRequest {
@@ -535,7 +535,7 @@ async fn health_follows_an_outage_and_not_a_reconnect() {
     };
     let status = health.check(liveness).await.expect("answers").into_inner();
     assert_eq!(status.status(), ServingStatus::Serving);
-    redis.restart();
+    redis.run();
     assert_eq!(next().await, ServingStatus::Serving);
     assert_eq!(server.http("/readyz").await.0, 200);
     server.stop().await;

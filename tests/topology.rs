@@ -1,36 +1,20 @@
 //! Cluster nodes and sentinels that disagree: whom the service believes. Real processes.
-#![allow(
-    unreachable_pub,
-    dead_code,
-    reason = "the processes of the fault suite, of which these tests use a part"
-)]
 
-#[path = "faults/processes.rs"]
-mod processes;
 mod support;
-mod report {
-    /// The fault suite keeps logs for its table; here they are not needed.
-    pub fn keep_log(_: &str) {}
-}
 
 use std::{
-    fs,
     process::Command,
     time::{Duration, Instant},
 };
 
-use processes::{Directory, Redis, signal};
-use support::{Client, PATIENCE, Running, assert_error, eventually, int, mark};
+use support::{
+    Client, Directory, Dyndata, PATIENCE, Redis, Running, assert_error, eventually, int, mark,
+    redis_server::signal,
+};
 use tonic::{Code, Status};
 
 /// For how long a test watches that something does not happen.
 const WATCHED: Duration = Duration::from_secs(4);
-
-fn plain_redis() -> Redis {
-    let mut redis = Redis::prepare("127.0.0.1", &["--save", ""]);
-    redis.run();
-    redis
-}
 
 /// How many keys a server has.
 fn keys(redis: &Redis) -> i64 {
@@ -75,21 +59,14 @@ mod cluster {
 
     /// A node that belongs to no cluster yet.
     fn node() -> Redis {
-        let mut node = Redis::prepare(
-            "127.0.0.1",
-            &[
-                "--save",
-                "",
-                "--cluster-enabled",
-                "yes",
-                "--cluster-node-timeout",
-                "1000",
-                "--cluster-require-full-coverage",
-                "no",
-            ],
-        );
-        node.run();
-        node
+        Redis::start_with(&[
+            "--cluster-enabled",
+            "yes",
+            "--cluster-node-timeout",
+            "1000",
+            "--cluster-require-full-coverage",
+            "no",
+        ])
     }
 
     fn says_ok(node: &Redis) -> bool {
@@ -214,7 +191,6 @@ mod sentinel {
     /// hear of each other, so each keeps its belief.
     struct Sentinel {
         redis: Redis,
-        directory: Directory,
     }
 
     impl Sentinel {
@@ -224,8 +200,7 @@ mod sentinel {
 
         fn with(master: u16, epoch: u32, more: &str) -> Self {
             let mut this = Self {
-                redis: Redis::prepare("127.0.0.1", &[]),
-                directory: Directory::new(),
+                redis: Redis::prepare(&[]),
             };
             this.believe("127.0.0.1", master, epoch, more);
             this
@@ -240,9 +215,7 @@ mod sentinel {
                  sentinel down-after-milliseconds mymaster 60000\n\
                  sentinel config-epoch mymaster {epoch}\n"
             );
-            let file = self.directory.path().join("sentinel.conf");
-            fs::write(&file, config).expect("writes");
-            self.redis.run_as_sentinel(&file);
+            self.redis.run_as_sentinel(&config);
         }
     }
 
@@ -273,8 +246,8 @@ mod sentinel {
 
     #[tokio::test]
     async fn a_deposed_master_is_not_taken_because_the_new_one_cannot_be_reached() {
-        let deposed = plain_redis();
-        let mut new = Redis::prepare("127.0.0.1", &["--save", ""]);
+        let deposed = Redis::start();
+        let mut new = Redis::prepare(&[]);
         let sentinels = [
             Sentinel::of(deposed.port, 1),
             Sentinel::of(new.port, 2),
@@ -295,7 +268,7 @@ mod sentinel {
 
     #[tokio::test]
     async fn the_highest_epoch_wins_over_the_majority() {
-        let (deposed, new) = (plain_redis(), plain_redis());
+        let (deposed, new) = (Redis::start(), Redis::start());
         let sentinels = [
             Sentinel::of(deposed.port, 4),
             Sentinel::of(deposed.port, 4),
@@ -315,7 +288,7 @@ mod sentinel {
 
     #[tokio::test]
     async fn a_master_is_left_when_one_sentinel_has_a_higher_epoch() {
-        let (deposed, new) = (plain_redis(), plain_redis());
+        let (deposed, new) = (Redis::start(), Redis::start());
         let mut sentinels = [(); 3].map(|()| Sentinel::of(deposed.port, 1));
         let server = start_behind(&sentinels, &[]);
         server.ready().await;
@@ -335,7 +308,7 @@ mod sentinel {
 
     #[tokio::test]
     async fn a_stale_sentinel_causes_no_reconnect() {
-        let (deposed, new) = (plain_redis(), plain_redis());
+        let (deposed, new) = (Redis::start(), Redis::start());
         let sentinels = [
             Sentinel::of(deposed.port, 1),
             Sentinel::of(new.port, 2),
@@ -353,7 +326,7 @@ mod sentinel {
 
     #[tokio::test]
     async fn equal_epochs_need_a_majority() {
-        let (first, second) = (plain_redis(), plain_redis());
+        let (first, second) = (Redis::start(), Redis::start());
         let mut sentinels = [
             Sentinel::of(first.port, 3),
             Sentinel::of(second.port, 3),
@@ -375,7 +348,7 @@ mod sentinel {
     async fn without_epochs_the_majority_decides() {
         let user = "user default on nopass ~* &* +@all -sentinel \
                     +sentinel|get-master-addr-by-name";
-        let (first, second) = (plain_redis(), plain_redis());
+        let (first, second) = (Redis::start(), Redis::start());
         let sentinels = [
             Sentinel::with(first.port, 9, user),
             Sentinel::with(second.port, 1, user),
@@ -396,7 +369,7 @@ mod sentinel {
     /// Two of three sentinels hang; the one that answers decides, and calls do not suffer.
     #[tokio::test]
     async fn hung_sentinels_do_not_end_a_connection() {
-        let master = plain_redis();
+        let master = Redis::start();
         let sentinels = [(); 3].map(|()| Sentinel::of(master.port, 1));
         let server = start_behind(&sentinels, &[]);
         server.ready().await;
@@ -420,20 +393,17 @@ mod sentinel {
 
     #[tokio::test]
     async fn sentinels_may_want_a_password_and_announce_a_host_name() {
-        let master = plain_redis();
+        let master = Redis::start();
         master.must(&["CONFIG", "SET", "requirepass", "secret"]);
         let more = "requirepass secret\n\
                     sentinel resolve-hostnames yes\n\
                     sentinel announce-hostnames yes";
-        let mut sentinels = [(); 3].map(|()| Redis::prepare("127.0.0.1", &[]));
+        let mut sentinels = [(); 3].map(|()| Redis::prepare(&[]));
         for sentinel in &mut sentinels {
             sentinel.use_password("secret");
         }
         let sentinels = sentinels.map(|redis| {
-            let mut sentinel = Sentinel {
-                redis,
-                directory: Directory::new(),
-            };
+            let mut sentinel = Sentinel { redis };
             sentinel.believe("localhost", master.port, 1, more);
             sentinel
         });
@@ -459,18 +429,11 @@ mod sentinel {
 #[test]
 fn a_hung_name_resolution_does_not_hold_the_shutdown() {
     let directory = Directory::new();
-    let config = directory.path().join("resolv.conf");
-    // Nobody answers behind this socket, so that a lookup takes half a minute.
+    // Nothing answers on this socket, so that a lookup takes half a minute.
     let silent = std::net::UdpSocket::bind("127.83.71.9:53");
-    fs::write(
-        &config,
-        "nameserver 127.83.71.9\noptions timeout:30 attempts:1\n",
-    )
-    .expect("writes");
-    let mount = format!(
-        r#"mount --bind '{}' /etc/resolv.conf && exec "$0" "$@""#,
-        config.display()
-    );
+    let config = "nameserver 127.83.71.9\noptions timeout:30 attempts:1\n";
+    let config = directory.write("resolv.conf", config);
+    let mount = format!(r#"mount --bind '{config}' /etc/resolv.conf && exec "$0" "$@""#);
     let through = ["unshare", "--mount", "sh", "-c", mount.as_str()];
     let can = Command::new(through[0])
         .args(&through[1..])
@@ -481,7 +444,7 @@ fn a_hung_name_resolution_does_not_hold_the_shutdown() {
         return;
     }
     let url = "--redis-url=redis://hangs.test.example:6379";
-    let mut server = processes::Dyndata::start_through(&through, &[url]);
+    let mut server = Dyndata::start_through(&through, &[url]);
     eventually("a lookup hangs", || {
         server
             .http("/readyz")

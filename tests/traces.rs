@@ -17,7 +17,7 @@ use opentelemetry_proto::tonic::{
     common::v1::{KeyValue, any_value::Value},
     trace::v1::{Span, span::SpanKind, status::StatusCode},
 };
-use support::{CANARY, PATIENCE, Redis, certificates::Files, free_port, int, mark, sha256_hex};
+use support::{CANARY, Directory, PATIENCE, Redis, free_port, int, mark, sha256_hex};
 use tonic::{Request, Response, Status, metadata::MetadataValue};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -120,7 +120,7 @@ async fn a_callers_trace_goes_on_through_the_call_and_the_store() {
     let endpoint = collector.start();
     let mut redis = Redis::start();
     let port = free_port();
-    let files = Files::new();
+    let files = Directory::new();
     let token = format!("dyn_{CANARY}");
     let access = files.write(
         "access.toml",
@@ -183,7 +183,7 @@ async fn a_callers_trace_goes_on_through_the_call_and_the_store() {
     assert!(store.end_time_unix_nano <= call.end_time_unix_nano);
 
     // What fails is seen to have failed, in both.
-    redis.stop();
+    redis.kill();
     client.get(traced("01")).await.expect_err("no redis");
     let spans = collector.spans(4).await;
     for span in &spans[2..] {

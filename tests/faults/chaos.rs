@@ -8,11 +8,11 @@ use std::{
 
 use crate::{
     failover,
-    processes::{Dyndata, Redis},
     proxy::{Mode, Proxy},
     report::Report,
     runner::{Case, Pace},
     standalone,
+    support::{Dyndata, Redis},
     topology::{Cluster, Sentinels},
     trial::{Losses, Trial},
     writers::Pressure,
@@ -79,7 +79,7 @@ fn one_redis(pace: &Pace) -> Report {
         ("reply swallowed", Mode::SwallowReply),
         ("delivered later", Mode::DeliverLate),
     ];
-    let mut redis = Redis::start();
+    let mut redis = Redis::start_durable(&[]);
     let line = Proxy::start(redis.port);
     let servers = [(); 2].map(|()| Dyndata::on(&line.url(), &[]));
     let mut trial = Trial::start(&servers[0], standalone::LIMIT, Losses::None);

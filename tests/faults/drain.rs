@@ -21,12 +21,11 @@ use crate::{
     client::failed,
     history::Outcome,
     load::{AtTheEnd, Load, Rate, endings},
-    processes::{Dyndata, Redis, signal},
     proxy::{Mode, Proxy},
     report::Report,
     runner::{Case, Pace},
     service::{greedy, on_a_runtime},
-    support::eventually,
+    support::{Dyndata, Redis, eventually, redis_server::signal},
 };
 
 pub const CASES: &[Case] = &[
@@ -70,7 +69,7 @@ fn ended(took: Duration, wrong: Option<String>) -> Report {
 
 /// Redis takes a while for every answer, so that many calls are in flight at any time.
 fn under_load(pace: &Pace) -> Report {
-    let redis = Redis::start();
+    let redis = Redis::start_durable(&[]);
     let line = Proxy::start(redis.port);
     line.set(Mode::Delay(Duration::from_millis(100)));
     let mut in_flight = Vec::new();
@@ -208,7 +207,7 @@ async fn call(
 }
 
 fn silent_peer(_: &Pace) -> Report {
-    let redis = Redis::start();
+    let redis = Redis::start_durable(&[]);
     let mut server = serve(&redis);
     let _peer = TcpStream::connect(&server.addr).expect("connects");
     eventually("the peer is accepted", || {
@@ -220,7 +219,7 @@ fn silent_peer(_: &Pace) -> Report {
 }
 
 fn open_watch(_: &Pace) -> Report {
-    let redis = Redis::start();
+    let redis = Redis::start_durable(&[]);
     let mut server = serve(&redis);
     let url = format!("http://{}", server.addr);
     let (opened, is_open) = std::sync::mpsc::channel();
@@ -251,7 +250,7 @@ fn open_watch(_: &Pace) -> Report {
 
 /// Replies are on their way, and nobody takes them.
 fn stalled(_: &Pace) -> Report {
-    let redis = Redis::start();
+    let redis = Redis::start_durable(&[]);
     let mut server = serve(&redis);
     let line = Proxy::start(server.port());
     let (wrote, written) = std::sync::mpsc::channel();
@@ -269,7 +268,7 @@ fn stalled(_: &Pace) -> Report {
 
 /// A process with calls in flight that stands still, and does not answer GOAWAY's ping.
 fn stopped(_: &Pace) -> Report {
-    let redis = Redis::start();
+    let redis = Redis::start_durable(&[]);
     let mut server = serve(&redis);
     let mut client = Client::start(&server.addr);
     let callers = format!("dyndata_connections {}", Rate::default().callers);

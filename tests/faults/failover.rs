@@ -10,10 +10,9 @@ use crate::{
     client::name,
     history::Operation,
     load::endings,
-    processes::{Dyndata, Redis},
     report::Report,
     runner::{Case, Pace},
-    support::eventually,
+    support::{Dyndata, Redis, eventually},
     topology::{Cluster, DOWN_AFTER, Member, Sentinels},
     trial::{Fault, Losses, Trial, during},
 };

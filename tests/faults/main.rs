@@ -29,7 +29,6 @@ mod failover;
 mod history;
 mod load;
 mod overload;
-mod processes;
 mod proxy;
 mod register;
 mod report;

@@ -6,10 +6,10 @@ use std::{thread::sleep, time::Duration};
 use crate::{
     history::{Operation, Outcome},
     load::{AtTheEnd, Load, Rate, endings, percentile},
-    processes::{Dyndata, Redis},
     proxy::{Mode, Proxy},
     report::Report,
     runner::{Case, Pace},
+    support::{Dyndata, Redis},
     trial::{Losses, Trial},
 };
 
@@ -24,7 +24,7 @@ const CAPACITY: u32 = MAX_IN_FLIGHT * 1_000 / 50;
 const SHED_WITHIN: Duration = Duration::from_millis(20);
 
 fn overload(pace: &Pace) -> Report {
-    let redis = Redis::start();
+    let redis = Redis::start_durable(&[]);
     let line = Proxy::start(redis.port);
     let in_flight = format!("--max-in-flight={MAX_IN_FLIGHT}");
     let server = Dyndata::on(&line.url(), &["--workers=1", &in_flight]);

@@ -1,23 +1,8 @@
 //! What a case has to say, and the table of all of them.
 
-use std::{cell::RefCell, fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, time::Duration};
 
 use crate::{checker::Findings, writers::Summary};
-
-thread_local! {
-    /// Logs of services whose case failed: each case has a thread of its own.
-    static LOGS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Keeps a log for the report of a case that failed.
-pub fn keep_log(log: &str) {
-    LOGS.with_borrow_mut(|logs| logs.push(log.to_owned()));
-}
-
-/// The logs that this thread has kept.
-pub fn kept_logs() -> Vec<String> {
-    LOGS.take()
-}
 
 /// One row.
 #[derive(Debug, Default)]

@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::report::{self, Report};
+use crate::{
+    report::{self, Report},
+    support::dyndata_process::take_logs,
+};
 
 /// Cases that run at the same time: what they do most is wait.
 const LANES: usize = 4;
@@ -198,7 +201,7 @@ fn run_in_lanes(
 fn run_one(case: Case, pace: &Pace) -> Report {
     let mut report = catch_unwind(AssertUnwindSafe(|| (case.run)(pace)))
         .unwrap_or_else(|panic| Report::of(vec![format!("panicked: {}", message(&*panic))]));
-    for log in report::kept_logs() {
+    for log in take_logs() {
         if !report.failures.is_empty() {
             let lines: Vec<_> = log.lines().collect();
             let from = lines.len().saturating_sub(LOG_LINES);

@@ -14,11 +14,11 @@ use tonic::transport::Channel;
 use crate::{
     history::Operation,
     load::{AtTheEnd, Rate, endings, percentile},
-    processes::{Dyndata, Redis},
     proxy::{Mode, Proxy},
     report::Report,
     runner::{Case, Pace},
     standalone::{LIMIT, nothing_fails},
+    support::{Dyndata, Redis},
     trial::{Fault, Losses, Trial, during},
 };
 
@@ -34,7 +34,7 @@ pub const CASES: &[Case] = &[
 const LOG_LINES: usize = 50;
 
 fn out_of_files(pace: &Pace) -> Report {
-    let redis = Redis::start();
+    let redis = Redis::start_durable(&[]);
     let url = format!("--redis-url={}", redis.url());
     let through = ["sh", "-c", r#"ulimit -n 64 && exec "$0" "$@""#];
     let server = Dyndata::start_through(&through, &[&url]);
@@ -99,7 +99,7 @@ pub fn on_a_runtime<T>(task: impl Future<Output = T>) -> T {
 
 /// One caller asks for megabytes and reads none of them; the others must not notice.
 fn stalled_client(pace: &Pace) -> Report {
-    let redis = Redis::start();
+    let redis = Redis::start_durable(&[]);
     let server = Dyndata::on(&redis.url(), &["--workers=1"]);
     let line = Proxy::start(server.port());
     // Making the replies takes a while in a build without optimization.
@@ -147,7 +147,7 @@ pub fn greedy(line: &Proxy, lasts: Duration, stalled: impl FnOnce()) {
 }
 
 fn aged_connections(pace: &Pace) -> Report {
-    let redis = Redis::start();
+    let redis = Redis::start_durable(&[]);
     let server = Dyndata::on(&redis.url(), &["--max-connection-age=1s"]);
     let mut trial = Trial::start_unready(&server, LIMIT, Losses::None);
     trial.expect_goaway();
@@ -176,7 +176,7 @@ fn aged_connections(pace: &Pace) -> Report {
 
 /// Redis takes longer than any caller waits.
 fn short_deadlines(pace: &Pace) -> Report {
-    let redis = Redis::start();
+    let redis = Redis::start_durable(&[]);
     let line = Proxy::start(redis.port);
     let server = Dyndata::on(&line.url(), &[]);
     line.set(Mode::Delay(Duration::from_millis(200)));
@@ -206,7 +206,7 @@ fn redis_down(pace: &Pace) -> Report {
     // Attempts until the backoff is at its longest.
     const FIRST: usize = 8;
     let seconds = pace.times(6, 30);
-    let redis = Redis::start();
+    let redis = Redis::start_durable(&[]);
     let line = Proxy::start(redis.port);
     let server = Dyndata::on(&line.url(), &["--workers=2"]);
     let mut trial = Trial::start(&server, LIMIT, Losses::None);

@@ -5,11 +5,10 @@ use std::{fs, thread::sleep, time::Duration};
 use crate::{
     history::Operation,
     load::endings,
-    processes::{DURABLE, Directory, Dyndata, Redis},
     report::Report,
     runner::{Case, Pace},
     standalone::LIMIT,
-    support::{CANARY, eventually},
+    support::{CANARY, Directory, Dyndata, Redis, eventually, redis_server::DURABLE},
     trial::{Fault, Losses, Trial, during, late_replicas},
 };
 
@@ -66,7 +65,7 @@ fn marks_get(
 }
 
 fn out_of_memory(pace: &Pace) -> Report {
-    let redis = Redis::start_with(&["--maxmemory-policy", "noeviction"]);
+    let redis = Redis::start_durable(&["--maxmemory-policy", "noeviction"]);
     let server = Dyndata::on(&redis.url(), &[]);
     let mut trial = trial(&server);
     for _ in 0..pace.times(1, 4) {
@@ -82,14 +81,10 @@ fn out_of_memory(pace: &Pace) -> Report {
 
 /// PING is refused too, so the connections that are opened meanwhile are the hard part.
 fn misconfigured(pace: &Pace) -> Report {
-    let mut redis = Redis::prepare(
-        "127.0.0.1",
-        &["--save", "3600", "1", "--enable-debug-command", "yes"],
-    );
-    redis.run();
+    let redis = Redis::start_with(&["--save", "3600", "1", "--enable-debug-command", "yes"]);
     let server = Dyndata::on(&redis.url(), &[]);
     let mut trial = trial(&server);
-    let in_the_way = redis.directory.path().join("dump.rdb");
+    let in_the_way = redis.directory.path("dump.rdb");
     for _ in 0..pace.times(1, 4) {
         // Nobody, not even root, can move a file over a directory.
         _ = fs::remove_file(&in_the_way);
@@ -136,13 +131,12 @@ fn misconfigured(pace: &Pace) -> Report {
 fn wrong_password(pace: &Pace) -> Report {
     let first = format!("first-{CANARY}");
     let arguments = [DURABLE, &["--requirepass", &first]].concat();
-    let mut redis = Redis::prepare("127.0.0.1", &arguments);
+    let mut redis = Redis::prepare(&arguments);
     redis.use_password(&first);
     redis.run();
     let directory = Directory::new();
-    let file = directory.path().join("password");
-    fs::write(&file, first + "\n").expect("writes");
-    let from_file = format!("--redis-password-file={}", file.display());
+    let file = directory.write("password", &(first + "\n"));
+    let from_file = format!("--redis-password-file={file}");
     let server = Dyndata::on(&redis.url(), &[&from_file]);
     let mut trial = trial(&server);
     trial.expect_late_expiry(late_replicas());
@@ -155,7 +149,7 @@ fn wrong_password(pace: &Pace) -> Report {
         redis.try_to(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
         sleep(LASTS);
         trial.lift();
-        fs::write(&file, format!("{password}\n")).expect("writes");
+        directory.write("password", &format!("{password}\n"));
         trial.over();
     }
     trial.judge_with(|operations, faults| {
@@ -169,7 +163,7 @@ fn wrong_password(pace: &Pace) -> Report {
 }
 
 fn no_permission(pace: &Pace) -> Report {
-    let redis = Redis::start();
+    let redis = Redis::start_durable(&[]);
     let server = Dyndata::on(&redis.url(), &[]);
     let mut trial = trial(&server);
     for _ in 0..pace.times(1, 4) {
@@ -186,7 +180,7 @@ fn no_permission(pace: &Pace) -> Report {
 /// It answers LOADING, to PING as well, until its data is there.
 fn loading(pace: &Pace) -> Report {
     // Redis 6 answers after every two megabytes only, so that there has to be more of them.
-    let mut redis = Redis::start_with(&["--rdbcompression", "no"]);
+    let mut redis = Redis::start_durable(&["--rdbcompression", "no"]);
     let server = Dyndata::on(&redis.url(), &[]);
     let mut trial = trial(&server);
     redis.must(&["DEBUG", "POPULATE", "2000", "filler", "5000"]);
@@ -222,7 +216,7 @@ fn loading(pace: &Pace) -> Report {
 }
 
 fn busy_script(pace: &Pace) -> Report {
-    let redis = Redis::start_with(&["--lua-time-limit", "100"]);
+    let redis = Redis::start_durable(&["--lua-time-limit", "100"]);
     let server = Dyndata::on(&redis.url(), &[]);
     let mut trial = trial(&server);
     for _ in 0..pace.times(1, 4) {
@@ -248,7 +242,7 @@ fn busy_script(pace: &Pace) -> Report {
 }
 
 fn read_only(pace: &Pace) -> Report {
-    let redis = Redis::start();
+    let redis = Redis::start_durable(&[]);
     let server = Dyndata::on(&redis.url(), &[]);
     let mut trial = trial(&server);
     for _ in 0..pace.times(1, 4) {
@@ -275,11 +269,11 @@ fn read_only(pace: &Pace) -> Report {
 }
 
 fn max_clients(pace: &Pace) -> Report {
-    let redis = Redis::start();
+    let redis = Redis::start_durable(&[]);
     let server = Dyndata::on(&redis.url(), &[]);
     let mut trial = trial(&server);
     for _ in 0..pace.times(1, 4) {
-        let mut ours = redis.connect().expect("a connection");
+        let mut ours = redis.connect();
         let mut command = |words: &[&str]| -> redis::Value {
             redis::cmd(words[0])
                 .arg(&words[1..])
@@ -307,7 +301,7 @@ fn max_clients(pace: &Pace) -> Report {
 fn absent_at_start(pace: &Pace) -> Report {
     let mut reports = Vec::new();
     for _ in 0..pace.times(1, 3) {
-        let mut redis = Redis::prepare("127.0.0.1", DURABLE);
+        let mut redis = Redis::prepare(DURABLE);
         let url = format!("--redis-url={}", redis.url());
         let server = Dyndata::start(&[&url]);
         let mut trial = Trial::start_unready(&server, LIMIT, Losses::None);
@@ -332,15 +326,12 @@ fn absent_at_start(pace: &Pace) -> Report {
 /// The service sees a hosts file of its own, in which a name moves from one Redis to another.
 fn renamed(pace: &Pace) -> Report {
     let directory = Directory::new();
-    let hosts = directory.path().join("hosts");
+    let hosts = directory.path("hosts");
     let point_to = |address: &str| {
         fs::write(&hosts, format!("{address} redis.moves.test\n")).expect("writes");
     };
     point_to("127.0.0.1");
-    let mount = format!(
-        r#"mount --bind '{}' /etc/hosts && exec "$0" "$@""#,
-        hosts.display()
-    );
+    let mount = format!(r#"mount --bind '{hosts}' /etc/hosts && exec "$0" "$@""#);
     let through = ["unshare", "--mount", "sh", "-c", mount.as_str()];
     let can = std::process::Command::new(through[0])
         .args(&through[1..])
@@ -350,9 +341,10 @@ fn renamed(pace: &Pace) -> Report {
         return Report::skipped(format!("no mount namespace of one's own: {can:?}"));
     }
     // Both on the same port, of two addresses. The second one has all that the first one has.
-    let mut first = Redis::prepare("127.0.0.1", DURABLE);
+    let mut first = Redis::prepare(DURABLE);
     first.run();
-    let mut second = Redis::prepare("127.0.0.2", DURABLE);
+    let mut second = Redis::prepare(DURABLE);
+    second.host = "127.0.0.2";
     second.port = first.port;
     second.run();
     let url = format!("--redis-url=redis://redis.moves.test:{}", first.port);

@@ -6,10 +6,10 @@ use std::{thread::sleep, time::Duration};
 use crate::{
     history::Operation,
     load::{Rate, endings},
-    processes::{Dyndata, Redis},
     proxy::{Mode, Proxy},
     report::Report,
     runner::{Case, Pace},
+    support::{Dyndata, Redis},
     trial::{Fault, Losses, Trial, during},
     writers::Pressure,
 };
@@ -55,7 +55,7 @@ pub const DEEDS: &[(&str, Deed)] = &[
 ];
 
 fn direct(pace: &Pace, deed: Deed) -> Report {
-    let mut redis = Redis::start();
+    let mut redis = Redis::start_durable(&[]);
     let server = Dyndata::on(&redis.url(), &[]);
     let mut trial = Trial::start(&server, LIMIT, Losses::None);
     for _ in 0..pace.times(1, 4) {
@@ -113,7 +113,7 @@ fn on_a_line(
     rate: Rate,
     demands: impl FnOnce(&[Operation], &[Fault]) -> Vec<String>,
 ) -> Report {
-    let redis = Redis::start();
+    let redis = Redis::start_durable(&[]);
     let proxy = Proxy::start(redis.port);
     let server = Dyndata::on(&proxy.url(), &[]);
     let mut trial = Trial::with_rate(&server, LIMIT, Losses::None, rate);
@@ -131,7 +131,7 @@ fn on_a_line(
 /// Two services on one line, and several writers for each id: a command that takes effect twice,
 /// or later than its answer says, leaves reads that no order explains.
 fn with_writers(pace: &Pace, mode: Mode) -> Report {
-    let redis = Redis::start();
+    let redis = Redis::start_durable(&[]);
     let line = Proxy::start(redis.port);
     let servers = [(); 2].map(|()| Dyndata::on(&line.url(), &[]));
     let mut trial = Trial::with_rate(&servers[0], LIMIT, Losses::None, Rate::patient());

@@ -7,11 +7,10 @@ use crate::{
     checker::{Allowances, Findings, check},
     client::name,
     load::{AtTheEnd, Load, Rate},
-    processes::{Dyndata, Redis},
     proxy::{Mode, Proxy},
     report::Report,
     runner::{Case, Pace},
-    support::eventually,
+    support::{Dyndata, Redis, eventually},
 };
 
 pub const CASES: &[Case] = &[
@@ -23,7 +22,7 @@ pub const CASES: &[Case] = &[
 
 /// A real service under load, with a Redis that is tampered with behind its back.
 fn tampered(tamper: impl FnOnce(&Redis)) -> Findings {
-    let redis = Redis::start();
+    let redis = Redis::start_durable(&[]);
     let server = Dyndata::on(&redis.url(), &[]);
     let load = Load::start(&server.addr, Rate::default());
     eventually("there are calls", || load.recorder.successes() > 200);
@@ -76,7 +75,7 @@ fn foreign(_: &Pace) -> Report {
 
 /// The line between callers and service holds replies up for longer than they are let wait.
 fn late(_: &Pace) -> Report {
-    let redis = Redis::start();
+    let redis = Redis::start_durable(&[]);
     let server = Dyndata::on(&redis.url(), &[]);
     let line = Proxy::start(server.port());
     line.set(Mode::Delay(Duration::from_millis(300)));

@@ -1,16 +1,12 @@
 //! Redis as several processes: a master that sentinels watch, and a cluster.
 
 use std::{
-    fs,
     process::Command,
     thread::sleep,
     time::{Duration, Instant},
 };
 
-use crate::{
-    processes::{DURABLE, Redis},
-    support::eventually,
-};
+use crate::support::{Redis, eventually, redis_server::DURABLE};
 
 /// After this long without an answer a master counts as down, or a node as failed.
 pub const DOWN_AFTER: Duration = Duration::from_secs(1);
@@ -27,14 +23,12 @@ pub struct Sentinels {
 impl Sentinels {
     pub fn start() -> Self {
         let arguments: &[&str] = &[
-            "--save",
-            "",
             "--repl-diskless-sync-delay",
             "0",
             "--repl-ping-replica-period",
             "1",
         ];
-        let redis = [(); 2].map(|()| Redis::prepare("127.0.0.1", arguments));
+        let redis = [(); 2].map(|()| Redis::prepare(arguments));
         let mut this = Self {
             redis,
             sentinels: Vec::new(),
@@ -46,7 +40,7 @@ impl Sentinels {
         replica.must(&["REPLICAOF", "127.0.0.1", &master.port.to_string()]);
         eventually("the replica is in step", || in_step(replica));
         for _ in 0..3 {
-            let mut sentinel = Redis::prepare("127.0.0.1", &[]);
+            let mut sentinel = Redis::prepare(&[]);
             let config = format!(
                 "sentinel monitor mymaster 127.0.0.1 {} 2\n\
                  sentinel down-after-milliseconds mymaster {}\n\
@@ -54,9 +48,7 @@ impl Sentinels {
                 master.port,
                 DOWN_AFTER.as_millis()
             );
-            let file = sentinel.directory.path().join("sentinel.conf");
-            fs::write(&file, config).expect("writes");
-            sentinel.run_as_sentinel(&file);
+            sentinel.run_as_sentinel(&config);
             this.sentinels.push(sentinel);
         }
         this.settled();
@@ -126,7 +118,6 @@ impl Cluster {
         let mut nodes: Vec<_> = (0..6)
             .map(|_| {
                 Redis::prepare(
-                    "127.0.0.1",
                     &[
                         DURABLE,
                         &[

@@ -10,9 +10,9 @@ use crate::{
     checker::{self, Allowances},
     history::{Moment, Operation},
     load::{Load, Rate, endings},
-    processes::{Dyndata, is_redis_6},
     report::Report,
     starvation::Watch,
+    support::{Dyndata, redis_server::is_redis_6},
     writers::{Pressure, Writers},
 };
 

@@ -1,11 +1,6 @@
-//! A certificate authority of the tests' own, and files with what it issues.
+//! A certificate authority for the tests.
 
-use std::{
-    fs,
-    path::PathBuf,
-    sync::atomic::{AtomicU32, Ordering},
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -79,40 +74,5 @@ impl Authority {
             cert,
             key: key.serialize_pem(),
         }
-    }
-}
-
-/// Files in a directory of their own, removed with it.
-#[derive(Debug)]
-pub struct Files(PathBuf);
-
-impl Files {
-    pub fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("dyndata-files-{}-{number}", std::process::id());
-        let dir = std::env::temp_dir().join(name);
-        fs::create_dir_all(&dir).expect("a directory");
-        Self(dir)
-    }
-
-    /// Where a file of this name is.
-    pub fn path(&self, name: &str) -> String {
-        self.0.join(name).to_str().expect("UTF-8").to_owned()
-    }
-
-    /// Writes a file at once, as tools that rotate secrets do; gives where it is.
-    pub fn write(&self, name: &str, content: &str) -> String {
-        let new = self.path(&format!("{name}.new"));
-        fs::write(&new, content).expect("writes");
-        let path = self.path(name);
-        fs::rename(new, &path).expect("renames");
-        path
-    }
-}
-
-impl Drop for Files {
-    fn drop(&mut self) {
-        _ = fs::remove_dir_all(&self.0);
     }
 }

@@ -2,18 +2,16 @@
 #![allow(
     dead_code,
     unreachable_pub,
+    unused_imports,
     reason = "each test binary has this module to itself and uses a part of it"
 )]
 
 pub mod certificates;
-pub mod line;
+pub mod dyndata_process;
+pub mod redis_server;
+pub mod scripted_proxy;
 
 use std::{
-    fs,
-    net::TcpListener,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -28,8 +26,9 @@ use dyndata::{
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt as _;
 
-/// How long a thing that must happen may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub use dyndata_process::Dyndata;
+pub use redis_server::{Directory, PATIENCE, Redis, eventually, free_port};
+use scripted_proxy::ScriptedProxy;
 
 /// In every secret of these tests: tokens, passwords, private values. Nothing that anybody can
 /// read may have it: see `tests/canary.sh`, which looks at the output of all of them.
@@ -49,132 +48,6 @@ pub fn sha256_hex(text: &str) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
     let bytes = digest.as_ref().iter();
     bytes.map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// A redis-server of the test's own, without persistence, ended with it.
-#[derive(Debug)]
-pub struct Redis {
-    process: Option<Child>,
-    pub port: u16,
-    dir: PathBuf,
-    arguments: Vec<String>,
-}
-
-impl Redis {
-    pub fn start() -> Self {
-        Self::start_with(&[])
-    }
-
-    /// With more arguments, such as `["--requirepass", "secret"]`.
-    pub fn start_with(arguments: &[&str]) -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("dyndata-{}-{number}", std::process::id()));
-        fs::create_dir_all(&dir).expect("a directory for redis-server");
-        let mut redis = Self {
-            process: None,
-            port: free_port(),
-            dir,
-            arguments: arguments.iter().map(ToString::to_string).collect(),
-        };
-        redis.restart();
-        redis
-    }
-
-    /// Starts it again on the same port, and waits until it accepts connections.
-    pub fn restart(&mut self) {
-        self.stop();
-        let process = Command::new("redis-server")
-            .args(["--port", &self.port.to_string()])
-            .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
-            .args(["--unixsocket", "redis.sock", "--dir"])
-            .arg(&self.dir)
-            .args(&self.arguments)
-            .current_dir(&self.dir)
-            .stdout(Stdio::null())
-            .spawn();
-        self.process = Some(match process {
-            Ok(process) => process,
-            Err(error) => {
-                panic!(
-                    "cannot run redis-server ({error}); install it: apt-get install redis-server"
-                )
-            }
-        });
-        eventually("redis-server listens", || {
-            std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok()
-        });
-    }
-
-    /// Ends it without a goodbye.
-    pub fn stop(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            _ = process.kill();
-            _ = process.wait();
-        }
-    }
-
-    pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
-    }
-
-    pub fn unix_path(&self) -> PathBuf {
-        self.dir.join("redis.sock")
-    }
-
-    /// Makes it answer nobody for a while.
-    pub fn pause(&self, millis: u32) {
-        redis::cmd("CLIENT")
-            .arg(&["PAUSE", &millis.to_string(), "ALL"])
-            .exec(&mut self.connect())
-            .expect("CLIENT PAUSE");
-    }
-
-    /// Ends every connection but the one that says so.
-    pub fn kill_connections(&self, password: &str) {
-        let url = format!("redis://:{password}@127.0.0.1:{}", self.port);
-        let mut connection = redis::Client::open(url)
-            .and_then(|client| client.get_connection())
-            .expect("a connection to redis-server");
-        redis::cmd("CLIENT")
-            .arg(&["KILL", "TYPE", "NORMAL", "SKIPME", "YES"])
-            .exec(&mut connection)
-            .expect("CLIENT KILL");
-    }
-
-    /// A connection of the test's own, to see what is really there.
-    pub fn connect(&self) -> redis::Connection {
-        redis::Client::open(self.url())
-            .and_then(|client| client.get_connection())
-            .expect("a connection to redis-server")
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        self.stop();
-        _ = fs::remove_dir_all(&self.dir);
-    }
-}
-
-/// A port that was free a moment ago. A node of a cluster also uses the port 10,000 above it.
-pub fn free_port() -> u16 {
-    loop {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let port = listener.local_addr().expect("an address").port();
-        if port < 55_000 {
-            return port;
-        }
-    }
-}
-
-/// Waits until something holds; fails the test if it never does.
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < PATIENCE, "never happened: {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// A server of the test's own, on its own thread, stopped with it.
@@ -236,6 +109,15 @@ impl Running {
         let mut all = vec![url.as_str()];
         all.extend(arguments);
         let server = Self::start(&all);
+        server.ready().await;
+        server
+    }
+
+    /// Starts a server with one worker, so with one connection to Redis, which goes through this
+    /// proxy. Waits until the server is ready.
+    pub async fn behind(proxy: &ScriptedProxy, arguments: &[&str]) -> Self {
+        let url = format!("--redis-url={}", proxy.url());
+        let server = Self::start(&[&[url.as_str(), "--workers=1"], arguments].concat());
         server.ready().await;
         server
     }

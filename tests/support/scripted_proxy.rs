@@ -73,14 +73,14 @@ impl Armed {
 }
 
 #[derive(Debug)]
-pub struct Line {
+pub struct ScriptedProxy {
     pub port: u16,
     target: Arc<AtomicU16>,
     scripts: Arc<Mutex<Vec<Script>>>,
     task: AbortHandle,
 }
 
-impl Line {
+impl ScriptedProxy {
     /// To the Redis on this port.
     pub async fn to(port: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
@@ -127,7 +127,7 @@ impl Line {
     }
 }
 
-impl Drop for Line {
+impl Drop for ScriptedProxy {
     fn drop(&mut self) {
         self.task.abort();
     }
