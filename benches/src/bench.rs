@@ -1,5 +1,5 @@
-//! dyndata measured beside its peers, on one machine, in one run. `README.md` says how to read
-//! what it prints.
+//! The benchmark: dyndata beside its peers, on one machine, in one run. `README.md` says how to
+//! read the results.
 
 mod bars;
 mod counts;
@@ -14,6 +14,9 @@ mod plan;
 mod plot;
 mod process;
 mod redis;
+#[path = "../../tests/support/redis_server.rs"]
+#[allow(dead_code, reason = "the benchmark needs a part of it")]
+mod redis_server;
 mod report;
 mod results;
 mod subjects;
@@ -28,9 +31,13 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::{measure::Bench, subjects::Programs};
+use crate::{measure::Bench, results::Row, subjects::Programs};
 
-// The generator shares the machine with what it measures: it should cost little.
+/// The files with the results, in this directory.
+const FULL_RESULTS: &str = "results.jsonl";
+const QUICK_RESULTS: &str = "results-quick.jsonl";
+
+// The generator shares the machine with the servers, so it should cost little.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -49,9 +56,9 @@ struct Args {
     /// This directory, for peers and results
     #[arg(long, default_value = "benches", global = true)]
     benches: PathBuf,
-    /// Where the plot of a full run goes
-    #[arg(long, default_value = "docs/performance.svg")]
-    plot: PathBuf,
+    /// The page with the tables of a full run; the plot stands beside it
+    #[arg(long, default_value = "docs/performance.md", global = true)]
+    page: PathBuf,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -60,6 +67,8 @@ struct Args {
 enum Command {
     /// Prints system calls and heap allocations per Get, and compares nothing
     Counts,
+    /// Writes the tables of the page and the plot anew, from the results of the last full run
+    Page,
 }
 
 fn main() -> Result<()> {
@@ -73,6 +82,10 @@ fn main() -> Result<()> {
     };
     match args.command {
         Some(Command::Counts) => counts::run(&programs),
+        Some(Command::Page) => {
+            let text = fs::read_to_string(args.benches.join(FULL_RESULTS))?;
+            write_page(&args, &results::from_lines(&text)?)
+        }
         None => compare(&args, programs),
     }
 }
@@ -80,7 +93,7 @@ fn main() -> Result<()> {
 fn compare(args: &Args, programs: Programs) -> Result<()> {
     let start = Instant::now();
     let steps = plan::steps(args.quick, args.rounds);
-    let mut bench = Bench::start(programs, plan::subjects(args.quick), args.quick)?;
+    let mut bench = Bench::start(programs, plan::subjects(args.quick))?;
 
     let total: Duration = steps.iter().map(|(_, step)| step.estimate()).sum();
     let mut done = Duration::ZERO;
@@ -101,26 +114,36 @@ fn compare(args: &Args, programs: Programs) -> Result<()> {
         );
     }
 
-    let results = &bench.results;
-    let bars = bars::bars(results);
-    report::print(results, &bars);
+    let rows = bench.results.rows();
+    report::print(&rows);
     let name = if args.quick {
-        "results-quick.json"
+        QUICK_RESULTS
     } else {
-        "results.json"
+        FULL_RESULTS
     };
     let file = args.benches.join(name);
-    fs::write(&file, report::json(results, &bars)?)
+    fs::write(&file, results::to_lines(&rows)?)
         .with_context(|| format!("cannot write {}", file.display()))?;
-    println!("\nEvery measurement is in {}.", file.display());
+    println!("The results are in {}.", file.display());
     if !args.quick {
-        if let Some(directory) = args.plot.parent() {
-            fs::create_dir_all(directory)?;
-        }
-        fs::write(&args.plot, plot::svg(results))?;
-        println!("The plot is {}.", args.plot.display());
+        write_page(args, &rows)?;
     }
     println!("The run took {}.", clock(start.elapsed()));
+    Ok(())
+}
+
+/// Writes the tables of the page, and the plot.
+fn write_page(args: &Args, rows: &[Row]) -> Result<()> {
+    let page = fs::read_to_string(&args.page)
+        .with_context(|| format!("cannot read {}", args.page.display()))?;
+    fs::write(&args.page, report::update_page(&page, rows)?)?;
+    let plot = args.page.with_extension("svg");
+    fs::write(&plot, plot::svg(rows))?;
+    println!(
+        "The tables are in {}, the plot is {}.",
+        args.page.display(),
+        plot.display()
+    );
     Ok(())
 }
 

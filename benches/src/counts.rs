@@ -24,8 +24,9 @@ use crate::{
     keys::{IDS, KeySet, Operation},
     load::call_all,
     plan::BAR_SHAPE,
-    process::{Scratch, bound_command},
+    process::bound_command,
     redis::Redis,
+    redis_server::Directory,
     subjects::{Kind, Programs, Subject},
 };
 
@@ -60,9 +61,8 @@ const PROBE_GROUP: &str = "dyndata_bench";
 pub fn run(programs: &Programs) -> Result<()> {
     let kinds = [Kind::Dyndata, Kind::Quickstart, Kind::Manager];
     programs.check(&kinds)?;
-    let scratch = Scratch::new()?;
-    let directory = scratch.path();
-    let mut redis = Redis::start(directory)?;
+    let directory = &Directory::new();
+    let mut redis = Redis::start()?;
     let keys = KeySet::random(IDS);
     redis.fill(&keys)?;
 
@@ -117,9 +117,9 @@ fn with_perf(
     subject: &Subject,
     keys: &KeySet,
     events: &[(String, String)],
-    directory: &Path,
+    directory: &Directory,
 ) -> Result<Vec<(String, u64)>> {
-    let file = directory.join("perf-stat");
+    let file = directory.path("perf-stat");
     let names: Vec<&str> = events.iter().map(|(_, event)| event.as_str()).collect();
     let mut perf = bound_command("perf");
     perf.args(["stat", "-x", ",", "-e", &names.join(","), "-o"])
@@ -138,8 +138,12 @@ fn with_perf(
     events.iter().map(count).collect()
 }
 
-fn with_strace(subject: &Subject, keys: &KeySet, directory: &Path) -> Result<Vec<(String, u64)>> {
-    let file = directory.join("strace");
+fn with_strace(
+    subject: &Subject,
+    keys: &KeySet,
+    directory: &Directory,
+) -> Result<Vec<(String, u64)>> {
+    let file = directory.path("strace");
     let mut strace = bound_command("strace");
     strace
         .args(["-c", "-f", "-o"])
@@ -156,7 +160,7 @@ fn with_strace(subject: &Subject, keys: &KeySet, directory: &Path) -> Result<Vec
 }
 
 /// What `counter` has written to `file` after `CALLS` Gets.
-fn counted(mut counter: Command, file: &Path, subject: &Subject, keys: &KeySet) -> Result<String> {
+fn counted(mut counter: Command, file: &str, subject: &Subject, keys: &KeySet) -> Result<String> {
     let name = counter.get_program().to_string_lossy().into_owned();
     let mut counter = Counter(
         counter

@@ -1,13 +1,14 @@
 //! nghttp2's h2load, a second generator. It costs less than ours and looks at nothing but the
 //! HTTP status.
 
-use std::{fs, net::SocketAddr, path::Path, process::Command, time::Duration};
+use std::{fs, net::SocketAddr, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     keys::Workload,
     load::{Outcome, Shape},
+    redis_server::Directory,
 };
 
 /// The same request over and over, for `duration`. `directory` is for the request's bytes.
@@ -16,10 +17,10 @@ pub fn run<P>(
     workload: &Workload,
     shape: Shape,
     duration: Duration,
-    directory: &Path,
+    directory: &Directory,
     mut probe: impl FnMut() -> Result<P>,
 ) -> Result<Outcome<P>> {
-    let file = directory.join("request");
+    let file = directory.path("request");
     fs::write(&file, workload.request(0))?;
     let url = format!("http://{target}{}", workload.operation.path());
     let mut command = Command::new("h2load");

@@ -1,14 +1,12 @@
 //! HTTP/1.1 with keep-alive, as far as webdis needs it: one request at a time on a connection.
 
-use std::{net::SocketAddr, time::Instant};
+use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, ensure};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
-
-use crate::load::Control;
 
 /// One connection.
 pub struct Connection {
@@ -26,22 +24,9 @@ impl Connection {
         })
     }
 
-    /// Asks again as soon as it is answered, until the run is over.
-    pub async fn run(mut self, control: &Control) -> Result<()> {
-        while let Some(number) = control.next() {
-            let start = Instant::now();
-            self.socket
-                .write_all(&control.workload.request(number))
-                .await?;
-            let body = self.reply().await?;
-            control.workload.check(number, body)?;
-            control.succeeded(start);
-        }
-        Ok(())
-    }
-
-    /// The body of the next response.
-    async fn reply(&mut self) -> Result<&[u8]> {
+    /// Sends a request and returns the body of its response.
+    pub async fn call(&mut self, request: &[u8]) -> Result<&[u8]> {
+        self.socket.write_all(request).await?;
         self.received.clear();
         loop {
             let read = self.socket.read_buf(&mut self.received).await?;

@@ -173,7 +173,7 @@ pub fn closed_loop<P>(
                     let connection = http1::Connection::open(target).await?;
                     let control = Arc::clone(&control);
                     streams.spawn(async move {
-                        if let Err(error) = connection.run(&control).await {
+                        if let Err(error) = http1_stream(connection, &control).await {
                             control.failed(error);
                         }
                     });
@@ -295,6 +295,16 @@ async fn stream(client: SendRequest<Bytes>, control: &Control) -> Result<()> {
             Ok(()) => control.succeeded(start),
             Err(error) => control.failed(error),
         }
+    }
+    Ok(())
+}
+
+async fn http1_stream(mut connection: http1::Connection, control: &Control) -> Result<()> {
+    while let Some(number) = control.next() {
+        let start = Instant::now();
+        let body = connection.call(&control.workload.request(number)).await?;
+        control.workload.check(number, body)?;
+        control.succeeded(start);
     }
     Ok(())
 }

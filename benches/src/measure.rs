@@ -15,10 +15,11 @@ use crate::{
     load::{self, Protocol, closed_loop},
     memory, open_loop,
     plan::{BAR_SHAPE, CellPlan, Step},
-    process::Scratch,
     redis::Redis,
+    redis_server::Directory,
     results::{
         Cell, Entries, Generator, Latency, Machine, Memory, Purpose, Results, Select, Workers,
+        rounded,
     },
     subjects::{Kind, Programs, Subject},
 };
@@ -45,26 +46,25 @@ pub struct Bench {
     marks: KeySet,
     pub results: Results,
     // Removed last: the servers write into it.
-    scratch: Scratch,
+    scratch: Directory,
 }
 
 impl Bench {
     /// Starts Redis and every subject.
-    pub fn start(programs: Programs, kinds: &[Kind], quick: bool) -> Result<Self> {
+    pub fn start(programs: Programs, kinds: &[Kind]) -> Result<Self> {
         programs.check(kinds)?;
-        let scratch = Scratch::new()?;
-        let mut redis = Redis::start(scratch.path())?;
+        let scratch = Directory::new();
+        let mut redis = Redis::start()?;
         let keys = KeySet::random(IDS);
         redis.fill(&keys)?;
         let subjects = kinds
             .iter()
             .map(|&kind| {
-                Subject::start(kind, &programs, redis.address, &keys, scratch.path())
+                Subject::start(kind, &programs, redis.address, &keys, &scratch)
                     .with_context(|| format!("cannot start {}", kind.name()))
             })
             .collect::<Result<_>>()?;
         let results = Results {
-            quick,
             machine: machine(&mut redis)?,
             ..Results::default()
         };
@@ -95,7 +95,7 @@ impl Bench {
                 self.results.cells.push(cell);
                 format!("{operation:14} {shape:7} {generator:6} {name:18} {us:8.2} us {rate:8.0}/s")
             }
-            Step::Workers(workers) => self.workers(round, workers)?,
+            Step::Workers(workers) => self.workers(workers)?,
             Step::RedisBenchmark => {
                 let rate = self.redis.benchmark(60_000)?;
                 self.results.redis_benchmark.push(rate);
@@ -116,7 +116,6 @@ impl Bench {
             Step::IdleMemory => self.idle_memory()?,
             Step::EntriesMemory => self.entries_memory()?,
         };
-        self.redis.process.check()?;
         for subject in &mut self.subjects {
             subject.process.check()?;
         }
@@ -138,8 +137,8 @@ impl Bench {
         let subject = find(&self.subjects, kind)?;
         self.redis.reset_statistics()?;
 
-        let (server, redis) = (&subject.process, &self.redis.process);
-        let probe = || Ok((server.cpu()?, redis.cpu()?));
+        let (server, redis) = (subject.process.clock, self.redis.clock);
+        let probe = || Ok((server.now()?, redis.now()?));
         let measured = match generator {
             Generator::Own => {
                 let times = (duration.mul_f64(WARM_UP), duration);
@@ -147,7 +146,7 @@ impl Bench {
                 closed_loop(subject.address, protocol, workload, shape, times, probe)?
             }
             Generator::H2load => {
-                let directory = self.scratch.path();
+                let directory = &self.scratch;
                 h2load::run(
                     subject.address,
                     &workload,
@@ -203,28 +202,26 @@ impl Bench {
             operation,
             shape,
             generator,
-            calls: measured.calls,
             refused,
             calls_per_second: measured.calls as f64 / measured.elapsed.as_secs_f64(),
             server_us_per_call: per_call(measured.before.0, measured.after.0),
             redis_us_per_call: per_call(measured.before.1, measured.after.1),
-            redis_commands_per_call: commands as f64 / answered as f64,
             p50_us: quantile(0.5),
             p99_us: quantile(0.99),
         })
     }
 
-    fn workers(&mut self, round: usize, workers: usize) -> Result<String> {
+    fn workers(&mut self, workers: usize) -> Result<String> {
         let subject = Subject::start_dyndata(
             &self.programs,
             Some(self.redis.address),
             &["--workers", &workers.to_string()],
             &self.keys,
-            self.scratch.path(),
+            &self.scratch,
         )?;
         let workload = subject.kind.workload(Operation::Get, &self.keys);
         let times = (Duration::from_millis(160), Duration::from_millis(800));
-        let probe = || subject.process.cpu();
+        let probe = || subject.process.clock.now();
         let measured = closed_loop(
             subject.address,
             Protocol::Grpc,
@@ -235,7 +232,6 @@ impl Bench {
         )?;
         let cpu = (measured.after - measured.before).as_nanos() as f64 / 1e3;
         let found = Workers {
-            round,
             workers,
             server_us_per_call: cpu / measured.calls as f64,
             calls_per_second: measured.calls as f64 / measured.elapsed.as_secs_f64(),
@@ -272,8 +268,8 @@ impl Bench {
         let found = Latency {
             subject: kind,
             percent_of_capacity: percent,
-            calls_per_second: rate,
-            answered_per_second: outcome.answered_per_second,
+            calls_per_second: rounded(rate),
+            answered_per_second: rounded(outcome.answered_per_second),
             refused: outcome.refused,
             unsent: outcome.unsent,
             p50_us: us(latencies.value_at_quantile(0.5)),
@@ -322,7 +318,7 @@ impl Bench {
         self.results.entries.push(Entries {
             entries: STORED_ENTRIES,
             resident_bytes,
-            bytes_per_entry,
+            bytes_per_entry: rounded(bytes_per_entry),
         });
         Ok(format!(
             "{STORED_ENTRIES} entries: {:.1} MiB, {bytes_per_entry:.0} bytes each",
@@ -332,7 +328,7 @@ impl Bench {
 
     /// On the embedded store, with its defaults, settled.
     fn fresh_dyndata(&self) -> Result<Subject> {
-        let directory = self.scratch.path();
+        let directory = &self.scratch;
         let subject = Subject::start_dyndata(&self.programs, None, &[], &self.keys, directory)?;
         thread::sleep(Duration::from_millis(500));
         Ok(subject)

@@ -5,7 +5,7 @@ use std::fmt::{Result as Written, Write as _};
 use crate::{
     keys::Operation,
     plan::{BAR_SHAPE, BATCH_GROWTH, CONNECTION_GROWTH, GROWTH_SUBJECTS},
-    results::{Generator, Purpose, Results, Select},
+    results::{Purpose, Row, Spread, cpu},
     subjects::Kind,
 };
 
@@ -16,39 +16,33 @@ const SERVICE: &str = "#1f83d6";
 const PEER: &str = "#d9822b";
 
 /// CPU per Get by subject, and how it grows with connections and with the size of a batch.
-pub fn svg(results: &Results) -> String {
+pub fn svg(rows: &[Row]) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.
-    _ = write(&mut out, results);
+    _ = write(&mut out, rows);
     out
 }
 
-fn write(out: &mut String, results: &Results) -> Written {
+fn write(out: &mut String, rows: &[Row]) -> Written {
     writeln!(
         out,
         r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="13" fill="{GREY}">"#
     )?;
-    let cores = results.machine.cores;
+    let cores = rows.iter().find_map(|row| match row {
+        Row::Machine(machine) => Some(machine.cores),
+        _ => None,
+    });
+    let cores = cores.unwrap_or_default();
     text(
         out,
         (10.0, 20.0),
         "start",
         &format!("Server CPU per Get, microseconds ({BAR_SHAPE}, {cores} cores, less is better)"),
     )?;
-    write_bars(out, results)?;
-    let growth = |purpose, operation, shape, kind| {
-        let select = Select {
-            purpose,
-            subject: kind,
-            operation,
-            shape,
-            generator: Generator::Own,
-        };
-        Some(
-            results
-                .spread(select, |cell| cell.server_us_per_call)?
-                .median,
-        )
+    write_bars(out, rows)?;
+    let growth = |purpose, operation, shape, kind| -> Option<f64> {
+        let Spread { median, .. } = cpu(rows, purpose, operation, shape, kind)?;
+        Some(median)
     };
     let connections = GROWTH_SUBJECTS.map(|kind| {
         let point = |shape: crate::load::Shape| {
@@ -73,28 +67,18 @@ fn write(out: &mut String, results: &Results) -> Written {
 }
 
 /// One horizontal bar for each subject, with the fastest and slowest round as a line.
-fn write_bars(out: &mut String, results: &Results) -> Written {
+fn write_bars(out: &mut String, rows: &[Row]) -> Written {
     const LEFT: f64 = 170.0;
     const STEP: f64 = 38.0;
     let found: Vec<_> = Kind::ALL
         .into_iter()
         .filter(|kind| *kind != Kind::Again)
         .filter_map(|kind| {
-            // Our generator's, for it is the only one that asks all of them.
-            let select = Select {
-                purpose: Purpose::Comparison,
-                subject: kind,
-                operation: Operation::Get,
-                shape: BAR_SHAPE,
-                generator: Generator::Own,
-            };
-            Some((
-                kind,
-                results.spread(select, |cell| cell.server_us_per_call)?,
-            ))
+            let found = cpu(rows, Purpose::Comparison, Operation::Get, BAR_SHAPE, kind)?;
+            Some((kind, found))
         })
         .collect();
-    // One subject far behind would make the others' bars unreadable: its own is cut.
+    // One subject that is far slower would make the others' bars unreadable: its own bar is cut.
     let mut most: Vec<f64> = found.iter().map(|(_, cpu)| cpu.max).collect();
     most.sort_by(f64::total_cmp);
     let end = match most[..] {

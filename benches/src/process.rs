@@ -1,9 +1,8 @@
-//! Child processes that cannot outlive the run, and what the kernel accounts to them.
+//! Child processes that end with the run, their CPU time and their memory.
 
 use std::{
     fs::{self, File},
-    net::{SocketAddr, TcpListener, TcpStream},
-    path::{Path, PathBuf},
+    net::{SocketAddr, TcpStream},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -15,14 +14,31 @@ use nix::{
     unistd::Pid,
 };
 
+use crate::redis_server::{Directory, free_port};
+
 /// How long a server may take until it accepts connections.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
-/// A running server. Dropping it kills it.
+/// The CPU time of a process and all its threads, ended ones included. The scheduler counts it in
+/// nanoseconds, while `/proc/<pid>/stat` has ticks.
+#[derive(Clone, Copy)]
+pub struct CpuClock(ClockId);
+
+impl CpuClock {
+    pub fn of(pid: u32) -> Result<Self> {
+        Ok(Self(clock_getcpuclockid(Pid::from_raw(pid as i32))?))
+    }
+
+    pub fn now(self) -> Result<Duration> {
+        Ok(clock_gettime(self.0)?.into())
+    }
+}
+
+/// A running server, killed when this value is dropped.
 pub struct Process {
     child: Child,
-    clock: ClockId,
-    log: PathBuf,
+    pub clock: CpuClock,
+    log: String,
     name: String,
 }
 
@@ -33,9 +49,9 @@ impl Process {
         name: &str,
         mut command: Command,
         address: SocketAddr,
-        directory: &Path,
+        directory: &Directory,
     ) -> Result<Self> {
-        let log = directory.join(format!("{name}-{}.log", address.port()));
+        let log = directory.path(&format!("{name}-{}.log", address.port()));
         let output = File::create(&log)?;
         command
             .stdin(Stdio::null())
@@ -44,7 +60,7 @@ impl Process {
         let child = command
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
-        let clock = clock_getcpuclockid(Pid::from_raw(child.id() as i32))?;
+        let clock = CpuClock::of(child.id())?;
         let mut process = Self {
             child,
             clock,
@@ -64,12 +80,6 @@ impl Process {
 
     pub fn id(&self) -> u32 {
         self.child.id()
-    }
-
-    /// The CPU time of all its threads so far, ended ones included: the scheduler's own account,
-    /// in nanoseconds, not the ticks of `/proc/<pid>/stat`.
-    pub fn cpu(&self) -> Result<Duration> {
-        Ok(clock_gettime(self.clock)?.into())
     }
 
     /// Resident memory in bytes.
@@ -102,12 +112,14 @@ impl Drop for Process {
     }
 }
 
-/// A command whose process the kernel kills when this one ends, however it ends. `setpriv`
-/// replaces itself by the program, so the process id is the program's.
+/// A launcher whose program the kernel kills when this process ends, however it ends. `setpriv`
+/// replaces itself with the program, so the process id is the program's.
+pub const BOUND: &[&str] = &["setpriv", "--pdeathsig", "KILL", "--"];
+
+/// A command under [`BOUND`], without the variables that could change a server's settings.
 pub fn bound_command(program: impl AsRef<std::ffi::OsStr>) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
-    // Nothing from the environment may change a subject.
+    let mut command = Command::new(BOUND[0]);
+    command.args(&BOUND[1..]).arg(program);
     for (name, _) in std::env::vars() {
         if name.starts_with("DYNDATA_") || name == "REDIS_URL" || name == "RUST_LOG" {
             command.env_remove(name);
@@ -116,29 +128,7 @@ pub fn bound_command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     command
 }
 
-/// A loopback address that was free a moment ago.
-pub fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
-}
-
-/// A new directory that is removed in the end.
-pub struct Scratch(PathBuf);
-
-impl Scratch {
-    pub fn new() -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("dyndata-bench-{}", std::process::id()));
-        fs::create_dir_all(&path)?;
-        Ok(Self(path))
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // A leftover directory in /tmp is no reason to fail.
-        _ = fs::remove_dir_all(&self.0);
-    }
+/// A loopback address with a free port.
+pub fn free_address() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], free_port()))
 }

@@ -1,10 +1,8 @@
-//! The one Redis of a run, spoken to directly: to fill it, to ask what it ran, to time it.
+//! The one Redis of a run: filled, asked what it ran, and timed over a connection of our own.
 
 use std::{
     collections::HashMap,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
-    path::Path,
+    net::SocketAddr,
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -14,34 +12,28 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
     keys::{KeySet, MARK_TTL},
-    process::{Process, bound_command, free_address},
+    process::{BOUND, CpuClock},
+    redis_server,
 };
 
 /// A Redis server without persistence, and a connection to it.
 pub struct Redis {
-    pub process: Process,
     pub address: SocketAddr,
-    connection: BufReader<TcpStream>,
+    pub clock: CpuClock,
+    connection: redis::Connection,
+    server: redis_server::Redis,
 }
 
 impl Redis {
-    pub fn start(directory: &Path) -> Result<Self> {
-        let address = free_address()?;
-        let mut command = bound_command("redis-server");
-        command
-            .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
-            .args(["--port", &address.port().to_string()])
-            .args(["--maxclients", "10000", "--daemonize", "no"])
-            .arg("--dir")
-            .arg(directory);
-        let process = Process::start("redis-server", command, address, directory)?;
-        let stream = TcpStream::connect(address)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    pub fn start() -> Result<Self> {
+        let mut server = redis_server::Redis::prepare(&["--maxclients", "10000"]);
+        server.launcher = BOUND;
+        server.run();
         Ok(Self {
-            process,
-            address,
-            connection: BufReader::new(stream),
+            address: SocketAddr::from(([127, 0, 0, 1], server.port)),
+            clock: CpuClock::of(server.pid())?,
+            connection: server.connect(),
+            server,
         })
     }
 
@@ -56,13 +48,11 @@ impl Redis {
     /// Stores every value of `keys` for a day.
     pub fn fill(&mut self, keys: &KeySet) -> Result<()> {
         for ids in keys.ids().chunks(500) {
+            let mut pipeline = redis::pipe();
             for id in ids {
-                let value = keys.value(id).to_string();
-                self.send(&["SET", &peer::key(id), &value, "EX", "86400"])?;
+                pipeline.set_ex(peer::key(id), keys.value(id), 86_400);
             }
-            for _ in ids {
-                self.receive()?;
-            }
+            pipeline.exec(&mut self.connection)?;
         }
         Ok(())
     }
@@ -118,7 +108,7 @@ impl Redis {
         bail!("Redis does not come to rest")
     }
 
-    /// The median time of one GET on one connection, nothing else going on.
+    /// The median time of one GET on one idle connection.
     pub fn round_trip(&mut self, keys: &KeySet) -> Result<Duration> {
         const CALLS: usize = 3_000;
         let mut times = Vec::with_capacity(CALLS);
@@ -150,35 +140,11 @@ impl Redis {
         Ok(number.parse()?)
     }
 
+    /// The text reply to a command.
     fn text(&mut self, command: &[&str]) -> Result<String> {
-        self.send(command)?;
-        self.receive()
-    }
-
-    fn send(&mut self, command: &[&str]) -> Result<()> {
-        let mut bytes = format!("*{}\r\n", command.len());
-        for argument in command {
-            bytes.push_str(&format!("${}\r\n{argument}\r\n", argument.len()));
-        }
-        self.connection.get_mut().write_all(bytes.as_bytes())?;
-        Ok(())
-    }
-
-    /// One reply. Nothing that is asked here is answered with an array.
-    fn receive(&mut self) -> Result<String> {
-        let mut line = String::new();
-        self.connection.read_line(&mut line)?;
-        let (kind, rest) = line.trim_end().split_at_checked(1).context("no reply")?;
-        Ok(match kind {
-            "+" | ":" => rest.to_owned(),
-            "$" if rest == "-1" => "(nil)".to_owned(),
-            "$" => {
-                let mut bytes = vec![0; rest.parse::<usize>()? + 2];
-                self.connection.read_exact(&mut bytes)?;
-                bytes.truncate(bytes.len() - 2);
-                String::from_utf8(bytes)?
-            }
-            _ => bail!("Redis answered {line:?}"),
-        })
+        let reply = redis::cmd(command[0])
+            .arg(&command[1..])
+            .query(&mut self.connection);
+        reply.with_context(|| self.server.directory.read("redis.log"))
     }
 }

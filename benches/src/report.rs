@@ -1,266 +1,260 @@
-//! The tables on the terminal, and `results.json`.
+//! The tables of a run, in Markdown: all of them for the terminal, some for `docs/performance.md`.
 
-use std::fmt::Write as _;
+use std::fmt::Display;
 
-use anyhow::Result;
-use serde::Serialize;
+use anyhow::{Context as _, Result};
 
 use crate::{
-    bars::{Bar, noise},
+    bars::Bar,
     keys::Operation,
-    load::Shape,
     measure::MEBIBYTE,
-    plan::{BATCH_GROWTH, CONNECTION_GROWTH, GROWTH_SUBJECTS},
-    results::{Cell, Generator, Purpose, Results, Select, Spread},
+    plan::{BAR_SHAPE, BATCH_GROWTH, CONNECTION_GROWTH, GROWTH_SUBJECTS},
+    results::{CellRow, Generator, Latency, Purpose, Row, Spread, cpu},
     subjects::Kind,
 };
 
-/// Prints everything that was found, the bars last.
-pub fn print(results: &Results, bars: &[Bar]) {
-    let mut text = String::new();
-    // Writing to a String cannot fail.
-    _ = write(&mut text, results, bars);
-    print!("{text}");
-}
-
-/// Every measurement and every bar.
-pub fn json(results: &Results, bars: &[Bar]) -> Result<String> {
-    #[derive(Serialize)]
-    struct Document<'a> {
-        #[serde(flatten)]
-        results: &'a Results,
-        bars: &'a [Bar],
+/// Prints everything, the bars last.
+pub fn print(rows: &[Row]) {
+    for row in rows {
+        if let Row::Machine(machine) = row {
+            println!(
+                "\n{} cores of {}, Linux {}, Redis {}, {}",
+                machine.cores, machine.processor, machine.kernel, machine.redis, machine.h2load
+            );
+        }
     }
-    Ok(serde_json::to_string_pretty(&Document { results, bars })? + "\n")
-}
-
-fn write(out: &mut String, results: &Results, bars: &[Bar]) -> std::fmt::Result {
-    let machine = &results.machine;
-    writeln!(
-        out,
-        "\n{} cores of {}, Linux {}, Redis {}, {}",
-        machine.cores, machine.processor, machine.kernel, machine.redis, machine.h2load
-    )?;
-    writeln!(
-        out,
+    println!(
         "Medians of the rounds, [min-max]. Servers, Redis and the generator share the cores.\n\
-         webdis is asked over HTTP/1.1, with a connection for every stream."
-    )?;
-    for (operation, shape, generator) in compared(results) {
-        write_comparison(out, results, operation, shape, generator)?;
+         webdis gets HTTP/1.1 requests, with one connection for each stream.\n"
+    );
+    for table in comparisons(rows) {
+        println!("{table}");
     }
-    write_growth(out, results)?;
-    write_latency(out, results)?;
-    write_bars(out, results, bars)
+    for (_, table) in page_tables(rows).into_iter().rev() {
+        println!("{table}");
+    }
 }
 
-/// What was compared, in the order of the run.
-fn compared(results: &Results) -> Vec<(Operation, Shape, Generator)> {
-    let mut compared = Vec::new();
-    for cell in &results.cells {
-        let key = (cell.operation, cell.shape, cell.generator);
-        if cell.purpose == Purpose::Comparison && !compared.contains(&key) {
-            compared.push(key);
-        }
+/// Replaces the tables of a page. Each table stands between the lines `<!-- bench NAME -->` and
+/// `<!-- bench end -->`.
+pub fn update_page(page: &str, rows: &[Row]) -> Result<String> {
+    let mut page = page.to_owned();
+    for (name, table) in page_tables(rows) {
+        let start = format!("<!-- bench {name} -->\n");
+        let from = page.find(&start).with_context(|| format!("no {start}"))? + start.len();
+        let length = page[from..].find("<!-- bench end -->");
+        let length = length.with_context(|| format!("no end after {start}"))?;
+        page.replace_range(from..from + length, &table);
     }
-    compared
+    Ok(page)
 }
 
-fn write_comparison(
-    out: &mut String,
-    results: &Results,
-    operation: Operation,
-    shape: Shape,
-    generator: Generator,
-) -> std::fmt::Result {
-    let by = match generator {
-        Generator::Own => "own generator",
-        Generator::H2load => "h2load",
+fn page_tables(rows: &[Row]) -> Vec<(&'static str, String)> {
+    let tables = [
+        ("bars", bars(rows)),
+        ("latency", latency(rows)),
+        ("growth", growth(rows)),
+    ];
+    tables
+        .into_iter()
+        .filter(|(_, table)| !table.is_empty())
+        .collect()
+}
+
+fn bars(rows: &[Row]) -> String {
+    let limit = |bar: &Bar, limit: Option<f64>| {
+        let words = if bar.at_least { "at least " } else { "" };
+        limit.map_or_else(String::new, |limit| format!("{words}{limit}"))
     };
-    writeln!(
-        out,
-        "\n{:36} {:>24} {:>20} {:>9} {:>9} {:>9} {:>9}",
-        format!("{operation} {shape}, {by}"),
-        "server us CPU per call",
-        "dyndata / this",
-        "calls/s",
-        "Redis us",
-        "p50 us",
-        "p99 us"
-    )?;
-    for kind in Kind::ALL {
-        let select = Select {
-            purpose: Purpose::Comparison,
-            subject: kind,
-            operation,
-            shape,
-            generator,
-        };
-        let Some(cpu) = results.spread(select, |cell| cell.server_us_per_call) else {
-            continue;
-        };
-        let ratio = results.ratio(select.of(Kind::Dyndata), select, |cell| {
-            cell.server_us_per_call
-        });
-        let median = |value: fn(&Cell) -> Option<f64>, decimals: usize| {
-            let spread = Spread::of(results.select(select).filter_map(value));
-            spread.map_or_else(String::new, |spread| {
-                format!("{:.decimals$}", spread.median)
-            })
-        };
-        writeln!(
-            out,
-            "  {:34} {:>24} {:>20} {:>9} {:>9} {:>9} {:>9}",
-            kind.name(),
-            format_spread(Some(cpu)),
-            format_spread(ratio.filter(|_| kind != Kind::Dyndata)),
-            median(|cell| Some(cell.calls_per_second), 0),
-            median(|cell| Some(cell.redis_us_per_call), 2),
-            median(|cell| cell.p50_us, 0),
-            median(|cell| cell.p99_us, 0),
-        )?;
-        let refused: u64 = results.select(select).map(|cell| cell.refused).sum();
-        if refused > 0 {
-            writeln!(
-                out,
-                "    ({refused} more calls were refused: too much at a time)"
-            )?;
-        }
-    }
-    Ok(())
+    let line = |bar: &Bar| {
+        vec![
+            bar.name.clone(),
+            limit(bar, bar.must),
+            limit(bar, bar.aim),
+            spread(bar.reached),
+            spread(bar.own),
+            bar.verdict().to_owned(),
+        ]
+    };
+    let headings = [
+        "",
+        "must",
+        "aim",
+        "reached",
+        "by our own generator",
+        "meets",
+    ];
+    let bars = rows.iter().filter_map(|row| match row {
+        Row::Bar(bar) => Some(line(bar)),
+        _ => None,
+    });
+    table(&headings, bars)
 }
 
-fn write_growth(out: &mut String, results: &Results) -> std::fmt::Result {
-    let grown = |purpose, operation, shape| {
-        let select = Select {
-            purpose,
-            subject: Kind::Dyndata,
-            operation,
-            shape,
-            generator: Generator::Own,
+/// One table for each kind of call, shape and generator, with the subjects as its rows.
+fn comparisons(rows: &[Row]) -> Vec<String> {
+    let cells: Vec<&CellRow> = rows
+        .iter()
+        .filter_map(|row| match row {
+            Row::Cell(cell) if cell.purpose == Purpose::Comparison => Some(cell),
+            _ => None,
+        })
+        .collect();
+    let groups = cells.chunk_by(|one, other| {
+        (&one.operation, &one.shape, one.generator)
+            == (&other.operation, &other.shape, other.generator)
+    });
+    let decimals = |value: Option<f64>, decimals: usize| {
+        value.map_or_else(String::new, |value| format!("{value:.decimals$}"))
+    };
+    let line = |cell: &&CellRow| {
+        vec![
+            cell.subject.name().to_owned(),
+            spread(Some(cell.server_us_per_call)),
+            spread(cell.ratio),
+            decimals(Some(cell.calls_per_second), 0),
+            decimals(Some(cell.redis_us_per_call), 2),
+            decimals(cell.p50_us, 0),
+            decimals(cell.p99_us, 0),
+            cell.refused.to_string(),
+        ]
+    };
+    let comparison = |group: &[&CellRow]| {
+        let generator = match group[0].generator {
+            Generator::Own => "own generator",
+            Generator::H2load => "h2load",
         };
-        GROWTH_SUBJECTS.map(|kind| results.spread(select.of(kind), |cell| cell.server_us_per_call))
+        let title = format!("{} {}, {generator}", group[0].operation, group[0].shape);
+        let headings = [
+            title.as_str(),
+            "server CPU per call, us",
+            "dyndata / this",
+            "calls/s",
+            "Redis CPU, us",
+            "p50, us",
+            "p99, us",
+            "refused",
+        ];
+        table(&headings, group.iter().map(line))
     };
-    if results.workers.is_empty() {
-        return Ok(());
-    }
-    let heading = |what: &str| {
-        let [service, peer] = GROWTH_SUBJECTS.map(Kind::name);
-        format!("\n{what:36} {service:>24} {peer:>24}")
-    };
-    writeln!(out, "{}", heading("us CPU per Get by connections"))?;
-    for shape in CONNECTION_GROWTH {
-        let [service, peer] = grown(Purpose::Connections, Operation::Get, shape).map(format_spread);
-        writeln!(out, "  {shape:34} {service:>24} {peer:>24}")?;
-    }
-    writeln!(out, "{}", heading("us CPU per BatchGet by ids, 10x20"))?;
-    for size in BATCH_GROWTH {
-        let operation = Operation::BatchGet(size);
-        let [service, peer] =
-            grown(Purpose::Batch, operation, crate::plan::BAR_SHAPE).map(format_spread);
-        writeln!(out, "  {size:<34} {service:>24} {peer:>24}")?;
-    }
-    writeln!(
-        out,
-        "\n{:36} {:>24} {:>24}",
-        "Get 10x20 by --workers", "us CPU per call", "calls/s"
-    )?;
-    for workers in [1, 2] {
-        let rounds = results
-            .workers
-            .iter()
-            .filter(|found| found.workers == workers);
-        let cpu = Spread::of(rounds.clone().map(|found| found.server_us_per_call));
-        let rate = Spread::of(rounds.map(|found| found.calls_per_second));
-        let rate = rate.map_or_else(String::new, |rate| format!("{:.0}", rate.median));
-        writeln!(out, "  {workers:<34} {:>24} {rate:>24}", format_spread(cpu))?;
-    }
-    for found in &results.entries {
-        writeln!(
-            out,
-            "\nresident with {} entries in the embedded store: {:.1} MiB, {:.0} bytes an entry",
-            found.entries,
-            found.resident_bytes as f64 / MEBIBYTE,
-            found.bytes_per_entry
-        )?;
-    }
-    Ok(())
+    groups.map(comparison).collect()
 }
 
-fn write_latency(out: &mut String, results: &Results) -> std::fmt::Result {
-    if results.latency.is_empty() {
-        return Ok(());
-    }
-    writeln!(
-        out,
-        "\n{:36} {:>9} {:>9} {:>9} {:>9} {:>9} {:>20}",
-        "Gets at a fixed rate, us", "calls/s", "p50", "p99", "p99.9", "max", "sent late p50, p99"
-    )?;
-    for found in &results.latency {
-        writeln!(
-            out,
-            "  {:34} {:>9.0} {:>9.0} {:>9.0} {:>9.0} {:>9.0} {:>20}",
-            format!(
-                "{}, {} % of its capacity",
-                found.subject.name(),
-                found.percent_of_capacity
-            ),
-            found.calls_per_second,
+fn latency(rows: &[Row]) -> String {
+    let line = |found: &Latency| {
+        let held = match (found.refused, found.unsent) {
+            (0, 0) => "",
+            _ => ", not held",
+        };
+        let mut line = vec![
+            format!("{}, {} %", found.subject.name(), found.percent_of_capacity),
+            format!("{}{held}", thousands(found.calls_per_second)),
+        ];
+        let times = [
             found.p50_us,
             found.p99_us,
             found.p999_us,
             found.max_us,
-            format!(
-                "{:.0}, {:.0}",
-                found.sent_late_p50_us, found.sent_late_p99_us
-            )
-        )?;
-        if found.refused > 0 || found.unsent > 0 {
-            writeln!(
-                out,
-                "    (the rate was not held: {} calls refused, {} not sent because 50,000 waited)",
-                found.refused, found.unsent
-            )?;
-        }
-    }
-    writeln!(
-        out,
-        "  Latency counts from when a call should have been sent, the generator's own lateness included."
-    )
+            found.sent_late_p50_us,
+            found.sent_late_p99_us,
+        ];
+        line.extend(times.map(thousands));
+        line
+    };
+    let headings = [
+        "",
+        "rate, calls/s",
+        "p50, us",
+        "p99",
+        "p99.9",
+        "max",
+        "sent late, p50",
+        "p99",
+    ];
+    let found = rows.iter().filter_map(|row| match row {
+        Row::Latency(found) => Some(line(found)),
+        _ => None,
+    });
+    table(&headings, found)
 }
 
-fn write_bars(out: &mut String, results: &Results, bars: &[Bar]) -> std::fmt::Result {
-    writeln!(
-        out,
-        "\n{:52} {:>7} {:>7} {:>20} {:>20}  verdict",
-        "bar (CPU ratios at 10x20)", "must", "aim", "reached", "by own generator"
-    )?;
-    for bar in bars {
-        let sign = if bar.at_least { ">=" } else { "<=" };
-        let limit = |limit: f64| format!("{sign}{limit}");
-        writeln!(
-            out,
-            "  {:50} {:>7} {:>7} {:>20} {:>20}  {}",
-            bar.name,
-            limit(bar.must),
-            bar.aim.map_or_else(String::new, limit),
-            format_spread(bar.figure),
-            format_spread(bar.own),
-            bar.verdict
-        )?;
-    }
-    writeln!(
-        out,
-        "  {:50} {:>7} {:>7} {:>20} {:>20}  the noise",
-        "A/A: dyndata / a second process of it, Get",
-        "",
-        "",
-        format_spread(noise(results, Generator::H2load)),
-        format_spread(noise(results, Generator::Own)),
-    )
+fn growth(rows: &[Row]) -> String {
+    let [service, peer] = GROWTH_SUBJECTS.map(Kind::name);
+    let grown = |label: &dyn Display, purpose, operation, shape| {
+        let [service, peer] =
+            GROWTH_SUBJECTS.map(|kind| cpu(rows, purpose, operation, shape, kind));
+        service.is_some().then(|| {
+            let figures = [spread(service), spread(peer)];
+            [vec![label.to_string()], figures.to_vec()].concat()
+        })
+    };
+    let connections = table(
+        &["CPU per Get, us, by connections x streams", service, peer],
+        CONNECTION_GROWTH
+            .iter()
+            .filter_map(|shape| grown(shape, Purpose::Connections, Operation::Get, *shape)),
+    );
+    let batches = table(
+        &["CPU per BatchGet, us, 10x20, by ids", service, peer],
+        BATCH_GROWTH
+            .iter()
+            .filter_map(|size| grown(size, Purpose::Batch, Operation::BatchGet(*size), BAR_SHAPE)),
+    );
+    let workers = table(
+        &["CPU per Get, us, 10x20, by `--workers`", "", "calls/s"],
+        rows.iter().filter_map(|row| match row {
+            Row::Workers(found) => Some(vec![
+                found.workers.to_string(),
+                spread(Some(found.server_us_per_call)),
+                thousands(found.calls_per_second),
+            ]),
+            _ => None,
+        }),
+    );
+    let memory = table(
+        &[
+            "memory with entries in the embedded store",
+            "MiB",
+            "bytes an entry",
+        ],
+        rows.iter().filter_map(|row| match row {
+            Row::Entries(found) => Some(vec![
+                thousands(found.entries as f64),
+                format!("{:.1}", found.resident_bytes as f64 / MEBIBYTE),
+                format!("{:.0}", found.bytes_per_entry),
+            ]),
+            _ => None,
+        }),
+    );
+    let tables = [connections, batches, workers, memory];
+    tables.join("\n").trim().to_owned() + "\n"
 }
 
-fn format_spread(spread: Option<Spread>) -> String {
+/// A Markdown table with columns of equal width. Empty without lines.
+fn table(headings: &[&str], lines: impl Iterator<Item = Vec<String>>) -> String {
+    let headings: Vec<String> = headings.iter().map(ToString::to_string).collect();
+    let lines: Vec<Vec<String>> = lines.collect();
+    if lines.is_empty() {
+        return String::new();
+    }
+    let all = || [&headings].into_iter().chain(&lines);
+    let widths: Vec<usize> = (0..headings.len())
+        .map(|column| all().map(|line| line[column].len()).max().unwrap_or(0))
+        .collect();
+    let format = |line: &Vec<String>| {
+        let cells = line.iter().zip(&widths);
+        let cells: Vec<String> = cells
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        format!("| {} |\n", cells.join(" | "))
+    };
+    let rule: Vec<String> = widths.iter().map(|width| "-".repeat(*width)).collect();
+    let mut text = format(&headings) + &format(&rule);
+    text.extend(lines.iter().map(format));
+    text
+}
+
+fn spread(spread: Option<Spread>) -> String {
     spread.map_or_else(String::new, |Spread { median, min, max }| {
         let decimals = match median {
             ..10.0 => 2,
@@ -269,4 +263,17 @@ fn format_spread(spread: Option<Spread>) -> String {
         };
         format!("{median:.decimals$} [{min:.decimals$}-{max:.decimals$}]")
     })
+}
+
+/// A whole number with commas.
+fn thousands(value: f64) -> String {
+    let digits = format!("{value:.0}");
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }

@@ -1,27 +1,34 @@
-//! What a run found, as `results.json` has it, and how it is summed up.
+//! The measurements of a run, and the rows that sum them up in `benches/results.jsonl`.
 
-use serde::Serialize;
+use std::fmt::Display;
 
-use crate::{keys::Operation, load::Shape, subjects::Kind};
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
 
-/// Everything that one run found.
-#[derive(Default, Serialize)]
+use crate::{
+    bars::{self, Bar},
+    keys::Operation,
+    load::Shape,
+    subjects::Kind,
+};
+
+/// All measurements of one run.
+#[derive(Default)]
 pub struct Results {
-    pub quick: bool,
     pub machine: Machine,
     pub cells: Vec<Cell>,
     pub workers: Vec<Workers>,
-    /// `redis-benchmark -t get -P 1 -c 50`, by round, in requests per second.
+    /// Requests per second of `redis-benchmark -t get -P 1 -c 50`, one for each round.
     pub redis_benchmark: Vec<f64>,
-    /// The median of a Redis GET on an idle connection, by round, in microseconds.
+    /// Median time of a Redis GET on an idle connection, in microseconds, one for each round.
     pub redis_round_trip_us: Vec<f64>,
     pub latency: Vec<Latency>,
     pub memory: Vec<Memory>,
     pub entries: Vec<Entries>,
 }
 
-/// Where a run was made, and with what.
-#[derive(Default, Serialize)]
+/// The machine and the programs of a run.
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Machine {
     pub unix_time: u64,
     pub cores: usize,
@@ -31,19 +38,19 @@ pub struct Machine {
     pub h2load: String,
 }
 
-/// Who asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// The program that made the calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Generator {
-    /// Ours, which checks every answer.
+    /// Our own, which checks every reply.
     Own,
     /// nghttp2's.
     H2load,
 }
 
-/// What a cell was measured for. Cells are compared only within one purpose, for they were
-/// interleaved only there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// The part of the run that a cell belongs to. Only cells of one part are compared, because only
+/// they were measured right after one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Purpose {
     Comparison,
@@ -52,82 +59,133 @@ pub enum Purpose {
 }
 
 /// One measurement: one subject, one kind of call, one shape, one round.
-#[derive(Serialize)]
 pub struct Cell {
     pub purpose: Purpose,
     pub round: usize,
     pub subject: Kind,
-    #[serde(serialize_with = "display")]
     pub operation: Operation,
-    #[serde(serialize_with = "display")]
     pub shape: Shape,
     pub generator: Generator,
-    pub calls: u64,
-    /// Calls that were told to come back later: 0, except where more is asked for than Redis can
-    /// do within its time.
+    /// Calls that the server refused because it was too busy. 0, except where the calls ask for
+    /// more keys than Redis can read within its timeout.
     pub refused: u64,
     pub calls_per_second: f64,
     pub server_us_per_call: f64,
     pub redis_us_per_call: f64,
-    pub redis_commands_per_call: f64,
-    /// Only our generator knows these.
+    /// Measured by our own generator only.
     pub p50_us: Option<f64>,
     pub p99_us: Option<f64>,
 }
 
-/// Gets at 10x20 against a server with so many event loops.
-#[derive(Serialize)]
+/// Gets at 10x20 on a server with this many event loops.
 pub struct Workers {
-    pub round: usize,
     pub workers: usize,
     pub server_us_per_call: f64,
     pub calls_per_second: f64,
 }
 
-/// Gets at a fixed rate, in microseconds from when each should have been sent.
-#[derive(Serialize)]
+/// Gets at a fixed rate. Each latency, in microseconds, counts from when the call was due.
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Latency {
     pub subject: Kind,
     pub percent_of_capacity: u32,
     pub calls_per_second: f64,
     pub answered_per_second: f64,
     pub refused: u64,
-    /// Calls that the generator gave up because 50,000 were waiting.
+    /// Calls that were never sent, because 50,000 others were waiting.
     pub unsent: usize,
     pub p50_us: f64,
     pub p99_us: f64,
     pub p999_us: f64,
     pub max_us: f64,
-    /// How late the generator itself sent, which the latencies include.
+    /// How late the generator itself sent. The latencies include this.
     pub sent_late_p50_us: f64,
     pub sent_late_p99_us: f64,
 }
 
 /// Resident memory of a fresh server on the embedded store.
-#[derive(Serialize)]
 pub struct Memory {
     pub idle_bytes: u64,
     pub bytes_per_connection: f64,
 }
 
 /// Resident memory of a server with entries in the embedded store.
-#[derive(Serialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Entries {
     pub entries: usize,
     pub resident_bytes: u64,
     pub bytes_per_entry: f64,
 }
 
-/// The middle of several rounds, and how far they lie apart.
-#[derive(Clone, Copy, Debug, Serialize)]
+/// One line of `benches/results.jsonl`.
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "table", rename_all = "lowercase")]
+pub enum Row {
+    Machine(Machine),
+    Bar(Bar),
+    Cell(CellRow),
+    Workers(WorkersRow),
+    Latency(Latency),
+    Entries(Entries),
+}
+
+/// All rounds of one cell.
+#[derive(Serialize, Deserialize)]
+pub struct CellRow {
+    pub purpose: Purpose,
+    pub operation: String,
+    pub shape: String,
+    pub generator: Generator,
+    pub subject: Kind,
+    pub server_us_per_call: Spread,
+    /// The CPU per call of dyndata divided by that of this subject, round by round.
+    pub ratio: Option<Spread>,
+    /// Medians.
+    pub calls_per_second: f64,
+    pub redis_us_per_call: f64,
+    pub p50_us: Option<f64>,
+    pub p99_us: Option<f64>,
+    /// The sum over all rounds.
+    pub refused: u64,
+}
+
+/// All rounds with this many event loops.
+#[derive(Serialize, Deserialize)]
+pub struct WorkersRow {
+    pub workers: usize,
+    pub server_us_per_call: Spread,
+    pub calls_per_second: f64,
+}
+
+/// The median of several rounds, with the least and the greatest value. In the file an array of
+/// the three, with four significant digits.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(from = "[f64; 3]", into = "[f64; 3]")]
 pub struct Spread {
     pub median: f64,
     pub min: f64,
     pub max: f64,
 }
 
+impl From<[f64; 3]> for Spread {
+    fn from([median, min, max]: [f64; 3]) -> Self {
+        Self { median, min, max }
+    }
+}
+
+impl From<Spread> for [f64; 3] {
+    fn from(Spread { median, min, max }: Spread) -> Self {
+        [median, min, max].map(rounded)
+    }
+}
+
+/// To four significant digits.
+pub fn rounded(value: f64) -> f64 {
+    format!("{value:.3e}").parse().unwrap_or(value)
+}
+
 impl Spread {
-    /// `None` without values.
+    /// `None` if there are no values.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
@@ -142,8 +200,8 @@ impl Spread {
     }
 }
 
-/// Which cells.
-#[derive(Clone, Copy)]
+/// Selects the cells of one subject, kind of call, shape and generator.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Select {
     pub purpose: Purpose,
     pub subject: Kind,
@@ -159,22 +217,11 @@ impl Select {
 }
 
 impl Results {
-    /// The cells selected, one for each round.
+    /// The selected cells, one for each round.
     pub fn select(&self, select: Select) -> impl Iterator<Item = &Cell> {
-        let Select {
-            purpose,
-            subject,
-            operation,
-            shape,
-            generator,
-        } = select;
-        self.cells.iter().filter(move |cell| {
-            cell.purpose == purpose
-                && cell.subject == subject
-                && cell.operation == operation
-                && cell.shape == shape
-                && cell.generator == generator
-        })
+        self.cells
+            .iter()
+            .filter(move |cell| cell.select() == select)
     }
 
     pub fn spread(&self, select: Select, value: impl Fn(&Cell) -> f64) -> Option<Spread> {
@@ -198,9 +245,114 @@ impl Results {
     }
 }
 
-fn display<S: serde::Serializer>(
-    value: &impl std::fmt::Display,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(value)
+impl Results {
+    /// The lines of the file, with the bars first.
+    pub fn rows(&self) -> Vec<Row> {
+        let mut rows = vec![Row::Machine(self.machine.clone())];
+        rows.extend(bars::bars(self).into_iter().map(Row::Bar));
+        rows.extend(self.cell_rows().into_iter().map(Row::Cell));
+        rows.extend([1, 2].into_iter().filter_map(|workers| {
+            let rounds = self.workers.iter().filter(|found| found.workers == workers);
+            let rate = Spread::of(rounds.clone().map(|found| found.calls_per_second))?;
+            Some(Row::Workers(WorkersRow {
+                workers,
+                server_us_per_call: Spread::of(rounds.map(|found| found.server_us_per_call))?,
+                calls_per_second: rounded(rate.median),
+            }))
+        }));
+        rows.extend(self.latency.iter().cloned().map(Row::Latency));
+        rows.extend(self.entries.iter().cloned().map(Row::Entries));
+        rows
+    }
+
+    /// One row for each cell, in the order of the run. The subjects of a cell are sorted.
+    fn cell_rows(&self) -> Vec<CellRow> {
+        let mut groups: Vec<Select> = Vec::new();
+        for cell in &self.cells {
+            let group = cell.select().of(Kind::Dyndata);
+            if !groups.contains(&group) {
+                groups.push(group);
+            }
+        }
+        let subjects = groups
+            .into_iter()
+            .flat_map(|group| Kind::ALL.map(|subject| group.of(subject)));
+        subjects
+            .filter_map(|select| self.cell_row(select))
+            .collect()
+    }
+
+    fn cell_row(&self, select: Select) -> Option<CellRow> {
+        let cpu = |cell: &Cell| cell.server_us_per_call;
+        let median = |value: &dyn Fn(&Cell) -> Option<f64>| {
+            let spread = Spread::of(self.select(select).filter_map(value));
+            spread.map(|spread| rounded(spread.median))
+        };
+        let ratio = (select.subject != Kind::Dyndata)
+            .then(|| self.ratio(select.of(Kind::Dyndata), select, cpu));
+        Some(CellRow {
+            purpose: select.purpose,
+            operation: select.operation.to_string(),
+            shape: select.shape.to_string(),
+            generator: select.generator,
+            subject: select.subject,
+            server_us_per_call: self.spread(select, cpu)?,
+            ratio: ratio.flatten(),
+            calls_per_second: median(&|cell| Some(cell.calls_per_second))?,
+            redis_us_per_call: median(&|cell| Some(cell.redis_us_per_call))?,
+            p50_us: median(&|cell| cell.p50_us),
+            p99_us: median(&|cell| cell.p99_us),
+            refused: self.select(select).map(|cell| cell.refused).sum(),
+        })
+    }
+}
+
+impl Cell {
+    fn select(&self) -> Select {
+        Select {
+            purpose: self.purpose,
+            subject: self.subject,
+            operation: self.operation,
+            shape: self.shape,
+            generator: self.generator,
+        }
+    }
+}
+
+/// The file's text: one JSON object a line.
+pub fn to_lines(rows: &[Row]) -> Result<String> {
+    let mut text = String::new();
+    for row in rows {
+        text += &serde_json::to_string(row)?;
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+pub fn from_lines(text: &str) -> Result<Vec<Row>> {
+    let row = |line: &str| serde_json::from_str(line).with_context(|| line.to_owned());
+    text.lines().map(row).collect()
+}
+
+/// The CPU per call of our own generator's cell for this subject.
+pub fn cpu(
+    rows: &[Row],
+    purpose: Purpose,
+    operation: Operation,
+    shape: Shape,
+    subject: Kind,
+) -> Option<Spread> {
+    let is = |text: &str, value: &dyn Display| text == value.to_string();
+    rows.iter().find_map(|row| match row {
+        Row::Cell(cell)
+            if cell.purpose == purpose
+                && cell.generator == Generator::Own
+                && cell.subject == subject
+                && is(&cell.operation, &operation)
+                && is(&cell.shape, &shape) =>
+        {
+            Some(cell.server_us_per_call)
+        }
+        _ => None,
+    })
 }

@@ -1,24 +1,19 @@
 //! What is measured: the service and its peers, each as a process of its own.
 
-use std::{
-    fs,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
-};
+use std::{fs, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Result, ensure};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     keys::{KeySet, Operation, Workload},
     load::{self, Protocol},
     process::{Process, bound_command, free_address},
+    redis_server::Directory,
 };
 
 /// Who answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     Dyndata,
@@ -126,7 +121,7 @@ impl Subject {
         programs: &Programs,
         redis: SocketAddr,
         keys: &KeySet,
-        directory: &Path,
+        directory: &Directory,
     ) -> Result<Self> {
         let url = format!("redis://{redis}");
         let subject = match kind {
@@ -168,16 +163,16 @@ impl Subject {
         redis: Option<SocketAddr>,
         arguments: &[&str],
         keys: &KeySet,
-        directory: &Path,
+        directory: &Directory,
     ) -> Result<Self> {
-        let address = free_address()?;
+        let address = free_address();
         let mut command = bound_command(&programs.dyndata);
         command
             .args(["serve", "--listen", &address.to_string()])
             // All of the load comes from one address, and 5,000 callers at once are none too many.
             .args(["--max-connections-per-peer", "10000"])
             .args(["--max-in-flight", "4096"])
-            .args(["--admin-listen", &free_address()?.to_string()])
+            .args(["--admin-listen", &free_address().to_string()])
             .args(arguments);
         if let Some(redis) = redis {
             command.args(["--redis-url", &format!("redis://{redis}")]);
@@ -198,9 +193,9 @@ impl Subject {
         kind: Kind,
         mut command: Command,
         redis_url: &str,
-        directory: &Path,
+        directory: &Directory,
     ) -> Result<Self> {
-        let address = free_address()?;
+        let address = free_address();
         command
             .args(["--listen", &address.to_string()])
             .args(["--redis-url", redis_url]);
@@ -211,8 +206,8 @@ impl Subject {
         })
     }
 
-    fn start_webdis(redis: SocketAddr, directory: &Path) -> Result<Self> {
-        let address = free_address()?;
+    fn start_webdis(redis: SocketAddr, directory: &Directory) -> Result<Self> {
+        let address = free_address();
         // The package's own configuration, on our ports, without the log of every request.
         let configuration = serde_json::json!({
             "redis_host": redis.ip().to_string(),
@@ -223,9 +218,9 @@ impl Subject {
             "daemonize": false,
             "database": 0,
             "verbosity": 0,
-            "logfile": directory.join("webdis-requests.log"),
+            "logfile": directory.path("webdis-requests.log"),
         });
-        let file = directory.join("webdis.json");
+        let file = directory.path("webdis.json");
         fs::write(&file, configuration.to_string())?;
         let mut command = bound_command("/usr/bin/webdis");
         command.arg(file);
