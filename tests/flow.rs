@@ -525,8 +525,7 @@ async fn complete_requests_that_wait_for_redis_need_little_memory() {
 #[tokio::test]
 async fn large_batches_side_by_side_are_served() {
     let redis = Redis::start();
-    let server = Process::start(&["--redis-url", &redis.url()]);
-    eventually("it is ready", || server.admin("/readyz").contains("200 OK"));
+    let server = Dyndata::on(&redis.url(), &[]);
     // All of them wait for Redis together.
     redis.pause(300);
     let mut calls = JoinSet::new();

@@ -1,7 +1,6 @@
 //! The benchmark: dyndata beside its peers, on one machine, in one run. `README.md` says how to
 //! read the results.
 
-mod bars;
 mod counts;
 mod h2load;
 mod http1;
@@ -20,6 +19,7 @@ mod redis_server;
 mod report;
 mod results;
 mod subjects;
+mod targets;
 
 use std::{
     fs,
@@ -44,16 +44,16 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Measures dyndata beside its peers.
 #[derive(Parser)]
 struct Args {
-    /// Only what the bars need, in under three minutes
+    /// Measure only what the targets need, in under three minutes
     #[arg(long)]
     quick: bool,
-    /// Rounds, instead of five or, with --quick, four
+    /// Number of rounds [default: 5, with --quick 4]
     #[arg(long)]
     rounds: Option<usize>,
     /// The service's executable
     #[arg(long, default_value = "target/release/dyndata", global = true)]
     dyndata: PathBuf,
-    /// This directory, for peers and results
+    /// The directory `benches`, for peers and results
     #[arg(long, default_value = "benches", global = true)]
     benches: PathBuf,
     /// The page with the tables of a full run; the plot stands beside it
@@ -65,9 +65,9 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Prints system calls and heap allocations per Get, and compares nothing
+    /// Print system calls and heap allocations per Get, and compare nothing
     Counts,
-    /// Writes the tables of the page and the plot anew, from the results of the last full run
+    /// Write the tables of the page and the plot again, from the results of the last full run
     Page,
 }
 
@@ -101,7 +101,7 @@ fn compare(args: &Args, programs: Programs) -> Result<()> {
     for (index, (round, step)) in steps.into_iter().enumerate() {
         let line = bench.run(round, step)?;
         done += step.estimate();
-        // The estimate for the whole is corrected by how long the steps so far have really taken.
+        // Correct the estimate for the whole run by the time that the steps so far have taken.
         let expected = start
             .elapsed()
             .mul_f64(total.as_secs_f64() / done.as_secs_f64());
@@ -147,7 +147,8 @@ fn write_page(args: &Args, rows: &[Row]) -> Result<()> {
     Ok(())
 }
 
-/// Thousands of connections need as many files here, and in the servers, which inherit this.
+/// Raises the limit on open files. Thousands of connections need it here and in the servers,
+/// which inherit it.
 fn raise_open_files() -> Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;

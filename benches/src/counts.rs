@@ -23,7 +23,7 @@ use nix::{
 use crate::{
     keys::{IDS, KeySet, Operation},
     load::call_all,
-    plan::BAR_SHAPE,
+    plan::TARGET_SHAPE,
     process::bound_command,
     redis::Redis,
     redis_server::Directory,
@@ -66,7 +66,7 @@ pub fn run(programs: &Programs) -> Result<()> {
     let keys = KeySet::random(IDS);
     redis.fill(&keys)?;
 
-    println!("System calls per Get, {BAR_SHAPE}, {CALLS} Gets");
+    println!("System calls per Get, {TARGET_SHAPE}, {CALLS} Gets");
     for kind in kinds {
         let subject = Subject::start(kind, programs, redis.address, &keys, directory)?;
         let counts = match with_perf(&subject, &keys, &system_call_events(), directory) {
@@ -79,7 +79,7 @@ pub fn run(programs: &Programs) -> Result<()> {
         println!("  {:18} {}", kind.name(), per_call(&counts));
     }
 
-    println!("Heap allocations per Get, {BAR_SHAPE}, {CALLS} Gets");
+    println!("Heap allocations per Get, {TARGET_SHAPE}, {CALLS} Gets");
     let counts = Probes::add(&programs.dyndata).and_then(|probes| {
         let kind = Kind::Dyndata;
         let subject = Subject::start(kind, programs, redis.address, &keys, directory)?;
@@ -175,7 +175,7 @@ fn counted(mut counter: Command, file: &str, subject: &Subject, keys: &KeySet) -
         bail!("the counter ended: {status}");
     }
     let workload = subject.kind.workload(Operation::Get, keys);
-    call_all(subject.address, workload, BAR_SHAPE, CALLS)?;
+    call_all(subject.address, workload, TARGET_SHAPE, CALLS)?;
     kill(Pid::from_raw(counter.0.id() as i32), Signal::SIGINT)?;
     let limit = Instant::now() + Duration::from_secs(10);
     while counter.0.try_wait()?.is_none() {

@@ -14,7 +14,7 @@ use crate::{
     keys::{IDS, KeySet, Operation},
     load::{self, Protocol, closed_loop},
     memory, open_loop,
-    plan::{BAR_SHAPE, CellPlan, Step},
+    plan::{CellPlan, Step, TARGET_SHAPE},
     redis::Redis,
     redis_server::Directory,
     results::{
@@ -226,7 +226,7 @@ impl Bench {
             subject.address,
             Protocol::Grpc,
             workload,
-            BAR_SHAPE,
+            TARGET_SHAPE,
             times,
             probe,
         )?;
@@ -239,7 +239,7 @@ impl Bench {
         let (us, rate) = (found.server_us_per_call, found.calls_per_second);
         self.results.workers.push(found);
         Ok(format!(
-            "Get {BAR_SHAPE}, --workers {workers}: {us:.2} us {rate:.0}/s"
+            "Get {TARGET_SHAPE}, --workers {workers}: {us:.2} us {rate:.0}/s"
         ))
     }
 
@@ -248,7 +248,7 @@ impl Bench {
             purpose: Purpose::Comparison,
             subject: kind,
             operation: Operation::Get,
-            shape: BAR_SHAPE,
+            shape: TARGET_SHAPE,
             generator: Generator::Own,
         };
         let capacity = self.results.spread(capacity, |cell| cell.calls_per_second);
@@ -259,7 +259,7 @@ impl Bench {
         let outcome = open_loop::run(
             subject.address,
             workload,
-            BAR_SHAPE.connections,
+            TARGET_SHAPE.connections,
             rate,
             duration,
         )?;
@@ -312,7 +312,12 @@ impl Bench {
         let before = subject.process.resident()?;
         let keys = KeySet::random(STORED_ENTRIES);
         let workload = subject.kind.workload(Operation::Mark, &keys);
-        load::call_all(subject.address, workload, BAR_SHAPE, STORED_ENTRIES as u64)?;
+        load::call_all(
+            subject.address,
+            workload,
+            TARGET_SHAPE,
+            STORED_ENTRIES as u64,
+        )?;
         let resident_bytes = subject.process.resident()?;
         let bytes_per_entry = resident_bytes.saturating_sub(before) as f64 / STORED_ENTRIES as f64;
         self.results.entries.push(Entries {

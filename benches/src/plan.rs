@@ -9,15 +9,15 @@ use crate::{
     subjects::Kind,
 };
 
-/// The shape that the bars are about.
-pub const BAR_SHAPE: Shape = shape(10, 20);
+/// The shape of the targets.
+pub const TARGET_SHAPE: Shape = shape(10, 20);
 /// One call at a time.
 pub const SINGLE: Shape = shape(1, 1);
 /// The same calls at a time over few and over many connections.
 pub const FEW_CONNECTIONS: Shape = shape(10, 100);
 pub const MANY_CONNECTIONS: Shape = shape(1000, 1);
 
-const SHAPES: [Shape; 4] = [SINGLE, shape(8, 1), BAR_SHAPE, shape(100, 10)];
+const SHAPES: [Shape; 4] = [SINGLE, shape(8, 1), TARGET_SHAPE, shape(100, 10)];
 const OPERATIONS: [Operation; 4] = [Get, Mark, BatchGet(100), BatchGet(1000)];
 
 /// CPU against connections: 200 calls at a time, or one on each connection where there are more.
@@ -109,7 +109,7 @@ pub fn steps(quick: bool, rounds: Option<usize>) -> Vec<(usize, Step)> {
 
 /// The subjects that a run needs.
 pub fn subjects(quick: bool) -> &'static [Kind] {
-    // Without Python and webdis, which no bar mentions.
+    // No target mentions Python or webdis.
     if quick { &Kind::ALL[..5] } else { &Kind::ALL }
 }
 
@@ -151,7 +151,7 @@ fn full_steps(rounds: usize) -> Vec<(usize, Step)> {
         for size in BATCH_GROWTH {
             let plan = CellPlan {
                 purpose: Purpose::Batch,
-                ..own(BatchGet(size), BAR_SHAPE)
+                ..own(BatchGet(size), TARGET_SHAPE)
             };
             compare(&mut steps, round, &GROWTH_SUBJECTS, plan);
         }
@@ -173,7 +173,7 @@ fn full_steps(rounds: usize) -> Vec<(usize, Step)> {
     steps
 }
 
-/// What the bars need and no more.
+/// Only what the targets need.
 fn quick_steps(rounds: usize) -> Vec<(usize, Step)> {
     let mut steps = Vec::new();
     for round in 0..rounds {
@@ -188,7 +188,12 @@ fn quick_steps(rounds: usize) -> Vec<(usize, Step)> {
                 ],
                 BatchGet(_) => &GROWTH_SUBJECTS,
             };
-            compare(&mut steps, round, kinds, short(own(operation, BAR_SHAPE)));
+            compare(
+                &mut steps,
+                round,
+                kinds,
+                short(own(operation, TARGET_SHAPE)),
+            );
             compare(&mut steps, round, kinds, h2load(operation));
         }
         let kinds = [Kind::Dyndata, Kind::Quickstart];
@@ -236,7 +241,7 @@ fn own(operation: Operation, shape: Shape) -> CellPlan {
 fn h2load(operation: Operation) -> CellPlan {
     CellPlan {
         generator: Generator::H2load,
-        ..own(operation, BAR_SHAPE)
+        ..own(operation, TARGET_SHAPE)
     }
 }
 

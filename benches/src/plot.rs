@@ -4,7 +4,7 @@ use std::fmt::{Result as Written, Write as _};
 
 use crate::{
     keys::Operation,
-    plan::{BAR_SHAPE, BATCH_GROWTH, CONNECTION_GROWTH, GROWTH_SUBJECTS},
+    plan::{BATCH_GROWTH, CONNECTION_GROWTH, GROWTH_SUBJECTS, TARGET_SHAPE},
     results::{Purpose, Row, Spread, cpu},
     subjects::Kind,
 };
@@ -37,7 +37,9 @@ fn write(out: &mut String, rows: &[Row]) -> Written {
         out,
         (10.0, 20.0),
         "start",
-        &format!("Server CPU per Get, microseconds ({BAR_SHAPE}, {cores} cores, less is better)"),
+        &format!(
+            "Server CPU per Get, microseconds ({TARGET_SHAPE}, {cores} cores, less is better)"
+        ),
     )?;
     write_bars(out, rows)?;
     let growth = |purpose, operation, shape, kind| -> Option<f64> {
@@ -56,7 +58,7 @@ fn write(out: &mut String, rows: &[Row]) -> Written {
     let batches = GROWTH_SUBJECTS.map(|kind| {
         let point = |size: usize| {
             let operation = Operation::BatchGet(size);
-            let us = growth(Purpose::Batch, operation, BAR_SHAPE, kind)?;
+            let us = growth(Purpose::Batch, operation, TARGET_SHAPE, kind)?;
             Some((size as f64, us / size as f64))
         };
         BATCH_GROWTH.into_iter().filter_map(point).collect()
@@ -74,7 +76,13 @@ fn write_bars(out: &mut String, rows: &[Row]) -> Written {
         .into_iter()
         .filter(|kind| *kind != Kind::Again)
         .filter_map(|kind| {
-            let found = cpu(rows, Purpose::Comparison, Operation::Get, BAR_SHAPE, kind)?;
+            let found = cpu(
+                rows,
+                Purpose::Comparison,
+                Operation::Get,
+                TARGET_SHAPE,
+                kind,
+            )?;
             Some((kind, found))
         })
         .collect();

@@ -5,15 +5,15 @@ use std::fmt::Display;
 use anyhow::{Context as _, Result};
 
 use crate::{
-    bars::Bar,
     keys::Operation,
     measure::MEBIBYTE,
-    plan::{BAR_SHAPE, BATCH_GROWTH, CONNECTION_GROWTH, GROWTH_SUBJECTS},
+    plan::{BATCH_GROWTH, CONNECTION_GROWTH, GROWTH_SUBJECTS, TARGET_SHAPE},
     results::{CellRow, Generator, Latency, Purpose, Row, Spread, cpu},
     subjects::Kind,
+    targets::Target,
 };
 
-/// Prints everything, the bars last.
+/// Prints everything, the targets last.
 pub fn print(rows: &[Row]) {
     for row in rows {
         if let Row::Machine(machine) = row {
@@ -51,7 +51,7 @@ pub fn update_page(page: &str, rows: &[Row]) -> Result<String> {
 
 fn page_tables(rows: &[Row]) -> Vec<(&'static str, String)> {
     let tables = [
-        ("bars", bars(rows)),
+        ("targets", targets(rows)),
         ("latency", latency(rows)),
         ("growth", growth(rows)),
     ];
@@ -61,19 +61,19 @@ fn page_tables(rows: &[Row]) -> Vec<(&'static str, String)> {
         .collect()
 }
 
-fn bars(rows: &[Row]) -> String {
-    let limit = |bar: &Bar, limit: Option<f64>| {
-        let words = if bar.at_least { "at least " } else { "" };
+fn targets(rows: &[Row]) -> String {
+    let limit = |target: &Target, limit: Option<f64>| {
+        let words = if target.at_least { "at least " } else { "" };
         limit.map_or_else(String::new, |limit| format!("{words}{limit}"))
     };
-    let line = |bar: &Bar| {
+    let line = |target: &Target| {
         vec![
-            bar.name.clone(),
-            limit(bar, bar.must),
-            limit(bar, bar.aim),
-            spread(bar.reached),
-            spread(bar.own),
-            bar.verdict().to_owned(),
+            target.name.clone(),
+            limit(target, target.must),
+            limit(target, target.aim),
+            spread(target.reached),
+            spread(target.own),
+            target.verdict().to_owned(),
         ]
     };
     let headings = [
@@ -84,11 +84,11 @@ fn bars(rows: &[Row]) -> String {
         "by our own generator",
         "meets",
     ];
-    let bars = rows.iter().filter_map(|row| match row {
-        Row::Bar(bar) => Some(line(bar)),
+    let targets = rows.iter().filter_map(|row| match row {
+        Row::Target(target) => Some(line(target)),
         _ => None,
     });
-    table(&headings, bars)
+    table(&headings, targets)
 }
 
 /// One table for each kind of call, shape and generator, with the subjects as its rows.
@@ -196,9 +196,14 @@ fn growth(rows: &[Row]) -> String {
     );
     let batches = table(
         &["CPU per BatchGet, us, 10x20, by ids", service, peer],
-        BATCH_GROWTH
-            .iter()
-            .filter_map(|size| grown(size, Purpose::Batch, Operation::BatchGet(*size), BAR_SHAPE)),
+        BATCH_GROWTH.iter().filter_map(|size| {
+            grown(
+                size,
+                Purpose::Batch,
+                Operation::BatchGet(*size),
+                TARGET_SHAPE,
+            )
+        }),
     );
     let workers = table(
         &["CPU per Get, us, 10x20, by `--workers`", "", "calls/s"],

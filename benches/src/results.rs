@@ -6,10 +6,10 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    bars::{self, Bar},
     keys::Operation,
     load::Shape,
     subjects::Kind,
+    targets::{self, Target},
 };
 
 /// All measurements of one run.
@@ -122,7 +122,7 @@ pub struct Entries {
 #[serde(tag = "table", rename_all = "lowercase")]
 pub enum Row {
     Machine(Machine),
-    Bar(Bar),
+    Target(Target),
     Cell(CellRow),
     Workers(WorkersRow),
     Latency(Latency),
@@ -158,7 +158,7 @@ pub struct WorkersRow {
 }
 
 /// The median of several rounds, with the least and the greatest value. In the file an array of
-/// the three, with four significant digits.
+/// the three, with six significant digits.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(from = "[f64; 3]", into = "[f64; 3]")]
 pub struct Spread {
@@ -179,9 +179,9 @@ impl From<Spread> for [f64; 3] {
     }
 }
 
-/// To four significant digits.
+/// To six significant digits.
 pub fn rounded(value: f64) -> f64 {
-    format!("{value:.3e}").parse().unwrap_or(value)
+    format!("{value:.5e}").parse().unwrap_or(value)
 }
 
 impl Spread {
@@ -246,10 +246,10 @@ impl Results {
 }
 
 impl Results {
-    /// The lines of the file, with the bars first.
+    /// The lines of the file, the targets first.
     pub fn rows(&self) -> Vec<Row> {
         let mut rows = vec![Row::Machine(self.machine.clone())];
-        rows.extend(bars::bars(self).into_iter().map(Row::Bar));
+        rows.extend(targets::targets(self).into_iter().map(Row::Target));
         rows.extend(self.cell_rows().into_iter().map(Row::Cell));
         rows.extend([1, 2].into_iter().filter_map(|workers| {
             let rounds = self.workers.iter().filter(|found| found.workers == workers);

@@ -1,18 +1,18 @@
-//! The bars that the service is held to, and whether it met them.
+//! The performance targets of the service, and whether a run met them.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     keys::Operation::{self, BatchGet, Get, Mark},
     measure::MEBIBYTE,
-    plan::{BAR_SHAPE, FEW_CONNECTIONS, MANY_CONNECTIONS, SINGLE},
+    plan::{FEW_CONNECTIONS, MANY_CONNECTIONS, SINGLE, TARGET_SHAPE},
     results::{Cell, Generator, Purpose, Results, Select, Spread},
     subjects::Kind,
 };
 
 /// One row of the table.
 #[derive(Serialize, Deserialize)]
-pub struct Bar {
+pub struct Target {
     pub name: String,
     /// The limit that must be met. `None` for the row that shows the noise.
     pub must: Option<f64>,
@@ -26,7 +26,7 @@ pub struct Bar {
     pub own: Option<Spread>,
 }
 
-impl Bar {
+impl Target {
     pub fn verdict(&self) -> &'static str {
         let Some(must) = self.must else {
             return "the noise";
@@ -49,9 +49,9 @@ impl Bar {
     }
 }
 
-/// Every bar, and the noise as the last row.
-pub fn bars(results: &Results) -> Vec<Bar> {
-    let mut bars = Vec::new();
+/// All targets. The last row is the noise.
+pub fn targets(results: &Results) -> Vec<Target> {
+    let mut targets = Vec::new();
     let against = [
         (Kind::Quickstart, 0.65, 0.50),
         (Kind::Manager, 0.35, 0.25),
@@ -59,11 +59,11 @@ pub fn bars(results: &Results) -> Vec<Bar> {
     ];
     for (peer, must, aim) in against {
         for operation in [Get, Mark] {
-            bars.push(cpu_ratio(results, operation, peer, must, aim));
+            targets.push(cpu_ratio(results, operation, peer, must, aim));
         }
     }
-    bars.push(cpu_ratio(results, BatchGet(100), Kind::Manager, 0.45, 0.30));
-    bars.push(cpu_ratio(
+    targets.push(cpu_ratio(results, BatchGet(100), Kind::Manager, 0.45, 0.30));
+    targets.push(cpu_ratio(
         results,
         BatchGet(1000),
         Kind::Manager,
@@ -78,10 +78,10 @@ pub fn bars(results: &Results) -> Vec<Bar> {
             Some(cell.calls_per_second / benchmark)
         }))
     };
-    bars.push(Bar {
+    targets.push(Target {
         own: rate(Generator::Own),
         at_least: true,
-        ..bar(
+        ..target(
             "Get RPS / redis-benchmark -P 1 -c 50",
             rate(Generator::H2load),
             1.2,
@@ -103,7 +103,7 @@ pub fn bars(results: &Results) -> Vec<Bar> {
     let latency = results
         .select(single)
         .filter_map(|cell| Some(cell.p50_us? / limit(cell)?));
-    bars.push(bar(
+    targets.push(target(
         "Get p50 1x1 / (tonic, no store + Redis round trip)",
         Spread::of(latency),
         1.15,
@@ -118,7 +118,7 @@ pub fn bars(results: &Results) -> Vec<Bar> {
         shape: FEW_CONNECTIONS,
         ..many
     };
-    bars.push(bar(
+    targets.push(target(
         "CPU per Get, 1000x1 / 10x100",
         results.ratio(many, few, cpu),
         1.3,
@@ -128,30 +128,30 @@ pub fn bars(results: &Results) -> Vec<Bar> {
     let idle = memory
         .clone()
         .map(|memory| memory.idle_bytes as f64 / MEBIBYTE);
-    bars.push(bar(
+    targets.push(target(
         "resident memory idle, MiB",
         Spread::of(idle),
         20.0,
         Some(12.0),
     ));
     let connection = memory.map(|memory| memory.bytes_per_connection / 1024.0);
-    bars.push(bar(
+    targets.push(target(
         "resident memory per idle connection, KiB",
         Spread::of(connection),
         24.0,
         Some(12.0),
     ));
-    bars.push(Bar {
+    targets.push(Target {
         must: None,
         own: noise(results, Generator::Own),
-        ..bar(
+        ..target(
             "A/A: CPU per Get / a second dyndata process",
             noise(results, Generator::H2load),
             0.0,
             None,
         )
     });
-    bars
+    targets
 }
 
 /// The CPU of the service over that of a second process of it, so the noise of the run.
@@ -160,20 +160,20 @@ fn noise(results: &Results, generator: Generator) -> Option<Spread> {
     results.ratio(select(Get, generator), again, cpu)
 }
 
-fn cpu_ratio(results: &Results, operation: Operation, peer: Kind, must: f64, aim: f64) -> Bar {
+fn cpu_ratio(results: &Results, operation: Operation, peer: Kind, must: f64, aim: f64) -> Target {
     let ratio = |generator| {
         let service = select(operation, generator);
         results.ratio(service, service.of(peer), cpu)
     };
     let name = format!("CPU per {operation} / {}", peer.name());
-    Bar {
+    Target {
         own: ratio(Generator::Own),
-        ..bar(&name, ratio(Generator::H2load), must, Some(aim))
+        ..target(&name, ratio(Generator::H2load), must, Some(aim))
     }
 }
 
-fn bar(name: &str, reached: Option<Spread>, must: f64, aim: Option<f64>) -> Bar {
-    Bar {
+fn target(name: &str, reached: Option<Spread>, must: f64, aim: Option<f64>) -> Target {
+    Target {
         name: name.to_owned(),
         must: Some(must),
         aim,
@@ -188,7 +188,7 @@ fn select(operation: Operation, generator: Generator) -> Select {
         purpose: Purpose::Comparison,
         subject: Kind::Dyndata,
         operation,
-        shape: BAR_SHAPE,
+        shape: TARGET_SHAPE,
         generator,
     }
 }
