@@ -33,7 +33,7 @@ use tokio::{
 
 use crate::{
     health::Readiness,
-    metrics::{Format, Metrics},
+    metrics::{Metrics, TextFormat},
     server::{listen::socket, liveness::Liveness},
 };
 
@@ -182,9 +182,9 @@ impl Admin {
     }
 }
 
-fn format(request: &Request<Incoming>) -> Format {
+fn format(request: &Request<Incoming>) -> TextFormat {
     let accept = request.headers().get(header::ACCEPT);
-    Format::accepted(accept.and_then(|accept| accept.to_str().ok()))
+    TextFormat::accepted(accept.and_then(|accept| accept.to_str().ok()))
 }
 
 fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {

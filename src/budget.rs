@@ -1,11 +1,13 @@
-//! Memory that calls make the server hold: requests on their way in, replies on their way out.
+//! A budget for the memory that calls hold: requests on their way in, replies on their way out.
 //!
-//! A slow or hostile peer decides how long incomplete requests and unsent replies stay. So they are
-//! counted, for each connection and for each worker: a request while it is incomplete, and a reply
-//! from when it is made until HTTP/2 drops the last of its bytes. Each call also counts a fixed
-//! amount for what the call itself costs.
+//! A slow or hostile peer decides how long an incomplete request or an unsent reply stays in memory.
+//! So each connection and each worker has a budget, and a call reserves its part of both:
 //!
-//! Complete requests that wait for the store have a count of their own with more room, because they
+//! - a fixed amount for the call itself;
+//! - the request while it is incomplete;
+//! - the reply, from when it is encoded until HTTP/2 drops its last byte.
+//!
+//! Complete requests that wait for the store have a budget of their own with more room, because they
 //! stay only until the store answers or the call's deadline passes. Otherwise a few callers with
 //! large batches would be refused although the server has nothing else to do.
 //!
@@ -20,57 +22,59 @@ use bytes::Bytes;
 
 use crate::error::Error;
 
-/// Counted for each call besides its bytes: HTTP/2's stream, its task, headers and trailers.
+/// Reserved for each call besides its bytes: HTTP/2's stream, its task, headers and trailers.
 pub(crate) const CALL_BYTES: usize = 4 * 1024;
-/// A reply of up to this size is not counted besides, so that it is never refused: what has been
-/// written is always acknowledged.
+/// Reserved besides for a call whose request is incomplete.
+pub(crate) const INCOMPLETE_BYTES: usize = 2 * 1024;
+/// A reply of up to this size needs nothing besides [`CALL_BYTES`]. So it is never refused, and a
+/// caller always hears that its value has been written.
 const SMALL_REPLY_BYTES: usize = 512;
-/// A complete request of up to this size is not counted besides.
+/// A complete request of up to this size needs nothing besides [`CALL_BYTES`].
 const SMALL_REQUEST_BYTES: usize = 2 * 1024;
-/// Counted besides for a call whose request is incomplete.
-pub(crate) const UNFINISHED_BYTES: usize = 2 * 1024;
-/// One connection may hold at most this much...
+/// The limit of one connection.
 const MAX_CONNECTION_BYTES: usize = 6 << 20;
-/// ... and once its worker holds more than this...
+/// When a worker has reserved this much, each of its connections has only a fair share.
 const MAX_WORKER_BYTES: usize = 6 << 20;
-/// ... only its part of this, which all connections of the worker share...
+/// All connections of a worker divide this into fair shares...
 const FAIR_WORKER_BYTES: usize = 2 << 20;
-/// ... and which is at least the first and at most the second of these.
+/// ... of at least this size...
 const MIN_FAIR_BYTES: usize = 16 * 1024;
+/// ... and at most this size.
 const MAX_FAIR_BYTES: usize = 256 * 1024;
-/// The complete requests of one connection, and of one worker, that wait for the store may take at
-/// most this much.
+/// The limit for the complete requests of one connection that wait for the store.
 const MAX_CONNECTION_REQUEST_BYTES: usize = 8 << 20;
+/// The limit for those of one worker.
 const MAX_WORKER_REQUEST_BYTES: usize = 24 << 20;
 
-/// What one worker holds. Clones share the counts.
+/// The budget of one worker. Clones share the counts.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct WorkerHeld(Arc<WorkerCounts>);
+pub(crate) struct WorkerBudget(Arc<WorkerCounts>);
 
 #[derive(Debug, Default)]
 struct WorkerCounts {
     bytes: AtomicUsize,
+    /// Of complete requests that wait for the store.
     request_bytes: AtomicUsize,
     connections: AtomicUsize,
 }
 
-/// What one connection holds. Clones share the count. All counts are written by the worker's
-/// thread alone.
+/// The budget of one connection. Clones share the count. Only the worker's thread writes the counts.
 #[derive(Debug, Clone)]
-pub(crate) struct Held(Arc<ConnectionCount>);
+pub(crate) struct ConnectionBudget(Arc<ConnectionCount>);
 
 #[derive(Debug)]
 struct ConnectionCount {
     bytes: AtomicUsize,
+    /// Of complete requests that wait for the store.
     request_bytes: AtomicUsize,
-    worker: WorkerHeld,
+    worker: WorkerBudget,
 }
 
-impl WorkerHeld {
-    /// The count of another connection of this worker.
-    pub(crate) fn new_connection(&self) -> Held {
+impl WorkerBudget {
+    /// The budget of a new connection of this worker.
+    pub(crate) fn for_connection(&self) -> ConnectionBudget {
         add(&self.0.connections, 1);
-        Held(Arc::new(ConnectionCount {
+        ConnectionBudget(Arc::new(ConnectionCount {
             bytes: AtomicUsize::new(0),
             request_bytes: AtomicUsize::new(0),
             worker: self.clone(),
@@ -84,25 +88,25 @@ impl Drop for ConnectionCount {
     }
 }
 
-impl Held {
-    /// Holds `bytes`; refused if there is no room for them.
-    pub(crate) fn take(&self, bytes: usize) -> Result<Share, Error> {
-        let mut share = Share {
-            held: self.clone(),
+impl ConnectionBudget {
+    /// Reserves `bytes`, or refuses if there is no room for them.
+    pub(crate) fn reserve(&self, bytes: usize) -> Result<Reservation, Error> {
+        let mut reservation = Reservation {
+            budget: self.clone(),
             bytes: 0,
             request_bytes: 0,
         };
-        share.grow(bytes)?;
-        Ok(share)
+        reservation.grow(bytes)?;
+        Ok(reservation)
     }
 
-    /// Whether the connection has no calls, nor any of their bytes. Each of them has a clone,
-    /// besides those of the connection and its socket.
+    /// Whether the connection has neither calls nor unsent bytes of replies. Each of them has a
+    /// clone of the budget; the other two belong to the connection and its socket.
     pub(crate) fn is_idle(&self) -> bool {
         Arc::strong_count(&self.0) == 2
     }
 
-    /// Whether the worker holds much, so that its connections should take new calls little by
+    /// Whether the worker has reserved so much that its connections should read new calls little by
     /// little.
     pub(crate) fn is_pressed(&self) -> bool {
         self.0.worker.0.bytes.load(Ordering::Relaxed) > MAX_WORKER_BYTES / 4
@@ -117,8 +121,8 @@ impl Held {
         }
         let connections = worker.connections.load(Ordering::Relaxed).max(1);
         let fair = (FAIR_WORKER_BYTES / connections).clamp(MIN_FAIR_BYTES, MAX_FAIR_BYTES);
-        // The only call of a connection has room whatever its size, or large replies could never
-        // be sent.
+        // The only call of a connection has room whatever its size. Otherwise large replies could
+        // never be sent.
         before + more <= fair || before == of_this_call
     }
 
@@ -132,100 +136,102 @@ impl Held {
     }
 }
 
-/// What one call holds.
+/// What one call has reserved. Dropping it gives the bytes back.
 #[derive(Debug)]
-pub(crate) struct Share {
-    held: Held,
+pub(crate) struct Reservation {
+    budget: ConnectionBudget,
     bytes: usize,
     /// Of a complete request that waits for the store.
     request_bytes: usize,
 }
 
-impl Share {
-    /// Holds more; refused if there is no room for it.
+impl Reservation {
+    /// Reserves more, or refuses if there is no room for it.
     pub(crate) fn grow(&mut self, bytes: usize) -> Result<(), Error> {
-        if !self.held.has_room_for(bytes, self.bytes) {
+        if !self.budget.has_room_for(bytes, self.bytes) {
             return Err(Error::Overloaded);
         }
         self.bytes += bytes;
-        let counts = &self.held.0;
+        let counts = &self.budget.0;
         add(&counts.bytes, bytes);
         add(&counts.worker.0.bytes, bytes);
         Ok(())
     }
 
-    /// Counts a complete request, which takes `bytes` while it waits for the store; refused if there
-    /// is no room for it.
-    pub(crate) fn hold_request(&mut self, bytes: usize) -> Result<(), Error> {
+    /// Reserves what a complete request takes while it waits for the store, or refuses if there is
+    /// no room for it.
+    pub(crate) fn reserve_request(&mut self, bytes: usize) -> Result<(), Error> {
         if bytes <= SMALL_REQUEST_BYTES {
             return Ok(());
         }
-        if !self.held.has_room_for_request(bytes) {
+        if !self.budget.has_room_for_request(bytes) {
             return Err(Error::Overloaded);
         }
         self.request_bytes += bytes;
-        let counts = &self.held.0;
+        let counts = &self.budget.0;
         add(&counts.request_bytes, bytes);
         add(&counts.worker.0.request_bytes, bytes);
         Ok(())
     }
 
-    /// Stops counting the request: the store has answered it.
+    /// Gives back what [`Reservation::reserve_request`] has reserved. To be called when the store
+    /// has answered.
     pub(crate) fn release_request(&mut self) {
         let bytes = std::mem::take(&mut self.request_bytes);
         if bytes > 0 {
-            let counts = &self.held.0;
+            let counts = &self.budget.0;
             sub(&counts.request_bytes, bytes);
             sub(&counts.worker.0.request_bytes, bytes);
         }
     }
 
-    /// Holds no more than `bytes` from now on.
+    /// Gives back everything above `bytes`.
     pub(crate) fn shrink_to(&mut self, bytes: usize) {
         let less = self.bytes.saturating_sub(bytes);
         if less == 0 {
             return;
         }
         self.bytes -= less;
-        let counts = &self.held.0;
+        let counts = &self.budget.0;
         sub(&counts.bytes, less);
         sub(&counts.worker.0.bytes, less);
     }
 
-    /// Makes bytes of a reply that are counted until the last of them is dropped.
+    /// Reserves the bytes of a reply until the last of them is dropped.
     pub(crate) fn hold(mut self, reply: impl AsRef<[u8]> + Send + 'static) -> Result<Bytes, Error> {
         let length = reply.as_ref().len();
         if length > SMALL_REPLY_BYTES {
             self.grow(length)?;
         }
-        Ok(Bytes::from_owner(Counted {
+        Ok(Bytes::from_owner(ReservedReply {
             reply,
-            _share: self,
+            _reservation: self,
         }))
     }
 }
 
-impl Drop for Share {
+impl Drop for Reservation {
     fn drop(&mut self) {
-        let counts = &self.held.0;
+        let counts = &self.budget.0;
         sub(&counts.bytes, self.bytes);
         sub(&counts.worker.0.bytes, self.bytes);
         self.release_request();
     }
 }
 
-struct Counted<R> {
+struct ReservedReply<R> {
     reply: R,
-    _share: Share,
+    _reservation: Reservation,
 }
 
-impl<R: AsRef<[u8]>> AsRef<[u8]> for Counted<R> {
+impl<R: AsRef<[u8]>> AsRef<[u8]> for ReservedReply<R> {
     fn as_ref(&self) -> &[u8] {
         self.reply.as_ref()
     }
 }
 
-/// One thread writes, so that a load and a store are as good as one step, and cheaper.
+/// Adds with a load and a store, which is cheaper than one atomic step. Only one thread writes, so
+/// nothing can come between the two.
 fn add(count: &AtomicUsize, more: usize) {
     count.store(count.load(Ordering::Relaxed) + more, Ordering::Relaxed);
 }
@@ -242,18 +248,19 @@ mod tests {
 
     #[test]
     fn a_connection_that_holds_little_has_room_beside_one_that_holds_much() {
-        let worker = WorkerHeld::default();
-        let (slow, quick) = (worker.new_connection(), worker.new_connection());
-        let large = |held: &Held| held.take(CALL_BYTES)?.hold(vec![0; MIB - CALL_BYTES]);
+        let worker = WorkerBudget::default();
+        let (slow, quick) = (worker.for_connection(), worker.for_connection());
+        let large =
+            |budget: &ConnectionBudget| budget.reserve(CALL_BYTES)?.hold(vec![0; MIB - CALL_BYTES]);
         let mut held = Vec::new();
         while let Ok(reply) = large(&slow) {
             held.push(reply);
         }
         assert_eq!(held.len(), MAX_CONNECTION_BYTES / MIB);
-        let little = quick.take(MAX_FAIR_BYTES / 2);
+        let little = quick.reserve(MAX_FAIR_BYTES / 2);
         assert!(little.is_ok());
-        assert!(quick.take(MAX_FAIR_BYTES).is_err());
-        // A piece keeps all of it; the last to go counts.
+        assert!(quick.reserve(MAX_FAIR_BYTES).is_err());
+        // A piece of a reply keeps all of it in memory, so all of it stays reserved.
         let piece = held[0].slice(..1);
         held.clear();
         assert_eq!(slow.0.bytes.load(Ordering::Relaxed), MIB);
@@ -264,17 +271,17 @@ mod tests {
 
     #[test]
     fn many_connections_together_hold_a_bounded_amount() {
-        let worker = WorkerHeld::default();
-        let connections: Vec<_> = (0..100).map(|_| worker.new_connection()).collect();
+        let worker = WorkerBudget::default();
+        let connections: Vec<_> = (0..100).map(|_| worker.for_connection()).collect();
         let mut held = Vec::new();
         for connection in &connections {
-            while let Ok(share) = connection.take(CALL_BYTES) {
-                held.push(share);
+            while let Ok(reservation) = connection.reserve(CALL_BYTES) {
+                held.push(reservation);
             }
         }
         let total = worker.0.bytes.load(Ordering::Relaxed);
         assert!(total <= MAX_WORKER_BYTES + FAIR_WORKER_BYTES, "{total}");
-        // Each has something all the same.
+        // Each connection has its fair share all the same.
         for connection in &connections {
             assert!(connection.0.bytes.load(Ordering::Relaxed) >= MIN_FAIR_BYTES);
         }
@@ -284,37 +291,36 @@ mod tests {
 
     #[test]
     fn the_only_call_of_a_connection_has_room_whatever_its_size() {
-        let connection = WorkerHeld::default().new_connection();
-        let mut share = connection.take(CALL_BYTES).expect("room");
-        assert!(share.grow(2 * MAX_CONNECTION_BYTES).is_ok());
-        assert!(connection.take(MAX_FAIR_BYTES).is_err());
-        drop(share);
-        assert!(connection.take(MAX_FAIR_BYTES).is_ok());
+        let connection = WorkerBudget::default().for_connection();
+        let mut reservation = connection.reserve(CALL_BYTES).expect("room");
+        assert!(reservation.grow(2 * MAX_CONNECTION_BYTES).is_ok());
+        assert!(connection.reserve(MAX_FAIR_BYTES).is_err());
+        drop(reservation);
+        assert!(connection.reserve(MAX_FAIR_BYTES).is_ok());
     }
-
     #[test]
     fn requests_that_wait_for_the_store_leave_room_for_other_calls_and_are_bounded() {
-        let worker = WorkerHeld::default();
-        let connections: Vec<_> = (0..4).map(|_| worker.new_connection()).collect();
-        let mut shares = Vec::new();
+        let worker = WorkerBudget::default();
+        let connections: Vec<_> = (0..4).map(|_| worker.for_connection()).collect();
+        let mut reservations = Vec::new();
         for connection in &connections {
             let mut bytes = 0;
             loop {
-                let mut share = connection.take(CALL_BYTES).expect("room for the call");
-                if share.hold_request(MIB).is_err() {
+                let mut reservation = connection.reserve(CALL_BYTES).expect("room for the call");
+                if reservation.reserve_request(MIB).is_err() {
                     break;
                 }
                 bytes += MIB;
-                shares.push(share);
+                reservations.push(reservation);
             }
             // The last connection finds the worker full, and has room for one all the same.
             assert!(bytes == MAX_CONNECTION_REQUEST_BYTES || bytes == MIB);
         }
         let total = || worker.0.request_bytes.load(Ordering::Relaxed);
         assert_eq!(total(), MAX_WORKER_REQUEST_BYTES + MIB);
-        shares[0].release_request();
+        reservations[0].release_request();
         assert_eq!(total(), MAX_WORKER_REQUEST_BYTES);
-        drop(shares);
+        drop(reservations);
         assert_eq!(total(), 0);
     }
 }

@@ -91,6 +91,7 @@ mod health;
 mod metrics;
 mod pem;
 mod reload;
+mod rpc;
 mod service;
 mod store;
 mod trace;

@@ -32,7 +32,7 @@ use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 use self::{
-    call::dispatch::CallConfig,
+    call::shared::CallConfig,
     listen::socket::{self, Listener, Peers, Socket},
     liveness::Liveness,
     security::Security,
@@ -46,6 +46,7 @@ use crate::{
     health::Health,
     metrics::{Metrics, Reading, Recorder, process},
     reload::Reload,
+    service::health::HealthService,
     store::LinkState,
     systemd::Inherited,
     telemetry::OncePerSecond,
@@ -239,7 +240,7 @@ impl Bound {
                     max_in_flight: config.limits.max_in_flight,
                     recorder,
                     tracing: tracing.clone(),
-                    health: health.service(),
+                    health: HealthService::new(health.readiness()),
                 },
                 connections: ConnectionConfig {
                     tls: security.tls.as_ref().map(watch::Sender::subscribe),

@@ -1,7 +1,13 @@
-//! The calls that the server answers, one file for each family.
+//! The calls that the server answers: parse the request into domain types, check that the caller
+//! may make the call, ask the store, reply. One file for each family of calls.
+//!
+//! Knows nothing of Redis, sockets or HTTP/2: a request comes in as the bytes of its message, and a
+//! reply goes out as the bytes of its own.
 
+mod context;
 pub(crate) mod health;
+pub(crate) mod message;
 pub(crate) mod reflection;
-mod values;
+pub(crate) mod values;
 
-pub(crate) use self::values::{Asked, CallContext, DynDataService, NAME};
+pub(crate) use self::context::{CallContext, Service, WriteStarted};

@@ -27,9 +27,6 @@ pub(crate) enum Store {
     Memory(Arc<MemoryStore>),
     /// Redis, over the worker's own connections.
     Redis(RedisStore),
-    /// Panics when it is read, so that a test can see what a panic does to a call.
-    #[cfg(test)]
-    Panicking,
 }
 
 impl Store {
@@ -38,8 +35,6 @@ impl Store {
         match self {
             Self::Memory(_) => "memory",
             Self::Redis(_) => "redis",
-            #[cfg(test)]
-            Self::Panicking => "panicking",
         }
     }
 
@@ -55,8 +50,6 @@ impl Store {
         match self {
             Self::Memory(store) => store.mark(namespace, id, value, ttl),
             Self::Redis(store) => store.mark(namespace, id, &value, ttl).await,
-            #[cfg(test)]
-            Self::Panicking => Ok(SystemTime::now()),
         }
     }
 
@@ -70,8 +63,6 @@ impl Store {
         match self {
             Self::Memory(store) => Ok(store.get(namespace, id, expire_time)),
             Self::Redis(store) => store.get(namespace, id, expire_time).await,
-            #[cfg(test)]
-            Self::Panicking => panic!("a bug"),
         }
     }
 
@@ -91,8 +82,6 @@ impl Store {
                     .batch_get(namespace, ids, expire_time, max_bytes)
                     .await
             }
-            #[cfg(test)]
-            Self::Panicking => panic!("a bug"),
         }
     }
 }

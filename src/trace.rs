@@ -1,9 +1,9 @@
-//! Traces: one server span for each call and a client span for what it asks of the store, sent by
-//! OTLP when `OTEL_EXPORTER_OTLP_ENDPOINT` says where to.
+//! Traces: a server span for each call, and a client span for each operation of the store. They are
+//! sent by OTLP to the endpoint in `OTEL_EXPORTER_OTLP_ENDPOINT`.
 //!
 //! A caller's `traceparent` is continued. The SDK's own variables apply (`OTEL_TRACES_SAMPLER`,
-//! `OTEL_SERVICE_NAME`, `OTEL_BSP_...`). Without an endpoint nothing of this is there, and a call
-//! pays one comparison.
+//! `OTEL_SERVICE_NAME`, `OTEL_BSP_...`). Without an endpoint there are no spans, and the cost for a
+//! call is one comparison.
 //!
 //! Source of the names: <https://opentelemetry.io/docs/specs/semconv/rpc/grpc/> and
 //! <https://opentelemetry.io/docs/specs/semconv/database/redis/>
@@ -25,18 +25,18 @@ use tonic::Code;
 
 use crate::{
     auth::Caller,
-    metrics::{Method, Operation},
+    rpc::{Labels, Rpc},
 };
 
-/// Where the SDK looks for an endpoint.
+/// The environment variables that can have the endpoint.
 const ENDPOINTS: [&str; 2] = [
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
 ];
-/// How long the last spans may take to be sent at the end.
+/// How long sending the last spans may take.
 const LAST_SPANS: Duration = Duration::from_secs(5);
 
-/// Makes spans. Clones send to the same place.
+/// Makes spans. Clones send to the same endpoint.
 #[derive(Debug, Clone)]
 pub(crate) struct Tracing {
     tracer: SdkTracer,
@@ -44,8 +44,8 @@ pub(crate) struct Tracing {
 }
 
 impl Tracing {
-    /// As the environment says; none if it names no endpoint. To be called on a runtime that lives
-    /// as long as this: it sends the spans.
+    /// Configured by the environment. `None` if the environment has no endpoint. To be called on a
+    /// runtime that lives as long as the result, because it sends the spans.
     pub(crate) fn from_environment() -> Option<Self> {
         if env::var("OTEL_SDK_DISABLED").is_ok_and(|value| value.eq_ignore_ascii_case("true")) {
             return None;
@@ -63,7 +63,7 @@ impl Tracing {
                 return None;
             }
         };
-        // OTEL_SERVICE_NAME goes before the name given here.
+        // OTEL_SERVICE_NAME has precedence over this name.
         let mut resource = Resource::builder();
         if env::var_os("OTEL_SERVICE_NAME").is_none() {
             resource = resource.with_service_name("dyndata");
@@ -80,30 +80,32 @@ impl Tracing {
         })
     }
 
-    /// A call begins.
-    pub(crate) fn call(&self, method: Method, headers: &HeaderMap) -> CallSpan {
+    /// Starts the span of a call.
+    pub(crate) fn call(&self, rpc: Option<Rpc>, headers: &HeaderMap) -> CallSpan {
         let parent =
             TraceContextPropagator::new().extract_with_context(&Context::new(), &Headers(headers));
-        let (service, name) = method.service_and_name();
+        let Labels {
+            service, method, ..
+        } = Rpc::labels(rpc);
         let span = self
             .tracer
-            .span_builder(format!("{service}/{name}"))
+            .span_builder(format!("{service}/{method}"))
             .with_kind(SpanKind::Server)
             .with_attributes([
                 KeyValue::new("rpc.system", "grpc"),
                 KeyValue::new("rpc.service", service),
-                KeyValue::new("rpc.method", name),
+                KeyValue::new("rpc.method", method),
             ])
             .start_with_context(&self.tracer, &parent);
-        CallSpan(Arc::new(Opened {
+        CallSpan(Arc::new(SpanContext {
             context: parent.with_span(span),
             tracer: self.tracer.clone(),
         }))
     }
 
-    /// Sends what has not been sent yet.
+    /// Sends the spans that have not been sent yet.
     pub(crate) async fn shut_down(self) {
-        // The SDK waits on a thread; this one sends meanwhile.
+        // The SDK blocks a thread until the spans are sent, and this thread sends them.
         let provider = self.provider;
         let sent = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(LAST_SPANS));
         if let Ok(Err(error)) = sent.await {
@@ -112,12 +114,12 @@ impl Tracing {
     }
 }
 
-/// The span of one call. Clones are of the same span.
+/// The span of one call. Clones are about the same span.
 #[derive(Debug, Clone)]
-pub(crate) struct CallSpan(Arc<Opened>);
+pub(crate) struct CallSpan(Arc<SpanContext>);
 
 #[derive(Debug)]
-struct Opened {
+struct SpanContext {
     context: Context,
     tracer: SdkTracer,
 }
@@ -128,19 +130,19 @@ impl CallSpan {
         self.0.context.span().span_context().trace_id()
     }
 
-    /// Who makes the call is known.
+    /// Records who makes the call.
     pub(crate) fn identified(&self, caller: &Caller) {
         let name = KeyValue::new("enduser.id", caller.to_string());
         self.0.context.span().set_attribute(name);
     }
 
-    /// The call fails, for this reason.
+    /// Records why the call fails.
     pub(crate) fn failed(&self, reason: &'static str) {
         let reason = KeyValue::new("error.type", reason);
         self.0.context.span().set_attribute(reason);
     }
 
-    /// The call ends.
+    /// Ends the span.
     pub(crate) fn end(&self, code: Code) {
         let span = self.0.context.span();
         span.set_attribute(KeyValue::new("rpc.grpc.status_code", code as i64));
@@ -150,18 +152,19 @@ impl CallSpan {
         span.end();
     }
 
-    /// The store is asked something for the call.
-    pub(crate) fn store(&self, operation: Operation, system: &'static str) -> StoreSpan {
-        let Opened { context, tracer } = &*self.0;
+    /// Starts the span of the store operation that the RPC needs. `None` if the RPC needs none.
+    pub(crate) fn store(&self, rpc: Rpc, system: &'static str) -> Option<StoreSpan> {
+        let operation = rpc.operation()?;
+        let SpanContext { context, tracer } = &*self.0;
         let span = tracer
-            .span_builder(operation.name())
+            .span_builder(operation)
             .with_kind(SpanKind::Client)
             .with_attributes([
                 KeyValue::new("db.system.name", system),
-                KeyValue::new("db.operation.name", operation.name()),
+                KeyValue::new("db.operation.name", operation),
             ])
             .start_with_context(tracer, context);
-        StoreSpan(context.with_span(span))
+        Some(StoreSpan(context.with_span(span)))
     }
 }
 
@@ -170,7 +173,7 @@ impl CallSpan {
 pub(crate) struct StoreSpan(Context);
 
 impl StoreSpan {
-    /// The store could not do it.
+    /// Records why the store failed.
     pub(crate) fn failed(&self, reason: &'static str) {
         let span = self.0.span();
         span.set_attribute(KeyValue::new("error.type", reason));
@@ -184,7 +187,7 @@ impl Drop for StoreSpan {
     }
 }
 
-/// Of which codes the conventions say that a server span has failed.
+/// Whether the conventions count this code as a failure of the server.
 pub(crate) fn is_servers_fault(code: Code) -> bool {
     matches!(
         code,

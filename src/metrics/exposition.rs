@@ -1,4 +1,4 @@
-//! How metrics are shown: as OpenMetrics, or in the text format that is older.
+//! Writes the metrics for `/metrics`: as OpenMetrics, or in the older text format.
 
 use std::{
     collections::HashMap,
@@ -18,54 +18,14 @@ use prometheus_client::{
 };
 use tonic::Code;
 
-use super::recorder::{BUCKETS_MICROS, CODES, Durations, Labels, METHODS, Operation, Recorder};
-use crate::store::failure::StoreReason;
-
-/// A number that is read when a scrape asks for it: its name, what it says, what it is.
-pub(crate) struct Reading {
-    pub(crate) name: &'static str,
-    pub(crate) help: &'static str,
-    pub(crate) kind: ReadingKind,
-}
-
-/// Whether a number may fall.
-pub(crate) enum ReadingKind {
-    Gauge(Box<dyn Fn() -> i64 + Send + Sync>),
-    Counter(Box<dyn Fn() -> u64 + Send + Sync>),
-    Seconds(Box<dyn Fn() -> f64 + Send + Sync>),
-}
-
-impl Reading {
-    /// A number that may fall.
-    pub(crate) fn gauge(
-        name: &'static str,
-        help: &'static str,
-        read: impl Fn() -> i64 + Send + Sync + 'static,
-    ) -> Self {
-        let kind = ReadingKind::Gauge(Box::new(read));
-        Self { name, help, kind }
-    }
-
-    /// A number that only grows; the exporter adds `_total` to its name.
-    pub(crate) fn counter(
-        name: &'static str,
-        help: &'static str,
-        read: impl Fn() -> u64 + Send + Sync + 'static,
-    ) -> Self {
-        let kind = ReadingKind::Counter(Box::new(read));
-        Self { name, help, kind }
-    }
-
-    /// A time that only grows, in seconds; the exporter adds `_total` to its name.
-    pub(crate) fn seconds(
-        name: &'static str,
-        help: &'static str,
-        read: impl Fn() -> f64 + Send + Sync + 'static,
-    ) -> Self {
-        let kind = ReadingKind::Seconds(Box::new(read));
-        Self { name, help, kind }
-    }
-}
+use super::{
+    reading::Reading,
+    recorder::{BUCKETS_MICROS, CODES, Durations, Recorder},
+};
+use crate::{
+    rpc::{Labels, Rpc},
+    store::failure::StoreReason,
+};
 
 /// Everything that `/metrics` shows.
 #[derive(Debug)]
@@ -86,45 +46,45 @@ impl Metrics {
         Self { registry }
     }
 
-    /// The text that Prometheus reads, in this format.
-    pub(crate) fn encode(&self, format: Format) -> Result<String, fmt::Error> {
+    /// All metrics in this format.
+    pub(crate) fn encode(&self, format: TextFormat) -> Result<String, fmt::Error> {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
         Ok(match format {
-            Format::OpenMetrics => text,
-            Format::Text => plain_text(&text),
+            TextFormat::OpenMetrics => text,
+            TextFormat::Prometheus => plain_text(&text),
         })
     }
 }
 
-/// How metrics are written.
+/// The format of the metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Format {
+pub(crate) enum TextFormat {
     /// <https://prometheus.io/docs/specs/om/open_metrics_spec/>
     OpenMetrics,
     /// <https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>
-    Text,
+    Prometheus,
 }
 
-impl Format {
-    /// The one to answer with: OpenMetrics for those who ask for it.
+impl TextFormat {
+    /// The format for a request with this `accept` header: OpenMetrics for clients that ask for it.
     pub(crate) fn accepted(accept: Option<&str>) -> Self {
         match accept {
             Some(accept) if accept.contains("application/openmetrics-text") => Self::OpenMetrics,
-            Some(_) | None => Self::Text,
+            Some(_) | None => Self::Prometheus,
         }
     }
 
     pub(crate) fn content_type(self) -> &'static str {
         match self {
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
         }
     }
 }
 
-/// OpenMetrics as the older text format: there, HELP and TYPE name counters and infos as their
-/// samples do, an info is a gauge, and there are no units and no end.
+/// Converts OpenMetrics into the older text format. There, HELP and TYPE have the same names as the
+/// samples of counters and infos, an info is a gauge, and there are no UNIT and EOF lines.
 fn plain_text(open_metrics: &str) -> String {
     let kinds: HashMap<&str, &str> = open_metrics
         .lines()
@@ -154,30 +114,6 @@ fn plain_text(open_metrics: &str) -> String {
         _ = writeln!(text, "# {keyword} {name}{suffix} {rest}");
     }
     text
-}
-
-impl fmt::Debug for Reading {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reading")
-            .field("name", &self.name)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Collector for Reading {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Self { name, help, kind } = self;
-        let metric_type = match kind {
-            ReadingKind::Gauge(_) => MetricType::Gauge,
-            ReadingKind::Counter(_) | ReadingKind::Seconds(_) => MetricType::Counter,
-        };
-        let metric = encoder.encode_descriptor(name, help, None, metric_type)?;
-        match kind {
-            ReadingKind::Gauge(read) => ConstGauge::new(read()).encode(metric),
-            ReadingKind::Counter(read) => ConstCounter::new(read()).encode(metric),
-            ReadingKind::Seconds(read) => ConstCounter::new(read()).encode(metric),
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -212,17 +148,17 @@ impl Calls {
         metric.encode_histogram::<NoLabelSet>(seconds, count, &buckets, None)
     }
 
-    /// What go-grpc-prometheus has, too.
-    fn methods(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    /// The metrics of calls, as go-grpc-prometheus has them.
+    fn calls(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let mut family = encoder.encode_descriptor(
             "grpc_server_started",
             "Calls that began",
             None,
             MetricType::Counter,
         )?;
-        for (at, labels) in METHODS.iter().enumerate() {
-            let value = self.sum(|recorder| &recorder.methods[at].started);
-            ConstCounter::new(value).encode(family.encode_family(&method_labels(labels))?)?;
+        for rpc in rpcs() {
+            let value = self.sum(|recorder| &recorder.rpc(rpc).started);
+            ConstCounter::new(value).encode(family.encode_family(&rpc_labels(rpc))?)?;
         }
 
         let mut family = encoder.encode_descriptor(
@@ -231,14 +167,14 @@ impl Calls {
             None,
             MetricType::Counter,
         )?;
-        for (at, labels) in METHODS.iter().enumerate() {
+        for rpc in rpcs() {
             for (code, name) in CODES.iter().enumerate() {
-                let value = self.sum(|recorder| &recorder.methods[at].handled[code]);
-                // These are always there, so that a rate over them exists before the first call.
+                let value = self.sum(|recorder| &recorder.rpc(rpc).handled[code]);
+                // These two are always shown, so that a rate over them exists before the first call.
                 if value == 0 && ![Code::Ok as usize, Code::Internal as usize].contains(&code) {
                     continue;
                 }
-                let [a, b, c] = method_labels(labels);
+                let [a, b, c] = rpc_labels(rpc);
                 ConstCounter::new(value).encode(family.encode_family(&[
                     a,
                     b,
@@ -254,15 +190,15 @@ impl Calls {
             Some(&Unit::Seconds),
             MetricType::Histogram,
         )?;
-        for (at, labels) in METHODS.iter().enumerate() {
-            let labels = method_labels(labels);
+        for rpc in rpcs() {
+            let labels = rpc_labels(rpc);
             let metric = family.encode_family(&labels)?;
-            self.histogram(metric, |recorder| &recorder.methods[at].durations)?;
+            self.histogram(metric, |recorder| &recorder.rpc(rpc).durations)?;
         }
         Ok(())
     }
 
-    /// What the store was asked.
+    /// The metrics of the store's operations.
     fn operations(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let mut family = encoder.encode_descriptor(
             "dyndata_store_operation",
@@ -270,10 +206,13 @@ impl Calls {
             Some(&Unit::Seconds),
             MetricType::Histogram,
         )?;
-        for operation in Operation::ALL {
-            let labels = [("operation", operation.name())];
+        for rpc in Rpc::ALL {
+            let Some(operation) = rpc.operation() else {
+                continue;
+            };
+            let labels = [("operation", operation)];
             let metric = family.encode_family(&labels)?;
-            self.histogram(metric, |recorder| &recorder.operations[operation as usize])?;
+            self.histogram(metric, |recorder| recorder.operation(*rpc))?;
         }
 
         let mut family = encoder.encode_descriptor(
@@ -291,7 +230,7 @@ impl Calls {
         Ok(())
     }
 
-    /// What has no labels.
+    /// The metrics without labels.
     fn totals(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let opened = self.sum(|recorder| &recorder.connections_opened);
         let closed = self.sum(|recorder| &recorder.connections_closed);
@@ -335,13 +274,23 @@ impl Calls {
 
 impl Collector for Calls {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        self.methods(&mut encoder)?;
+        self.calls(&mut encoder)?;
         self.operations(&mut encoder)?;
         self.totals(&mut encoder)
     }
 }
 
-fn method_labels((kind, service, method): &Labels) -> [(&'static str, &'static str); 3] {
+/// All RPCs, and `None` for paths that the server does not have.
+fn rpcs() -> impl Iterator<Item = Option<Rpc>> {
+    Rpc::ALL.iter().copied().map(Some).chain([None])
+}
+
+fn rpc_labels(rpc: Option<Rpc>) -> [(&'static str, &'static str); 3] {
+    let Labels {
+        kind,
+        service,
+        method,
+    } = Rpc::labels(rpc);
     [
         ("grpc_type", kind),
         ("grpc_service", service),
@@ -368,15 +317,15 @@ mod tests {
     #[test]
     fn openmetrics_is_for_those_who_ask_for_it() {
         for (accept, format) in [
-            (None, Format::Text),
-            (Some("*/*"), Format::Text),
-            (Some("text/plain;version=0.0.4"), Format::Text),
+            (None, TextFormat::Prometheus),
+            (Some("*/*"), TextFormat::Prometheus),
+            (Some("text/plain;version=0.0.4"), TextFormat::Prometheus),
             (
                 Some("application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.3"),
-                Format::OpenMetrics,
+                TextFormat::OpenMetrics,
             ),
         ] {
-            assert_eq!(Format::accepted(accept), format, "{accept:?}");
+            assert_eq!(TextFormat::accepted(accept), format, "{accept:?}");
         }
     }
 }

@@ -1,24 +1,25 @@
-//! What every process says of itself, under the names that Prometheus's own clients use.
+//! Metrics of the process, under the names that Prometheus's own clients use. Without `/proc` there
+//! are none.
 //!
 //! Source: <https://prometheus.io/docs/instrumenting/writing_clientlibs/#process-metrics> and
-//! proc(5). Where there is no `/proc` there are none of them.
+//! proc(5).
 
 use std::fs;
 
-use super::Reading;
+use super::reading::Reading;
 
-/// The kernel's unit of time in `/proc`, whatever its own clock: `sysconf(_SC_CLK_TCK)` on Linux.
+/// The unit of time in `/proc`, which is `sysconf(_SC_CLK_TCK)` on Linux.
 const TICKS_PER_SECOND: f64 = 100.0;
-/// Of memory, on the platforms that this runs on.
+/// The size of a memory page on the platforms that this runs on.
 const PAGE_BYTES: i64 = 4096;
 
-/// Places of fields in `/proc/self/stat`, counted behind the command's name.
+/// Positions of fields in `/proc/self/stat`, counted from the one after the command's name.
 const USER_TICKS: usize = 11;
 const SYSTEM_TICKS: usize = 12;
 const START_TICKS: usize = 19;
 const RESIDENT_PAGES: usize = 21;
 
-/// Read at each scrape, but for the start.
+/// The metrics of this process. Each scrape reads them anew, except the start time.
 pub(crate) fn readings() -> Vec<Reading> {
     let Some(start) = start_time() else {
         return Vec::new();
@@ -44,7 +45,7 @@ pub(crate) fn readings() -> Vec<Reading> {
             "Files and sockets that are open",
             || {
                 fs::read_dir("/proc/self/fd").map_or(0, |files| {
-                    // The one that reads the directory is not among them.
+                    // Without the one that reads the directory.
                     i64::try_from(files.count()).unwrap_or(i64::MAX) - 1
                 })
             },

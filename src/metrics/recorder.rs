@@ -1,8 +1,7 @@
-//! What is counted and timed; [`super::exposition`] has how it is shown at `/metrics`.
+//! Counts and times what happens on one worker.
 //!
 //! Each worker has a [`Recorder`] of its own, so that recording touches no shared cache line and
-//! takes no lock; a scrape sums over the workers. Labels come from fixed sets only: a method that
-//! does not exist is `other`.
+//! takes no lock. A scrape sums over the workers.
 
 use std::{
     sync::atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -11,30 +10,10 @@ use std::{
 
 use tonic::Code;
 
-use crate::store::{StoreError, failure::StoreReason};
-
-/// The methods that are told apart: type, service and method, as go-grpc-prometheus names them.
-pub(super) const METHODS: [Labels; 9] = [
-    ("unary", "dyndata.v1.DynData", "Mark"),
-    ("unary", "dyndata.v1.DynData", "Get"),
-    ("unary", "dyndata.v1.DynData", "BatchGet"),
-    ("unary", "grpc.health.v1.Health", "Check"),
-    ("unary", "grpc.health.v1.Health", "List"),
-    ("server_stream", "grpc.health.v1.Health", "Watch"),
-    (
-        "bidi_stream",
-        "grpc.reflection.v1.ServerReflection",
-        "ServerReflectionInfo",
-    ),
-    (
-        "bidi_stream",
-        "grpc.reflection.v1alpha.ServerReflection",
-        "ServerReflectionInfo",
-    ),
-    ("unary", "other", "other"),
-];
-
-pub(super) type Labels = (&'static str, &'static str, &'static str);
+use crate::{
+    rpc::Rpc,
+    store::{StoreError, failure::StoreReason},
+};
 
 /// The gRPC codes, OK (0) to UNAUTHENTICATED (16), as their canonical names.
 pub(super) const CODES: [&str; 17] = [
@@ -63,61 +42,13 @@ pub(super) const BUCKETS_MICROS: [u64; 15] = [
     1_000_000, 2_500_000, 5_000_000,
 ];
 
-/// What the store is asked to do, as a metric label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Operation {
-    Mark,
-    Get,
-    BatchGet,
-}
-
-impl Operation {
-    pub(super) const ALL: [Self; 3] = [Self::Mark, Self::Get, Self::BatchGet];
-
-    /// Its name in labels and spans.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Mark => "mark",
-            Self::Get => "get",
-            Self::BatchGet => "batch_get",
-        }
-    }
-}
-
-/// A method, as a metric label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Method(usize);
-
-impl Method {
-    pub(crate) const MARK: Self = Self(0);
-    pub(crate) const GET: Self = Self(1);
-    pub(crate) const BATCH_GET: Self = Self(2);
-
-    /// Its service and its own name; `other` for what does not exist.
-    pub(crate) fn service_and_name(self) -> (&'static str, &'static str) {
-        let (_, service, name) = METHODS[self.0];
-        (service, name)
-    }
-
-    /// The method behind a request path.
-    pub(crate) fn from_path(path: &str) -> Self {
-        let known = path
-            .strip_prefix('/')
-            .and_then(|path| path.split_once('/'))
-            .and_then(|(service, method)| {
-                METHODS
-                    .iter()
-                    .position(|&(_, s, m)| s == service && m == method)
-            });
-        Self(known.unwrap_or(METHODS.len() - 1))
-    }
-}
-
-/// One worker's counts, written by its thread alone.
+/// The counts of one worker. Only the worker's own thread writes them.
 #[derive(Debug, Default)]
 pub(crate) struct Recorder {
-    pub(super) methods: [MethodCounts; METHODS.len()],
-    pub(super) operations: [Durations; Operation::ALL.len()],
+    /// For each RPC, and in the last place for paths that the server does not have.
+    rpcs: [RpcCounts; Rpc::ALL.len() + 1],
+    /// How long the store took, for each RPC.
+    operations: [Durations; Rpc::ALL.len()],
     pub(super) store_errors: [AtomicU64; StoreReason::ALL.len()],
     pub(super) shed: AtomicU64,
     pub(super) in_flight: AtomicUsize,
@@ -126,16 +57,16 @@ pub(crate) struct Recorder {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct MethodCounts {
+pub(super) struct RpcCounts {
     pub(super) started: AtomicU64,
     pub(super) handled: [AtomicU64; CODES.len()],
     pub(super) durations: Durations,
 }
 
-/// How long things took.
+/// A histogram of times.
 #[derive(Debug, Default)]
 pub(super) struct Durations {
-    /// Not cumulative; what is longer than the last bound is in the last place.
+    /// Not cumulative. The last place is for what took longer than the last bound.
     pub(super) buckets: [AtomicU64; BUCKETS_MICROS.len() + 1],
     pub(super) nanos: AtomicU64,
 }
@@ -154,29 +85,39 @@ impl Durations {
 }
 
 impl Recorder {
+    /// What is counted about an RPC, or about paths that the server does not have.
+    pub(super) fn rpc(&self, rpc: Option<Rpc>) -> &RpcCounts {
+        &self.rpcs[rpc.map_or(Rpc::ALL.len(), |rpc| rpc as usize)]
+    }
+
+    /// How long the store took for the calls of an RPC.
+    pub(super) fn operation(&self, rpc: Rpc) -> &Durations {
+        &self.operations[rpc as usize]
+    }
+
     /// A call began.
-    pub(crate) fn started(&self, method: Method) {
-        increment(&self.methods[method.0].started);
+    pub(crate) fn started(&self, rpc: Option<Rpc>) {
+        increment(&self.rpc(rpc).started);
     }
 
     /// A call ended, after `elapsed`, with `code`.
-    pub(crate) fn handled(&self, method: Method, code: Code, elapsed: Duration) {
-        let counts = &self.methods[method.0];
+    pub(crate) fn handled(&self, rpc: Option<Rpc>, code: Code, elapsed: Duration) {
+        let counts = self.rpc(rpc);
         increment(&counts.handled[code as usize]);
         counts.durations.record(elapsed);
     }
 
-    /// The store has done what it was asked, or failed, or its caller went away first.
-    pub(crate) fn stored(&self, operation: Operation, elapsed: Duration) {
-        self.operations[operation as usize].record(elapsed);
+    /// An operation of the store has ended, or its call was dropped first.
+    pub(crate) fn stored(&self, rpc: Rpc, elapsed: Duration) {
+        self.operation(rpc).record(elapsed);
     }
 
-    /// The store could not do what it was asked.
+    /// The store has failed.
     pub(crate) fn store_failed(&self, error: StoreError) {
         increment(&self.store_errors[error.reason() as usize]);
     }
 
-    /// A call was refused because there are too many, or hold too much.
+    /// A call was refused because there are too many calls, or because they hold too much memory.
     pub(crate) fn shed(&self) {
         increment(&self.shed);
     }
@@ -201,8 +142,8 @@ fn increment(counter: &AtomicU64) {
     add(counter, 1);
 }
 
-/// Only the worker's own thread writes, so that a load and a store are as good as one step, and
-/// cost a tenth of it.
+/// Adds with a load and a store, which costs a tenth of one atomic step. Only the worker's own
+/// thread writes, so nothing can come between the two.
 fn add(counter: &AtomicU64, more: u64) {
     let count = counter.load(Ordering::Relaxed);
     counter.store(count.wrapping_add(more), Ordering::Relaxed);

@@ -29,8 +29,8 @@ use tokio::{
 use super::{
     call::{
         deadline::Deadlines,
-        dispatch::{CallConfig, Dispatch},
-        http2_stream::Stream,
+        http2_stream::Http2Stream,
+        shared::{CallConfig, WorkerCalls},
     },
     connection::http2_socket::{Http2Socket, LastRead},
     listen::{
@@ -150,7 +150,7 @@ async fn serve(config: WorkerConfig, mut incoming: mpsc::Receiver<Socket>, open:
     // These end with the runtime, and so with the last call.
     tokio::spawn(deadlines.clone().run());
     tokio::spawn(liveness.beat(number));
-    let dispatch = Dispatch::new(calls, deadlines);
+    let calls = WorkerCalls::new(calls, deadlines);
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
 
     let mut connections = JoinSet::new();
@@ -163,7 +163,7 @@ async fn serve(config: WorkerConfig, mut incoming: mpsc::Receiver<Socket>, open:
         let Some(socket) = socket else { break };
         let connection = Connection {
             http: http(&limits),
-            dispatch: dispatch.clone(),
+            calls: Arc::clone(&calls),
             limits,
             draining: draining.clone(),
             drain_timeout,
@@ -199,7 +199,7 @@ fn http(limits: &ConnectionLimits) -> http2::Builder {
 
 struct Connection {
     http: http2::Builder,
-    dispatch: Dispatch,
+    calls: Arc<WorkerCalls>,
     limits: ConnectionLimits,
     draining: watch::Receiver<()>,
     drain_timeout: Duration,
@@ -267,9 +267,9 @@ impl Connection {
     {
         let (stay, left) = watch::channel(());
         let mut stay = Some(stay);
-        let dispatch = self.dispatch.of_connection(names, left);
+        let calls = self.calls.for_connection(names, left);
         let send_timeout = self.limits.send_timeout;
-        socket.watch_pressure(dispatch.held().clone());
+        socket.watch_pressure(calls.budget.clone());
         let (last_read, turn) = (socket.last_read(), socket.turn());
         let unwritten = socket.unwritten();
         let mut connection = self.http.handshake::<_, Bytes>(socket).await?;
@@ -286,7 +286,7 @@ impl Connection {
                 turn.begin();
                 while let Some(accepted) = ready!(connection.poll_accept(cx)) {
                     let (request, respond) = accepted?;
-                    let mut stream = Stream::new(request, respond, &dispatch, send_timeout);
+                    let mut stream = Http2Stream::new(request, respond, &calls, send_timeout);
                     // A flood of calls that are refused needs no tasks.
                     if stream.is_refused() && Pin::new(&mut stream).poll(cx).is_ready() {
                         continue;
@@ -304,7 +304,7 @@ impl Connection {
                 () = old.as_mut(), if leaving == Leaving::No => Leaving::Until(Instant::now() + self.drain_timeout),
                 () = tokio::time::sleep(LEAVING_INTERVAL), if leaving != Leaving::No => {
                     // HTTP/2 itself would wait for the answer to a ping.
-                    if leaving.is_over() || (dispatch.held().is_idle() && !unwritten.is_some()) {
+                    if leaving.is_over() || (calls.budget.is_idle() && !unwritten.is_some()) {
                         return Ok(());
                     }
                     leaving
@@ -392,19 +392,7 @@ impl Drop for Count {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
-
-    use tonic::{Code, transport::Endpoint};
-    use tonic_types::StatusExt as _;
-
-    use super::{super::listen::socket::Peers, *};
-    use crate::{
-        config::Reflection,
-        health::Health,
-        model::Limits,
-        proto::{GetRequest, MarkRequest, dyn_data_client::DynDataClient, mark_request::Value},
-        store::Store,
-    };
+    use super::*;
 
     #[tokio::test]
     async fn a_worker_without_room_gives_the_socket_back() {
@@ -424,85 +412,5 @@ mod tests {
         drop(incoming);
         assert!(worker.hand_over(socket()).is_err());
         assert_eq!(worker.connections(), 1);
-    }
-
-    #[tokio::test]
-    async fn a_panic_ends_its_call_and_nothing_else() {
-        let (drain, draining) = watch::channel(());
-        let worker = Worker::start(WorkerConfig {
-            number: 0,
-            calls: CallConfig {
-                store: Box::new(|| Store::Panicking),
-                limits: Limits {
-                    default_ttl: Duration::from_secs(60),
-                    max_ttl: Duration::from_secs(60),
-                    max_batch: 1,
-                    max_value_bytes: 1,
-                    max_reply_bytes: 1024,
-                },
-                access: None,
-                reflection: Reflection::Open,
-                max_deadline: Duration::from_secs(60),
-                max_in_flight: 1,
-                recorder: Arc::default(),
-                tracing: None,
-                health: Health::new().service(),
-            },
-            connections: ConnectionConfig {
-                tls: None,
-                limits: ConnectionLimits {
-                    max_concurrent_streams: 10,
-                    max_header_bytes: 16 * 1024,
-                    keepalive_interval: Duration::from_secs(60),
-                    send_timeout: Duration::from_secs(10),
-                    max_age: ConnectionAge::Off,
-                },
-            },
-            draining,
-            drain_timeout: Duration::from_secs(1),
-            liveness: Liveness::of_workers(1),
-        })
-        .expect("a thread");
-        let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
-        let addr = listener.local_addr().expect("an address");
-        let endpoint = Endpoint::from_shared(format!("http://{addr}")).expect("a URL");
-        let mut client = DynDataClient::new(endpoint.connect_lazy());
-        let accepting = thread::spawn(move || listener.accept().expect("accepts"));
-
-        let request = || MarkRequest {
-            id: "42".to_owned(),
-            value: Some(Value::IntValue(1)),
-            ..MarkRequest::default()
-        };
-        // The connection is made by the first call, and served once it has been handed over.
-        let first = tokio::spawn({
-            let mut client = client.clone();
-            async move { client.mark(request()).await }
-        });
-        let (socket, peer) = tokio::task::spawn_blocking(|| accepting.join())
-            .await
-            .expect("ends")
-            .expect("accepts");
-        socket.set_nonblocking(true).expect("a socket");
-        let slot = Peers::new(1).enter(peer.ip()).expect("the first");
-        assert!(worker.hand_over(Socket::Tcp(socket, slot)).is_ok());
-        first.await.expect("ends").expect("marks");
-
-        let get = GetRequest {
-            id: "42".to_owned(),
-            ..GetRequest::default()
-        };
-        // Twice: with room for one call in flight, the first must have left.
-        for _ in 0..2 {
-            let status = client.get(get.clone()).await.expect_err("a panic");
-            assert_eq!(status.code(), Code::Internal);
-            let info = status.get_details_error_info().expect("an ErrorInfo");
-            assert_eq!(info.reason, "INTERNAL");
-            assert!(!status.message().contains("bug"), "{}", status.message());
-        }
-        // Nobody accepts another connection, so this is still the first one.
-        client.mark(request()).await.expect("marks");
-        drop(drain);
-        worker.ended().await;
     }
 }

@@ -1,15 +1,15 @@
-//! gRPC server reflection, v1 and v1alpha: what the API looks like, for grpcurl and its like.
+//! gRPC server reflection, v1 and v1alpha: describes the API to grpcurl and similar tools.
 //!
-//! The two versions differ in their name only; older grpcurl, Postman and Kreya ask for v1alpha. A
-//! question without an answer gets an error message, as the protocol has it, and the stream goes
-//! on. There are no extensions in our files, so none are found.
+//! The two versions differ only in their names. Older grpcurl, Postman and Kreya ask for v1alpha.
+//! A question without an answer gets an error message, as the protocol says, and the stream goes
+//! on. Our files have no extensions, so none are found.
 //!
 //! Source: <https://github.com/grpc/grpc/blob/master/doc/server-reflection.md>
 
 use std::sync::LazyLock;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use futures_util::stream;
+use futures_util::stream::{self, Stream, StreamExt as _};
 use prost::Message as _;
 use prost_reflect::{DescriptorError, DescriptorPool, FileDescriptor};
 use prost_types::FileDescriptorSet;
@@ -23,71 +23,52 @@ use tonic_reflection::pb::{
     v1alpha,
 };
 
-use crate::{
-    budget::Share,
-    error::Error,
-    proto,
-    server::call::{
-        feed::Fed,
-        message::{PREFIX_BYTES, check_prefix},
-        reply_stream::{MessageStream, StreamLimits},
-        state::MAX_SMALL_MESSAGE_BYTES,
-        unary::{self, ReplyLimits},
-    },
-};
+use super::message::{MAX_SMALL_MESSAGE_BYTES, PREFIX_BYTES, ReplyEncoder, check_prefix, decode};
+use crate::{budget::Reservation, error::Error, proto};
 
-/// Counted for each stream: questions that are not answered yet, and what takes them apart.
+/// Reserved for each stream: the questions that are not answered yet, and the buffers to decode
+/// them.
 const STREAM_BYTES: usize = 32 * 1024;
 
 static FILES: LazyLock<Result<DescriptorPool, DescriptorError>> = LazyLock::new(files);
 
-/// Whether this path is the one method of a version.
-pub(crate) fn is_path(path: &str) -> bool {
-    matches!(
-        path,
-        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
-            | "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
-    )
-}
-
-/// Answers each message of a request, in order, until the caller ends it.
+/// Answers each message of a request, in order, until the caller ends it. `pieces` are the bytes of
+/// the request as they come in.
 pub(crate) fn answer(
-    fed: Fed,
-    limits: ReplyLimits,
-    stream_limits: StreamLimits,
-) -> Result<MessageStream, Error> {
+    pieces: impl Stream<Item = Bytes> + Unpin + Send + 'static,
+    encoder: ReplyEncoder,
+) -> Result<impl Stream<Item = Result<Bytes, Error>> + Send + 'static, Error> {
     let files = FILES.as_ref().map_err(|error| {
         // The files are built in, so a test would have failed first.
         tracing::error!(%error, "no reflection");
         Error::Internal
     })?;
     let questions = Questions {
-        _share: limits.held.take(STREAM_BYTES)?,
-        fed,
-        limits,
+        _reservation: encoder.budget.reserve(STREAM_BYTES)?,
+        pieces,
         input: BytesMut::new(),
     };
-    let replies = stream::try_unfold(questions, |mut questions| async {
-        let Some(question) = questions.next().await? else {
-            return Ok(None);
-        };
-        let question = unary::decode::<ServerReflectionRequest>(question)?;
-        let reply = questions.limits.reply(&reply(files, question))?;
-        Ok(Some((reply, questions)))
-    });
-    Ok(MessageStream::new(replies, stream_limits))
+    Ok(stream::try_unfold(
+        (questions, encoder),
+        |(mut questions, encoder)| async {
+            let Some(question) = questions.next().await? else {
+                return Ok(None);
+            };
+            let reply = encoder.encode(&reply(files, decode(question)?))?;
+            Ok(Some((reply, (questions, encoder))))
+        },
+    ))
 }
 
 /// The messages of a request.
-struct Questions {
-    fed: Fed,
-    limits: ReplyLimits,
-    _share: Share,
-    /// At most one unfinished message and what came with its last piece.
+struct Questions<P> {
+    pieces: P,
+    _reservation: Reservation,
+    /// At most one incomplete message and the rest of the last piece.
     input: BytesMut,
 }
 
-impl Questions {
+impl<P: Stream<Item = Bytes> + Unpin> Questions<P> {
     async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         loop {
             let length = check_prefix(&self.input, MAX_SMALL_MESSAGE_BYTES)?;
@@ -97,7 +78,7 @@ impl Questions {
                 self.input.advance(PREFIX_BYTES);
                 return Ok(Some(self.input.split_to(length).freeze()));
             }
-            match self.fed.next().await {
+            match self.pieces.next().await {
                 Some(more) => self.input.extend_from_slice(&more),
                 None if self.input.is_empty() => return Ok(None),
                 None => return Err(Error::MessageMalformed),
@@ -122,7 +103,7 @@ fn reply(files: &DescriptorPool, question: ServerReflectionRequest) -> ServerRef
                 service: services.collect(),
             }))
         }
-        // grpcurl asks this of every message that it describes, and takes no error for an answer.
+        // grpcurl asks this about every message that it describes, and fails on an error.
         Some(MessageRequest::AllExtensionNumbersOfType(name)) => Some(
             MessageResponse::AllExtensionNumbersResponse(ExtensionNumberResponse {
                 base_type_name: name.clone(),
@@ -154,7 +135,7 @@ fn file_response(file: &FileDescriptor) -> MessageResponse {
     })
 }
 
-/// The file that has a service, message or enum of this name, or one of their members.
+/// The file that defines a service, message or enum of this name, or one of their members.
 fn containing(files: &DescriptorPool, symbol: &str) -> Option<FileDescriptor> {
     if let Some(service) = files.get_service_by_name(symbol) {
         return Some(service.parent_file());
@@ -178,7 +159,7 @@ fn containing(files: &DescriptorPool, symbol: &str) -> Option<FileDescriptor> {
     is_member.then(|| message.parent_file())
 }
 
-/// Our own files, those of the services here, and those of the details of an error.
+/// The files of dyndata's contract, of health and reflection, and of the error details.
 fn files() -> Result<DescriptorPool, DescriptorError> {
     let mut files = DescriptorPool::new();
     for set in [

@@ -1,4 +1,4 @@
-//! Who gets in: the bounds on how many calls and streams there are at a time.
+//! The limits on how many calls and streams there are at a time.
 
 use std::sync::{
     Arc,
@@ -7,13 +7,13 @@ use std::sync::{
 
 use crate::{error::Error, metrics::Recorder};
 
-/// Streams of health and reflection that one worker has, beyond which...
+/// When one worker has this many streams of health and reflection...
 const MAX_WORKER_STREAMS: usize = 2048;
-/// ... each connection may have only so many. A client needs two or three.
+/// ... each of its connections may have only this many. A client needs two or three.
 const FAIR_CONNECTION_STREAMS: usize = 8;
 
-/// How many streams of health and reflection one connection and its worker have. Clones share both
-/// counts.
+/// Counts the streams of health and reflection of one connection and of its worker. Clones share
+/// both counts.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct StreamPlaces {
     connection: Arc<AtomicUsize>,
@@ -21,16 +21,16 @@ pub(crate) struct StreamPlaces {
 }
 
 impl StreamPlaces {
-    /// The counts of another connection of the same worker.
-    pub(crate) fn of_new_connection(&self) -> Self {
+    /// The counts of a new connection of the same worker.
+    pub(crate) fn for_connection(&self) -> Self {
         Self {
             connection: Arc::default(),
             worker: Arc::clone(&self.worker),
         }
     }
 
-    /// A place for one more stream. `--max-concurrent-streams` bounds a connection, unless its
-    /// worker has many streams.
+    /// Takes a place for one more stream. While the worker has few streams, only
+    /// `--max-concurrent-streams` limits those of a connection.
     pub(crate) fn take(&self) -> Result<StreamPlace, Error> {
         if self.worker.load(Ordering::Relaxed) >= MAX_WORKER_STREAMS
             && self.connection.load(Ordering::Relaxed) >= FAIR_CONNECTION_STREAMS
@@ -54,13 +54,13 @@ impl Drop for StreamPlace {
     }
 }
 
-/// One of a worker's calls in flight, for as long as it is one.
+/// Counts one call of a worker as in flight until it is dropped.
 pub(crate) struct InFlight(Arc<Recorder>);
 
 impl InFlight {
     pub(crate) fn enter(recorder: &Arc<Recorder>, max: usize) -> Result<Self, Error> {
         let count = recorder.in_flight();
-        // Only this thread counts, so that looking first is good enough.
+        // Only this thread writes the count, so nothing can come between the check and the store.
         let calls = count.load(Ordering::Relaxed);
         if calls >= max {
             return Err(Error::Overloaded);
@@ -84,12 +84,12 @@ mod tests {
     #[test]
     fn a_full_worker_has_a_few_streams_for_every_connection() {
         let worker = StreamPlaces::default();
-        let greedy = worker.of_new_connection();
+        let greedy = worker.for_connection();
         let mut places: Vec<_> = (0..MAX_WORKER_STREAMS)
             .map(|_| greedy.take().expect("room"))
             .collect();
         assert!(greedy.take().is_err());
-        let modest = worker.of_new_connection();
+        let modest = worker.for_connection();
         places.extend((0..FAIR_CONNECTION_STREAMS).map(|_| modest.take().expect("room")));
         assert!(modest.take().is_err());
         places.clear();

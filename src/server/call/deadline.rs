@@ -1,9 +1,9 @@
-//! Deadlines: the `grpc-timeout` header, and what ends calls whose time is up.
+//! Deadlines of calls, and the `grpc-timeout` header.
 //!
-//! A timer for each call would be one of the larger parts of what a Get costs, only to be thrown
-//! away almost every time. Instead, each worker has a list of its running calls, and a task that
-//! looks at all of them every few milliseconds while there are any. A call is thus ended at most
-//! [`TICK`] late. `docs/performance.md` has the figures.
+//! A timer for each call would be one of the larger costs of a Get, and almost none of the timers
+//! would ever fire. Instead, each worker has a list of its running calls, and a task that checks
+//! all of them every few milliseconds while there are any. So a call ends at most [`TICK`] late.
+//! `docs/performance.md` has the figures.
 //!
 //! Source of the header's form:
 //! <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests>
@@ -20,14 +20,14 @@ use tokio::sync::Notify;
 
 use crate::{decimal, error::Error};
 
-/// How often the running calls are looked at.
+/// How often the task checks the running calls.
 const TICK: Duration = Duration::from_millis(5);
-/// Ticks without a call after which the task waits for one instead of ticking on.
+/// After this many ticks without a call, the task sleeps until there is a call.
 const IDLE_TICKS: u32 = 100;
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
-/// The running calls of one worker. Clones share them. The lock is never contended: all calls of
-/// a worker, and the task, are on one thread.
+/// The deadlines of the running calls of one worker. Clones share them. The lock is never contended:
+/// all calls of a worker, and the task, are on one thread.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Deadlines {
     shared: Arc<Shared>,
@@ -42,13 +42,13 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Calls {
-    running: Slab<Running>,
+    running: Slab<Entry>,
     /// Whether the task has stopped ticking.
     asleep: bool,
 }
 
 #[derive(Debug)]
-struct Running {
+struct Entry {
     deadline: Instant,
     state: State,
 }
@@ -63,7 +63,7 @@ impl Deadlines {
     /// Puts a call on the list.
     pub(crate) fn enter(&self, deadline: Instant) -> Deadline {
         let mut calls = self.shared.calls();
-        let place = calls.running.insert(Running {
+        let place = calls.running.insert(Entry {
             deadline,
             state: State::Running(None),
         });
@@ -78,7 +78,7 @@ impl Deadlines {
         }
     }
 
-    /// Ends calls whose time is up, for ever. To be run once for each worker.
+    /// The task that ends calls whose deadline has passed. To be run once for each worker.
     pub(crate) async fn run(self) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -99,7 +99,7 @@ impl Deadlines {
         }
     }
 
-    /// Ends the calls whose deadline has passed; gives how many there are in all.
+    /// Ends the calls whose deadline has passed. Returns how many calls there are in all.
     fn expire(&self, now: Instant) -> usize {
         let mut calls = self.shared.calls();
         for (_, call) in &mut calls.running {
@@ -120,7 +120,7 @@ impl Shared {
     }
 }
 
-/// One call's place on the list, for as long as it runs.
+/// One call's place on the list. Dropping it removes the call.
 #[derive(Debug)]
 pub(crate) struct Deadline {
     shared: Arc<Shared>,
@@ -128,7 +128,7 @@ pub(crate) struct Deadline {
 }
 
 impl Deadline {
-    /// Ready once the time is up; the waker is woken then. Cheap to ask again and again.
+    /// Ready once the deadline has passed. Cheap to poll again and again.
     pub(crate) fn poll_passed(&self, cx: &Context<'_>) -> Poll<()> {
         let mut calls = self.shared.calls();
         match &mut calls.running[self.place].state {
@@ -148,8 +148,8 @@ impl Drop for Deadline {
     }
 }
 
-/// How long the caller is willing to wait, if it says so: 1 to 8 digits and a unit. A wait of 0 is
-/// over at once.
+/// The caller's timeout, if the caller has set one: 1 to 8 digits and a unit. A timeout of 0 has
+/// passed already.
 pub(crate) fn grpc_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     let Some(value) = headers.get(GRPC_TIMEOUT) else {
         return Ok(None);

@@ -1,10 +1,12 @@
-//! The request of a reflection stream, on its way to its handler.
+//! Passes the request of a reflection stream to its handler.
 //!
-//! A handler that waits for its reply to be taken reads nothing, and HTTP/2 would keep up to a
-//! megabyte of further requests for it. So the stream's own task reads them, passes them on, and
-//! ends a stream that sends much more than is answered, or leaves a message incomplete.
+//! A handler that waits for its client to take a reply reads nothing, and HTTP/2 would buffer up to
+//! a megabyte of further requests for it. So the task of the stream reads them and passes them on.
+//! It resets the stream if the client sends much more than is answered, or leaves a message
+//! incomplete.
 
 use std::{
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -14,40 +16,42 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::Stream;
 use h2::RecvStream;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::{
     deadline::{Deadline, Deadlines},
-    message::PREFIX_BYTES,
-    state::BODY_TIMEOUT,
+    message_reader::BODY_TIMEOUT,
 };
+use crate::service::message::PREFIX_BYTES;
 
-/// Requests that the handler has not read yet; one more piece may go beyond it.
+/// How much of the request may be unread by the handler. One more piece may go beyond this limit.
 const MAX_UNREAD_BYTES: usize = 16 * 1024;
 /// What a piece of a request costs besides its bytes.
 const PIECE_BYTES: usize = 64;
 
-/// The task's side. The handler sees the end of the request when it is dropped.
-pub(crate) struct Feeder {
+/// The side of the stream's task. Dropping it ends the request for the handler.
+pub(super) struct Feeder {
     pieces: Option<UnboundedSender<Bytes>>,
     unread: Arc<AtomicUsize>,
-    /// How much of the present message has not come yet, and of the prefix before it.
+    /// How much of the current message has not come in yet.
     missing: usize,
+    /// The part of the current prefix that has come in.
     prefix: Vec<u8>,
-    /// Whether too much was unread when the handler last had its turn.
+    /// Whether too much was unread before the handler's last turn.
     full: bool,
-    /// When the present message has to be complete.
+    /// When the current message has to be complete.
     deadline: Option<Deadline>,
 }
 
-/// The handler's side.
-pub(crate) struct Fed {
-    pieces: UnboundedReceiver<Bytes>,
+/// The side of the handler: the pieces of the request.
+pub(super) struct Pieces {
+    receiver: UnboundedReceiver<Bytes>,
     unread: Arc<AtomicUsize>,
 }
 
-pub(crate) fn feed() -> (Feeder, Fed) {
+pub(super) fn feed() -> (Feeder, Pieces) {
     let (sender, receiver) = unbounded_channel();
     let unread = Arc::<AtomicUsize>::default();
     let feeder = Feeder {
@@ -58,17 +62,13 @@ pub(crate) fn feed() -> (Feeder, Fed) {
         full: false,
         deadline: None,
     };
-    let fed = Fed {
-        pieces: receiver,
-        unread,
-    };
-    (feeder, fed)
+    (feeder, Pieces { receiver, unread })
 }
 
 impl Feeder {
-    /// Passes on what has come; to be called before each turn of the handler. Ready if the stream
+    /// Passes on what has come in. To be called before each turn of the handler. Ready if the stream
     /// has to be reset.
-    pub(crate) fn poll(
+    pub(super) fn poll(
         &mut self,
         body: &mut RecvStream,
         deadlines: &Deadlines,
@@ -79,7 +79,7 @@ impl Feeder {
                 if self.full {
                     return Poll::Ready(());
                 }
-                // The handler may only not have had the time yet.
+                // Perhaps the handler has just not had a turn yet.
                 self.full = true;
                 cx.waker().wake_by_ref();
                 break;
@@ -89,7 +89,7 @@ impl Feeder {
                 break;
             };
             let Some(Ok(data)) = data else {
-                // The handler decides what an incomplete message at the end is.
+                // If the last message is incomplete, the handler refuses it.
                 self.pieces = None;
                 self.deadline = None;
                 return Poll::Pending;
@@ -103,7 +103,7 @@ impl Feeder {
             } else if self.deadline.is_none() {
                 self.deadline = Some(deadlines.enter(Instant::now() + BODY_TIMEOUT));
             }
-            // A handler that has gone needs nothing any more.
+            // An error means that the handler has ended, and needs nothing any more.
             _ = pieces.send(data);
         }
         match &self.deadline {
@@ -113,7 +113,7 @@ impl Feeder {
     }
 }
 
-/// Follows the messages in `data`; whether the last of them is incomplete.
+/// Counts through the messages in `data`. Returns whether the last of them is incomplete.
 fn incomplete(missing: &mut usize, prefix: &mut Vec<u8>, mut data: &[u8]) -> bool {
     loop {
         let of_message = data.len().min(*missing);
@@ -132,13 +132,16 @@ fn incomplete(missing: &mut usize, prefix: &mut Vec<u8>, mut data: &[u8]) -> boo
     }
 }
 
-impl Fed {
-    /// The next piece; none at the end of the request. Cancel-safe.
-    pub(crate) async fn next(&mut self) -> Option<Bytes> {
-        let piece = self.pieces.recv().await?;
-        self.unread
-            .fetch_sub(piece.len() + PIECE_BYTES, Ordering::Relaxed);
-        Some(piece)
+impl Stream for Pieces {
+    type Item = Bytes;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let polled = self.receiver.poll_recv(cx);
+        if let Poll::Ready(Some(piece)) = &polled {
+            let cost = piece.len() + PIECE_BYTES;
+            self.unread.fetch_sub(cost, Ordering::Relaxed);
+        }
+        polled
     }
 }
 

@@ -1,40 +1,32 @@
-//! What travels with a call to its end: the guard that records it, and the response bodies that
-//! tell the guard how it ended.
+//! Records how each call ends.
 //!
-//! A call is recorded exactly once and as what it was, whatever ends it: its status in the head or
-//! in the trailers, or, if it is dropped before either, the caller's going away.
+//! A call is recorded exactly once: with the status in the head or in the trailers of its response,
+//! or as cancelled if it is dropped before either has been sent.
 
 use std::{
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll, ready},
     time::Instant,
 };
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName};
-use http_body::{Body as HttpBody, Frame, SizeHint};
-use tonic::{Code, Status, body::Body};
+use tonic::Code;
 
-use super::{reply_stream::MessageStream, unary::ReplyBody};
 use crate::{
     auth::{Caller, Grant},
-    budget::Share,
     error::Error,
-    metrics::{Method, Recorder},
+    metrics::Recorder,
+    rpc::{Labels, Rpc},
     telemetry::OncePerSecond,
     trace::{CallSpan, is_servers_fault},
 };
 
-const STATUS: HeaderName = HeaderName::from_static("grpc-status");
-
-/// Records one call when it ends, whatever ends it.
-pub(crate) struct Guard {
+/// Records one call in metrics, traces and the log. The end is recorded on drop.
+pub(super) struct Guard {
     recorder: Arc<Recorder>,
-    method: Method,
+    /// `None` for a path that the server does not have.
+    rpc: Option<Rpc>,
     started: Instant,
     code: Code,
     span: Option<CallSpan>,
@@ -43,13 +35,17 @@ pub(crate) struct Guard {
 
 impl Guard {
     /// The call begins.
-    pub(crate) fn start(recorder: &Arc<Recorder>, method: Method, span: Option<CallSpan>) -> Self {
-        recorder.started(method);
+    pub(super) fn start(
+        recorder: &Arc<Recorder>,
+        rpc: Option<Rpc>,
+        span: Option<CallSpan>,
+    ) -> Self {
+        recorder.started(rpc);
         Self {
             recorder: Arc::clone(recorder),
-            method,
+            rpc,
             started: Instant::now(),
-            // Until something better is known: dropped before its end means that the caller left.
+            // Stays if the call is dropped before its end: then the caller has left.
             code: Code::Cancelled,
             span,
             caller: None,
@@ -57,17 +53,17 @@ impl Guard {
     }
 
     /// When the call began.
-    pub(crate) fn started(&self) -> Instant {
+    pub(super) fn started(&self) -> Instant {
         self.started
     }
 
     /// The call's span, if there are traces.
-    pub(crate) fn span(&self) -> Option<&CallSpan> {
+    pub(super) fn span(&self) -> Option<&CallSpan> {
         self.span.as_ref()
     }
 
-    /// Who makes the call is known.
-    pub(crate) fn identified(&mut self, grant: &Grant) {
+    /// Records who makes the call.
+    pub(super) fn identified(&mut self, grant: &Grant) {
         if let Grant::Of(caller) = grant {
             if let Some(span) = &self.span {
                 span.identified(caller);
@@ -76,8 +72,8 @@ impl Guard {
         }
     }
 
-    /// The call fails.
-    pub(crate) fn failed(&self, error: &Error) {
+    /// Records why the call fails.
+    pub(super) fn failed(&self, error: &Error) {
         if let Error::Overloaded = error {
             self.recorder.shed();
         }
@@ -88,19 +84,22 @@ impl Guard {
         self.log_code(code, reason);
     }
 
-    /// Logs how the call fails, once a second at most: callers must not be able to fill the log,
-    /// nor to hide with their own mistakes what is wrong with the server.
+    /// Logs how the call fails, at most once a second: callers must not be able to fill the log.
+    /// Failures of the server have a limit of their own, so that mistakes of callers do not hide
+    /// them.
     fn log_code(&self, code: Code, reason: &str) {
         static CALLERS: Lines = Lines::new();
         static SERVERS: Lines = Lines::new();
         let servers_fault = is_servers_fault(code);
         let lines = if servers_fault { &SERVERS } else { &CALLERS };
         let Some(unlogged) = lines.take() else { return };
-        let (service, method) = self.method.service_and_name();
+        let Labels {
+            service, method, ..
+        } = Rpc::labels(self.rpc);
         let caller = self.caller.as_deref().map(tracing::field::display);
         let trace_id = self.span.as_ref().map(CallSpan::trace_id);
         let trace_id = trace_id.map(tracing::field::display);
-        // The level of a line has to be known when it is compiled.
+        // The level of a log line is fixed at compile time.
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(
@@ -123,12 +122,12 @@ impl Guard {
     }
 
     /// The call ends now, with `code`.
-    pub(crate) fn finish(mut self, code: Code) {
+    pub(super) fn finish(mut self, code: Code) {
         self.code = code;
     }
 }
 
-/// One line a second, and how many have not been written since the last.
+/// Allows one log line a second, and counts those that were left out since the last one.
 struct Lines {
     limit: OncePerSecond,
     unlogged: AtomicU64,
@@ -142,7 +141,7 @@ impl Lines {
         }
     }
 
-    /// Whether a line may be written; how many could not be.
+    /// If a line may be written now, the number of lines that were left out before it.
     fn take(&self) -> Option<u64> {
         if self.limit.take() {
             return Some(self.unlogged.swap(0, Ordering::Relaxed));
@@ -154,136 +153,10 @@ impl Lines {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.recorder
-            .handled(self.method, self.code, self.started.elapsed());
+        let elapsed = self.started.elapsed();
+        self.recorder.handled(self.rpc, self.code, elapsed);
         if let Some(span) = &self.span {
             span.end(self.code);
         }
     }
-}
-
-/// A response body that tells the guard how the call ended.
-pub(crate) struct CallBody {
-    kind: Kind,
-    guard: Option<Guard>,
-    /// For what is not counted with its bytes.
-    _share: Option<Share>,
-}
-
-enum Kind {
-    Reply(ReplyBody),
-    /// None after the end.
-    Stream(Option<MessageStream>),
-    Other(Body),
-}
-
-impl CallBody {
-    /// One message and OK.
-    pub(crate) fn reply(reply: ReplyBody, guard: Option<Guard>) -> Self {
-        Self {
-            kind: Kind::Reply(reply),
-            guard,
-            _share: None,
-        }
-    }
-
-    /// Messages, and then a status.
-    pub(crate) fn stream(stream: MessageStream, guard: Option<Guard>) -> Self {
-        Self {
-            kind: Kind::Stream(Some(stream)),
-            guard,
-            _share: None,
-        }
-    }
-
-    /// What comes with a status in its head: nothing, or a text for who does not speak gRPC.
-    pub(crate) fn other(body: Body, share: Option<Share>) -> Self {
-        Self {
-            kind: Kind::Other(body),
-            guard: None,
-            _share: share,
-        }
-    }
-
-    fn finish(&mut self, code: Code) {
-        if let Some(guard) = self.guard.take() {
-            guard.finish(code);
-        }
-    }
-
-    /// Records the end of a stream; gives its trailers.
-    fn end_stream(&mut self, end: Result<(), Error>) -> HeaderMap {
-        let status = match end {
-            Ok(()) => Status::ok(""),
-            Err(error) => {
-                // Every watch ends with the process, which is no news.
-                if let Some(guard) = &self.guard
-                    && !matches!(error, Error::ShuttingDown)
-                {
-                    guard.failed(&error);
-                }
-                Status::from(error)
-            }
-        };
-        self.finish(status.code());
-        let mut trailers = HeaderMap::new();
-        // Our messages are plain ASCII, so they always fit into a header.
-        _ = status.add_header(&mut trailers);
-        trailers
-    }
-}
-
-impl HttpBody for CallBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        match &mut self.kind {
-            Kind::Reply(reply) => {
-                let frame = reply.next_frame();
-                if reply.is_end_stream() {
-                    self.finish(Code::Ok);
-                }
-                Poll::Ready(frame.map(Ok))
-            }
-            Kind::Stream(stream) => {
-                let Some(messages) = stream else {
-                    return Poll::Ready(None);
-                };
-                let end = match ready!(messages.poll_next(cx)) {
-                    Some(Ok(message)) => return Poll::Ready(Some(Ok(Frame::data(message)))),
-                    Some(Err(error)) => Err(error),
-                    None => Ok(()),
-                };
-                *stream = None;
-                Poll::Ready(Some(Ok(Frame::trailers(self.end_stream(end)))))
-            }
-            Kind::Other(body) => Pin::new(body).poll_frame(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.kind {
-            Kind::Reply(reply) => reply.is_end_stream(),
-            Kind::Stream(stream) => stream.is_none(),
-            Kind::Other(body) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.kind {
-            Kind::Reply(_) | Kind::Stream(_) => SizeHint::default(),
-            Kind::Other(body) => body.size_hint(),
-        }
-    }
-}
-
-/// The gRPC status in these headers or trailers.
-pub(crate) fn code(headers: &HeaderMap) -> Option<Code> {
-    headers
-        .get(STATUS)
-        .map(|status| Code::from_bytes(status.as_bytes()))
 }

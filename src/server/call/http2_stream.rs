@@ -1,18 +1,19 @@
-//! One HTTP/2 stream: a request comes in, a reply goes out, and what still comes is thrown away.
+//! One HTTP/2 stream: reads a request, sends the response, and discards the rest of the request.
 //!
 //! A client can ask for replies and never take them: with a flow-control window of 0, HTTP/2 would
-//! keep reply and stream for as long as the connection lasts. So HTTP/2 is only given bytes that
-//! the window has room for, and a stream on which a frame has waited for `--send-timeout` is
-//! reset. Streams that wait for something else, such as a health watch for a change, are left
-//! alone. Heads and trailers need no window; a socket that takes nothing is the connection's
-//! matter (`socket.rs`).
+//! keep reply and stream for as long as the connection lasts. So HTTP/2 only gets bytes that the
+//! window has room for, and a stream is reset when a frame has waited for `--send-timeout`. The
+//! timeout does not apply while a stream waits for something else, such as a health watch for a
+//! change. Heads and trailers need no window. A socket that takes no bytes is handled in
+//! `connection/http2_socket.rs`.
 //!
-//! An error can be known before the request has come. Resetting the stream at once would be right
-//! by the book (RFC 9113, 8.1), but HAProxy and curl lose the error then. So the rest of the
-//! request is read and thrown away, within bounds, before the stream is reset.
+//! An error can be known before the request has come in. RFC 9113, 8.1 allows to reset the stream
+//! at once, but HAProxy and curl then lose the error. So the rest of the request is read and
+//! discarded, within limits, before the stream is reset.
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -23,27 +24,28 @@ use http::{Request, Response};
 use http_body::Body as _;
 
 use super::{
+    body::CallBody,
     deadline::{Deadline, Deadlines},
-    dispatch::ConnectionDispatch,
+    dispatch,
     feed::Feeder,
-    guard::CallBody,
+    shared::ConnectionCalls,
     state::{Call, CallerGone},
 };
-use crate::budget::{CALL_BYTES, Held, Share};
+use crate::budget::{CALL_BYTES, ConnectionBudget, Reservation};
 
-/// How much of a request is thrown away after its error, and for how long.
+/// How much of a request is discarded after its error, and for how long.
 const MAX_DISCARDED_BYTES: usize = 4 << 20;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A stream, to be run to its end as a task.
-pub(crate) struct Stream {
+pub(crate) struct Http2Stream {
     request: RecvStream,
     /// Set while a handler reads the request as a stream.
     feeder: Option<Feeder>,
     respond: SendResponse<Bytes>,
     step: Step,
     deadlines: Deadlines,
-    held: Held,
+    budget: ConnectionBudget,
     send_timeout: Duration,
 }
 
@@ -53,49 +55,49 @@ enum Step {
     Discarding(Discarding),
 }
 
-impl Stream {
+impl Http2Stream {
     pub(crate) fn new(
         request: Request<RecvStream>,
         respond: SendResponse<Bytes>,
-        dispatch: &ConnectionDispatch,
+        calls: &Arc<ConnectionCalls>,
         send_timeout: Duration,
     ) -> Self {
         let (head, request) = request.into_parts();
-        let (call, feeder) = dispatch.begin(&head);
+        let (call, feeder) = dispatch::begin(calls, &head);
         Self {
             request,
             feeder,
             respond,
             step: Step::Calling(call),
-            deadlines: dispatch.worker().deadlines.clone(),
-            held: dispatch.held().clone(),
+            deadlines: calls.worker.deadlines.clone(),
+            budget: calls.budget.clone(),
             send_timeout,
         }
     }
 
-    /// Whether the call is over as soon as it is polled, so that it needs no task, unless more of
-    /// its request comes.
+    /// Whether the call is refused already. Then the first poll ends the stream, unless the rest of
+    /// the request has to be discarded.
     pub(crate) fn is_refused(&self) -> bool {
         matches!(&self.step, Step::Calling(call) if call.is_refused())
     }
 
-    /// The rest of the request is to be thrown away, if there is one and room for that. If there is
-    /// no room, the stream is dropped, and HTTP/2 resets it when the response has gone out. A reset
-    /// from here would take back a response that is still in HTTP/2's buffers.
+    /// The step that discards the rest of the request, if there is a rest, and room in the budget.
+    /// Without room, the stream is dropped, and HTTP/2 resets it once the response is sent. A reset
+    /// from here would discard a response that is still in HTTP/2's buffers.
     fn discard(&mut self) -> Option<Step> {
         self.feeder = None;
         if self.request.is_end_stream() {
             return None;
         }
-        let share = self.held.take(CALL_BYTES).ok()?;
+        let reservation = self.budget.reserve(CALL_BYTES).ok()?;
         Some(Step::Discarding(Discarding {
             left: MAX_DISCARDED_BYTES,
             deadline: self.deadlines.enter(Instant::now() + DISCARD_TIMEOUT),
-            _share: share,
+            _reservation: reservation,
         }))
     }
 
-    /// The next step; none at the end.
+    /// The next step, or `None` at the end.
     fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Option<Step>> {
         match &mut self.step {
             Step::Calling(call) => match call.poll(&mut self.request, cx) {
@@ -119,14 +121,14 @@ impl Stream {
                 Poll::Ready(if sent { self.discard() } else { None })
             }
             Step::Discarding(discarding) => {
-                // What has not come by now is refused with the reset that follows the drop.
+                // The drop of the stream resets it, if the request has not ended by now.
                 discarding.poll(&mut self.request, cx).map(|()| None)
             }
         }
     }
 }
 
-impl Future for Stream {
+impl Future for Http2Stream {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -147,13 +149,13 @@ impl Future for Stream {
     }
 }
 
-/// A reply on its way out.
+/// Sends a reply.
 struct Sending {
     stream: SendStream<Bytes>,
     body: CallBody,
-    /// What the window has no room for yet.
+    /// The part of a frame that the window has no room for yet.
     piece: Bytes,
-    /// Set only while a piece waits for its client, which few ever do.
+    /// Set only while a piece waits for its client, which is rare.
     stalled: Option<Deadline>,
 }
 
@@ -167,7 +169,7 @@ impl Sending {
         }
     }
 
-    /// Whether all has been sent; if not, the stream is no more.
+    /// Returns true when all has been sent, and false when the stream has ended before that.
     fn poll(
         &mut self,
         deadlines: &Deadlines,
@@ -229,15 +231,15 @@ impl Sending {
     }
 }
 
-/// The rest of a request that nobody reads any more.
+/// Discards the rest of a request.
 struct Discarding {
     left: usize,
     deadline: Deadline,
-    _share: Share,
+    _reservation: Reservation,
 }
 
 impl Discarding {
-    /// Waits until it has come to its end, or no more of it is taken.
+    /// Ready at the end of the request, or when a limit is reached.
     fn poll(&mut self, request: &mut RecvStream, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             match request.poll_data(cx) {
@@ -248,7 +250,7 @@ impl Discarding {
                     };
                     self.left = left;
                 }
-                // The end, or an error, after which the stream is no more.
+                // The end, or an error, after which the stream has ended, too.
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending => return self.deadline.poll_passed(cx),
             }

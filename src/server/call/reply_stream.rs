@@ -1,8 +1,8 @@
 //! Replies that are a stream of messages: health watches and reflection.
 //!
-//! They last as long as their caller likes, may need no credentials, and are not among the calls
-//! in flight. What ends them from outside is the caller's `grpc-timeout`, and the end of
-//! their connection: at the drain, or at its `--max-connection-age`.
+//! A stream lasts as long as its caller likes, may need no credentials, and is not a call in
+//! flight. The server ends it at the caller's `grpc-timeout`, and together with its connection: at
+//! the drain, or at `--max-connection-age`.
 
 use std::{
     pin::Pin,
@@ -17,23 +17,23 @@ use super::{admission::StreamPlace, deadline::Deadline};
 use crate::error::Error;
 
 /// The messages of one call, each with its prefix, until its status.
-pub(crate) struct MessageStream {
+pub(super) struct ReplyStream {
     messages: Messages,
     limits: StreamLimits,
 }
 
 type Messages = Pin<Box<dyn Stream<Item = Result<Bytes, Error>> + Send>>;
 
-/// What ends a stream from outside.
-pub(crate) struct StreamLimits {
+/// When the server ends a stream.
+pub(super) struct StreamLimits {
     deadline: Option<Deadline>,
     leave: Pin<Box<dyn Future<Output = ()> + Send>>,
     _place: StreamPlace,
 }
 
 impl StreamLimits {
-    /// A stream in this place, with the caller's own deadline if it has one.
-    pub(crate) fn new(
+    /// The stream ends at `deadline`, which is the caller's own, and when `leaving` closes.
+    pub(super) fn new(
         place: StreamPlace,
         deadline: Option<Deadline>,
         mut leaving: watch::Receiver<()>,
@@ -41,7 +41,7 @@ impl StreamLimits {
         Self {
             deadline,
             leave: Box::pin(async move {
-                // The channel carries nothing; its end is the message.
+                // The channel carries nothing. It closes when the connection leaves.
                 _ = leaving.changed().await;
             }),
             _place: place,
@@ -49,8 +49,8 @@ impl StreamLimits {
     }
 }
 
-impl MessageStream {
-    pub(crate) fn new(
+impl ReplyStream {
+    pub(super) fn new(
         messages: impl Stream<Item = Result<Bytes, Error>> + Send + 'static,
         limits: StreamLimits,
     ) -> Self {
@@ -60,9 +60,9 @@ impl MessageStream {
         }
     }
 
-    /// The next message, or the error that ends the call; none when it ends well. Not to be called
+    /// The next message, the error that ends the call, or `None` at a good end. Not to be called
     /// again after the end.
-    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
         let polled = self.messages.as_mut().poll_next(cx);
         if polled.is_ready() {
             return polled;

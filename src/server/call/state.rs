@@ -1,15 +1,14 @@
-//! One call, from its request's first byte to the head of its response.
+//! One call as a state machine, from its request's first byte to the head of its response.
 //!
-//! A call first waits for its message, and holds no more than that takes. Only with a complete
-//! message does it become one of the worker's calls in flight. Around every call is a [`Guard`]
-//! that records it.
+//! A call first waits for its message, and reserves no more memory than that takes. Only with a
+//! complete message does it become one of the worker's calls in flight.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -20,60 +19,55 @@ use tonic::{Code, body::Body};
 
 use super::{
     admission::InFlight,
+    body::{CallBody, ReplyBody},
     deadline::Deadline,
-    dispatch::ConnectionDispatch,
-    guard::{CallBody, Guard, code},
-    message::{MessageReader, NoMessage},
-    reply_stream::{MessageStream, StreamLimits},
-    unary::{self, ReplyBody, Rpc},
+    guard::Guard,
+    message_reader::{BODY_TIMEOUT, MessageReader, NoMessage},
+    reply_stream::{ReplyStream, StreamLimits},
+    shared::ConnectionCalls,
 };
 use crate::{
-    budget::{CALL_BYTES, Share},
+    budget::{CALL_BYTES, Reservation},
     error::Error,
-    service::{Asked, CallContext, health as health_calls},
+    service::{CallContext, WriteStarted, message::UnaryReplyEncoder, values},
 };
 
-/// A name of a service or a symbol, with room to spare: what health and reflection are asked.
-pub(crate) const MAX_SMALL_MESSAGE_BYTES: usize = 4 * 1024;
-
-/// How long the request of any call may be incomplete.
-pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(3);
-
 /// The caller has reset the stream, or its connection has ended: there is nobody to answer.
-pub(crate) struct CallerGone;
+pub(super) struct CallerGone;
 
 /// A call until the head of its response.
-pub(crate) struct Call {
-    dispatch: ConnectionDispatch,
+pub(super) struct Call {
+    calls: Arc<ConnectionCalls>,
     guard: Option<Guard>,
-    running: Running,
-    /// For a call that writes.
-    asked: Option<Asked>,
+    state: State,
+    /// `None` for a call that only reads.
+    write_started: Option<WriteStarted>,
     previous_attempts: u32,
 }
 
-pub(crate) enum Running {
-    /// The message is not there yet.
+/// What a call waits for, or how it is answered.
+pub(super) enum State {
+    /// Waits for the message.
     Reading {
         reader: MessageReader,
-        message_is: Message,
+        handler: Handler,
         deadline: Instant,
         /// Set once the message turns out to be incomplete.
         waiting: Option<Deadline>,
     },
-    /// A method of the service itself.
-    DynData {
-        call: Pin<Box<dyn Future<Output = Result<Bytes, Error>> + Send>>,
+    /// Waits for a handler of the service itself.
+    InFlight {
+        reply: Pin<Box<dyn Future<Output = Result<Bytes, Error>> + Send>>,
         deadline: Deadline,
         _in_flight: InFlight,
     },
-    /// A health check that has been answered.
-    Answered(Bytes),
-    /// A health watch, or reflection. None after its head.
-    Stream(Option<MessageStream>),
-    /// Failed before it began.
+    /// The handler has replied at once.
+    Replied(Bytes),
+    /// The reply is a stream. `None` after its head.
+    Stream(Option<ReplyStream>),
+    /// Failed before a handler began.
     Refused(Option<Error>),
-    /// HTTP/2, but no gRPC; the HTTP status says what is wrong.
+    /// HTTP/2, but no gRPC. The HTTP status says what is wrong.
     NotGrpc {
         status: StatusCode,
         /// HEAD gets no body.
@@ -81,80 +75,83 @@ pub(crate) enum Running {
     },
 }
 
-/// What a message is for.
-pub(crate) enum Message {
-    DynData(Rpc, CallContext),
-    Check,
-    List,
-    Watch(StreamLimits),
+/// Who handles the message.
+pub(super) enum Handler {
+    Values(CallContext),
+    HealthCheck,
+    HealthList,
+    HealthWatch(StreamLimits),
 }
 
-impl Running {
-    pub(crate) fn refused(error: Error) -> Self {
+impl State {
+    pub(super) fn refused(error: Error) -> Self {
         Self::Refused(Some(error))
     }
 }
 
 impl Call {
-    pub(crate) fn new(
-        dispatch: ConnectionDispatch,
+    pub(super) fn new(
+        calls: Arc<ConnectionCalls>,
         guard: Guard,
-        running: Running,
-        asked: Option<Asked>,
+        state: State,
+        write_started: Option<WriteStarted>,
         previous_attempts: u32,
     ) -> Self {
         Self {
-            dispatch,
+            calls,
             guard: Some(guard),
-            running,
-            asked,
+            state,
+            write_started,
             previous_attempts,
         }
     }
 
-    /// Whether all that is left is to say why not.
-    pub(crate) fn is_refused(&self) -> bool {
-        matches!(self.running, Running::Refused(_) | Running::NotGrpc { .. })
+    /// Whether the call has failed already, so that only its error is left to send.
+    pub(super) fn is_refused(&self) -> bool {
+        matches!(self.state, State::Refused(_) | State::NotGrpc { .. })
     }
 
     /// The response's head and body.
-    pub(crate) fn poll(
+    pub(super) fn poll(
         &mut self,
         request: &mut RecvStream,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Response<CallBody>, CallerGone>> {
-        if let Running::Reading { .. } = self.running {
-            let (message, share) = match ready!(self.poll_message(request, cx)) {
+        if let State::Reading { .. } = self.state {
+            let (message, reservation) = match ready!(self.poll_message(request, cx)) {
                 Ok(message) => message,
                 Err(NoMessage::CallerGone) => return Poll::Ready(Err(CallerGone)),
                 Err(NoMessage::Refused(error)) => {
                     return Poll::Ready(Ok(self.fail(error)));
                 }
             };
-            self.running = self.run(message, share).unwrap_or_else(Running::refused);
+            let state = self.handle(message, reservation);
+            self.state = state.unwrap_or_else(State::refused);
         }
-        let response = match &mut self.running {
-            Running::DynData { call, deadline, .. } => {
-                let result = ready!(poll_within(call.as_mut(), deadline, cx));
-                match result.and_then(|result| result) {
+        let response = match &mut self.state {
+            State::InFlight {
+                reply, deadline, ..
+            } => {
+                let reply = ready!(poll_within(reply.as_mut(), deadline, cx));
+                match reply.and_then(|reply| reply) {
                     Ok(message) => self.reply(message),
                     Err(error) => self.fail(error),
                 }
             }
-            Running::Answered(message) => {
+            State::Replied(message) => {
                 let message = std::mem::take(message);
                 self.reply(message)
             }
-            Running::Stream(stream) => match stream.take() {
-                Some(stream) => respond(CallBody::stream(stream, self.guard.take())),
+            State::Stream(stream) => match stream.take() {
+                Some(stream) => CallBody::stream(stream, self.guard.take()).into_response(),
                 None => self.fail(Error::Internal),
             },
-            Running::Refused(error) => {
+            State::Refused(error) => {
                 let error = error.take().unwrap_or(Error::Internal);
                 self.fail(error)
             }
-            Running::Reading { .. } => self.fail(Error::Internal),
-            Running::NotGrpc { status, has_text } => {
+            State::Reading { .. } => self.fail(Error::Internal),
+            State::NotGrpc { status, has_text } => {
                 let (status, has_text) = (*status, *has_text);
                 self.not_grpc(status, has_text)
             }
@@ -166,13 +163,13 @@ impl Call {
         &mut self,
         request: &mut RecvStream,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(Bytes, Share), NoMessage>> {
-        let Running::Reading {
+    ) -> Poll<Result<(Bytes, Reservation), NoMessage>> {
+        let State::Reading {
             reader,
             deadline,
             waiting,
             ..
-        } = &mut self.running
+        } = &mut self.state
         else {
             return Poll::Ready(Err(Error::Internal.into()));
         };
@@ -180,7 +177,7 @@ impl Call {
         if polled.is_pending() {
             let waiting = waiting.get_or_insert_with(|| {
                 let body_deadline = Instant::now() + BODY_TIMEOUT;
-                let deadlines = &self.dispatch.worker().deadlines;
+                let deadlines = &self.calls.worker.deadlines;
                 deadlines.enter(body_deadline.min(*deadline))
             });
             ready!(waiting.poll_passed(cx));
@@ -189,91 +186,81 @@ impl Call {
         polled
     }
 
-    /// Starts what the message is for.
-    fn run(&mut self, message: Bytes, share: Share) -> Result<Running, Error> {
-        let running = std::mem::replace(&mut self.running, Running::Refused(None));
-        let Running::Reading {
-            message_is,
-            deadline,
-            ..
-        } = running
+    /// Hands the message to its handler.
+    fn handle(&mut self, message: Bytes, reservation: Reservation) -> Result<State, Error> {
+        let state = std::mem::replace(&mut self.state, State::Refused(None));
+        let State::Reading {
+            handler, deadline, ..
+        } = state
         else {
             return Err(Error::Internal);
         };
-        match message_is {
-            Message::DynData(rpc, context) => {
-                let worker = self.dispatch.worker();
+        let worker = &self.calls.worker;
+        match handler {
+            Handler::Values(context) => {
                 let in_flight = InFlight::enter(&worker.recorder, worker.max_in_flight)?;
-                Ok(Running::DynData {
-                    call: Box::pin(unary::call(
-                        Arc::clone(&worker.service),
-                        rpc,
-                        message,
-                        worker.max_reply_bytes,
-                        share,
-                        context,
-                    )),
+                let encoder = UnaryReplyEncoder {
+                    max_reply_bytes: worker.max_reply_bytes,
+                    reservation,
+                };
+                let service = Arc::clone(&worker.service);
+                Ok(State::InFlight {
+                    reply: Box::pin(values::call(service, context, message, encoder)),
                     deadline: worker.deadlines.enter(deadline),
                     _in_flight: in_flight,
                 })
             }
-            Message::Check => {
-                let limits = self.dispatch.reply_limits();
-                let health = self.dispatch.worker().health.clone();
-                health_calls::check(health, message, limits).map(Running::Answered)
+            Handler::HealthCheck => {
+                let reply = worker.health.check(message, &self.calls.reply_encoder());
+                reply.map(State::Replied)
             }
-            Message::List => {
-                let limits = self.dispatch.reply_limits();
-                let health = self.dispatch.worker().health.clone();
-                health_calls::list(health, message, limits).map(Running::Answered)
+            Handler::HealthList => {
+                let reply = worker.health.list(message, &self.calls.reply_encoder());
+                reply.map(State::Replied)
             }
-            Message::Watch(stream_limits) => {
-                let limits = self.dispatch.reply_limits();
-                let health = self.dispatch.worker().health.clone();
-                let stream = health_calls::watch(health, message, limits, stream_limits)?;
-                Ok(Running::Stream(Some(stream)))
+            Handler::HealthWatch(limits) => {
+                let health = worker.health.clone();
+                let replies = health.watch(message, self.calls.reply_encoder())?;
+                Ok(State::Stream(Some(ReplyStream::new(replies, limits))))
             }
         }
     }
 
-    /// One message and OK.
+    /// The response with one message and the status OK.
     fn reply(&mut self, message: Bytes) -> Response<CallBody> {
-        respond(CallBody::reply(ReplyBody::new(message), self.guard.take()))
+        CallBody::reply(ReplyBody::new(message), self.guard.take()).into_response()
     }
 
-    /// An error that is known by now is in the head, without a body.
+    /// The response for an error that is known before the head has been sent: the head alone has
+    /// the status.
     fn fail(&mut self, error: Error) -> Response<CallBody> {
-        let outcome = self.asked.as_ref();
-        let outcome = outcome.map(|asked| error.outcome(asked.get()));
+        let write_started = self.write_started.as_ref();
+        let outcome = write_started.map(|started| error.outcome(started.get()));
         if let Some(guard) = &self.guard {
             guard.failed(&error);
         }
-        let response = error
-            .into_status(outcome, self.previous_attempts)
-            .into_http();
-        if let Some(guard) = self.guard.take()
-            && let Some(code) = code(response.headers())
-        {
-            guard.finish(code);
+        let status = error.into_status(outcome, self.previous_attempts);
+        if let Some(guard) = self.guard.take() {
+            guard.finish(status.code());
         }
-        response.map(|body| CallBody::other(body, None))
+        status.into_http().map(|body| CallBody::other(body, None))
     }
 
-    /// The answer to what is no gRPC call: only POST with a content type of gRPC is one.
+    /// The response for a request that is no gRPC call.
     fn not_grpc(&mut self, status: StatusCode, has_text: bool) -> Response<CallBody> {
         if let Some(guard) = self.guard.take() {
             guard.finish(Code::InvalidArgument);
         }
         let text =
             "this is a gRPC server; it takes POST, and the content-type is application/grpc\n";
-        // Without room for the text, the status has to do.
-        let share = self.dispatch.held().take(CALL_BYTES).ok();
-        let share = share.filter(|_| has_text);
-        let body = match share {
+        // Without room for the text, only the status is sent.
+        let reservation = self.calls.budget.reserve(CALL_BYTES).ok();
+        let reservation = reservation.filter(|_| has_text);
+        let body = match reservation {
             Some(_) => Body::new(Full::from(text)),
             None => Body::empty(),
         };
-        let mut response = Response::new(CallBody::other(body, share));
+        let mut response = Response::new(CallBody::other(body, reservation));
         *response.status_mut() = status;
         if status == StatusCode::METHOD_NOT_ALLOWED {
             let headers = response.headers_mut();
@@ -283,24 +270,45 @@ impl Call {
     }
 }
 
-fn respond(body: CallBody) -> Response<CallBody> {
-    let mut response = Response::new(body);
-    *response.headers_mut() = unary::reply_headers();
-    response
-}
-
-/// Polls a call until its deadline. A panic is to end that call alone: what a handler leaves behind
-/// when it panics is dropped with its future, and the stores are consistent wherever they can panic.
+/// Polls a handler until its deadline. A panic ends this call alone: dropping the handler's future
+/// drops everything that it owns, and the stores are consistent wherever they can panic.
 fn poll_within<F: Future + ?Sized>(
-    call: Pin<&mut F>,
+    handler: Pin<&mut F>,
     deadline: &Deadline,
     cx: &mut Context<'_>,
 ) -> Poll<Result<F::Output, Error>> {
-    match catch_unwind(AssertUnwindSafe(|| call.poll(cx))) {
+    match catch_unwind(AssertUnwindSafe(|| handler.poll(cx))) {
         Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
         Ok(Poll::Pending) => deadline
             .poll_passed(cx)
             .map(|()| Err(Error::DeadlineExceeded)),
         Err(_) => Poll::Ready(Err(Error::Internal)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::{pending, poll_fn},
+        pin::pin,
+        task::Waker,
+        time::Duration,
+    };
+
+    use super::{super::deadline::Deadlines, *};
+
+    #[test]
+    fn a_panic_ends_its_call_with_an_internal_error_and_no_other_call() {
+        let deadlines = Deadlines::default();
+        let deadline = deadlines.enter(Instant::now() + Duration::from_secs(60));
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut waits = pin!(pending::<()>());
+        assert!(poll_within(waits.as_mut(), &deadline, &mut cx).is_pending());
+        let mut panics = pin!(poll_fn(|_| -> Poll<()> { panic!("a bug") }));
+        let polled = poll_within(panics.as_mut(), &deadline, &mut cx);
+        assert!(matches!(polled, Poll::Ready(Err(Error::Internal))));
+        let mut replies = pin!(async { 42 });
+        let polled = poll_within(replies.as_mut(), &deadline, &mut cx);
+        assert!(matches!(polled, Poll::Ready(Ok(42))));
     }
 }

@@ -25,7 +25,7 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use crate::budget::Held;
+use crate::budget::ConnectionBudget;
 
 /// What every HTTP/2 client sends first (RFC 9113, 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -59,7 +59,7 @@ pub(crate) struct Http2Socket<S> {
     /// What was read since there was last nothing to read, and the rest after too much of that.
     in_a_row: usize,
     turn: Turn,
-    held: Option<Held>,
+    budget: Option<ConnectionBudget>,
     pause: Option<Pin<Box<Sleep>>>,
     last_read: LastRead,
     send_timeout: Duration,
@@ -96,7 +96,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http2Socket<S> {
             replayed: 0,
             in_a_row: 0,
             turn: Turn::default(),
-            held: None,
+            budget: None,
             pause: None,
             last_read: LastRead::now(),
             send_timeout,
@@ -156,8 +156,8 @@ impl LastRead {
 
 impl<S> Http2Socket<S> {
     /// Reads little at a time from now on, while the worker holds much.
-    pub(crate) fn watch_pressure(&mut self, held: Held) {
-        self.held = Some(held);
+    pub(crate) fn watch_pressure(&mut self, budget: ConnectionBudget) {
+        self.budget = Some(budget);
     }
 
     pub(crate) fn turn(&self) -> Turn {
@@ -216,7 +216,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Http2Socket<S> {
             self.in_a_row = 0;
         }
         let before = buffer.filled().len();
-        let pressed = self.held.as_ref().is_some_and(Held::is_pressed);
+        let pressed = self
+            .budget
+            .as_ref()
+            .is_some_and(ConnectionBudget::is_pressed);
         let most = if pressed { PRESSED_BYTES } else { TURN_BYTES };
         let in_this_turn = self.turn.0.load(Ordering::Relaxed);
         if in_this_turn >= most {
