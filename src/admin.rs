@@ -34,7 +34,7 @@ use tokio::{
 use crate::{
     health::Readiness,
     metrics::{Metrics, TextFormat},
-    server::{listen::socket, liveness::Liveness},
+    server::{listen::accept, liveness::Liveness},
 };
 
 /// More at once than any probe and scraper need. Beyond it, the oldest connection that has sent no
@@ -96,7 +96,7 @@ impl Admin {
         // In the order in which they came.
         let mut visitors: Vec<Visitor> = Vec::new();
         loop {
-            let socket = socket::retry(|| listener.accept()).await.0;
+            let socket = accept::retry(|| listener.accept()).await.0;
             loop {
                 // Those that came before get their turn first, to read their request.
                 tokio::task::yield_now().await;

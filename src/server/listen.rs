@@ -1,4 +1,6 @@
-//! The gRPC listener: its socket, and TLS on the connections that it accepts.
+//! The gRPC listener: accepts connections, limits them, and sets up TLS.
 
+pub(crate) mod accept;
+pub(crate) mod peers;
 pub(crate) mod socket;
 pub(crate) mod tls;

@@ -32,7 +32,7 @@ struct Shared {
 }
 
 impl Liveness {
-    pub(super) fn of_workers(count: usize) -> Self {
+    pub(super) fn for_workers(count: usize) -> Self {
         Self(Arc::new(Shared {
             start: Instant::now(),
             seen: (0..count).map(|_| AtomicU64::default()).collect(),
@@ -82,7 +82,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_worker_stands_still_when_it_has_not_moved_for_a_while() {
-        let liveness = Liveness::of_workers(2);
+        let liveness = Liveness::for_workers(2);
         let beats = [0, 1].map(|number| tokio::spawn(liveness.clone().beat(number)));
         tokio::time::sleep(10 * PATIENCE).await;
         assert!(liveness.stuck().is_empty());

@@ -5,24 +5,32 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use thiserror::Error;
 use tokio::{sync::watch, task::JoinSet};
 
-use super::{
-    ServerError,
-    listen::tls::{ClientCertificate, Tls, TlsFiles},
-};
+use super::listen::tls::{ClientCertificate, Tls, TlsError, TlsFiles};
 use crate::{
-    auth::Access,
+    auth::{Access, AccessError},
     config::SecurityConfig,
     metrics::Reading,
     reload::{self, Reload, WatchedFiles},
 };
 
-/// How long before its expiry a certificate is warned about, and how often.
+/// How long before a certificate expires the log begins to warn about it.
 const WARN_BEFORE: Duration = Duration::from_secs(14 * 86_400);
+/// How often the log warns about it.
 const WARN_INTERVAL: Duration = Duration::from_secs(6 * 3600);
 
-/// Certificates and access rules in force; workers follow them.
+/// Why certificates or the access file cannot be loaded, although the settings were checked.
+#[derive(Debug, Error)]
+pub(super) enum SecurityError {
+    #[error("access file: {0}")]
+    Access(#[source] AccessError),
+    #[error(transparent)]
+    Tls(TlsError),
+}
+
+/// Certificates and access rules in force. Workers follow the channels.
 #[derive(Debug)]
 pub(super) struct Security {
     pub(super) tls: Option<watch::Sender<Tls>>,
@@ -31,19 +39,15 @@ pub(super) struct Security {
 }
 
 impl Security {
-    pub(super) fn load(config: &SecurityConfig) -> Result<Self, ServerError> {
+    pub(super) fn load(config: &SecurityConfig) -> Result<Self, SecurityError> {
         let mut files = config.tls.as_ref().map_or_else(Vec::new, TlsFiles::paths);
         files.extend(config.access_file.clone());
         let files = WatchedFiles::new(files);
         let access = config.access_file.as_deref().map(Access::load);
-        let access = access
-            .transpose()
-            .map_err(|error| ServerError::Security(format!("access file: {error}")))?;
+        let access = access.transpose().map_err(SecurityError::Access)?;
         let client = client_certificate(access.as_ref());
         let tls = config.tls.as_ref().map(|files| files.load(client));
-        let tls = tls
-            .transpose()
-            .map_err(|error| ServerError::Security(error.to_string()))?;
+        let tls = tls.transpose().map_err(SecurityError::Tls)?;
         Ok(Self {
             tls: tls.map(watch::Sender::new),
             access: access.map(watch::Sender::new),
@@ -51,7 +55,7 @@ impl Security {
         })
     }
 
-    /// Follows the files, in `background`.
+    /// Starts the tasks that follow the files.
     pub(super) fn watch(
         self,
         config: &SecurityConfig,
@@ -74,8 +78,8 @@ impl Security {
         });
     }
 
-    /// Reads all files again: the access file first, because it decides whether a caller needs a
-    /// certificate. One task does both, so that neither sees the other's old state.
+    /// Reads all files again. The access file comes first, because it decides whether a client needs
+    /// a certificate.
     fn reload(&self, config: &SecurityConfig) {
         if let (Some(file), Some(access)) = (&config.access_file, &self.access) {
             reload::replace("access file", Access::load(file), access);
@@ -89,6 +93,7 @@ impl Security {
         }
     }
 
+    /// The metric of the certificate, if there is one.
     pub(super) fn reading(&self) -> Option<Reading> {
         let tls = self.tls.as_ref()?.subscribe();
         Some(Reading::gauge(
@@ -99,7 +104,7 @@ impl Security {
     }
 }
 
-/// Whoever can have a token need not have a certificate.
+/// A client needs a certificate, unless callers may have tokens instead.
 fn client_certificate(access: Option<&Access>) -> ClientCertificate {
     match access {
         Some(access) if access.has_tokens() => ClientCertificate::Optional,
@@ -120,7 +125,7 @@ async fn warn_before_expiry(mut tls: watch::Receiver<Tls>, file: PathBuf) {
             let days = left / 86_400;
             tracing::warn!(file = %file.display(), days, "the certificate expires soon");
         }
-        // A new certificate is looked at when it comes.
+        // A new certificate is checked at once.
         if let Ok(Err(_)) = tokio::time::timeout(WARN_INTERVAL, tls.changed()).await {
             return;
         }

@@ -1,93 +1,25 @@
-//! Listeners, and how to keep accepting when the system is short of something.
+//! The listening sockets, and the sockets that they accept.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
     fs, io,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     os::unix::{fs::FileTypeExt as _, net::UnixStream as StdUnixStream},
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
+use super::peers::{PeerSlot, Peers};
 use crate::{config::ListenAddr, systemd::Inherited};
 
-/// Connections that the kernel keeps until they are accepted.
+/// How many connections the kernel may queue until they are accepted.
 const BACKLOG: u32 = 1024;
-/// The pause after a failed accept, doubled each time, and the longest one.
-const FIRST_PAUSE: Duration = Duration::from_millis(5);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// An accepted socket that belongs to no event loop yet.
+/// An accepted socket that no event loop has registered yet.
 #[derive(Debug)]
 pub(crate) enum Socket {
     Tcp(std::net::TcpStream, PeerSlot),
     Unix(StdUnixStream),
-}
-
-/// How many connections each peer address has. Clones share the counts.
-#[derive(Debug, Clone)]
-pub(crate) struct Peers {
-    counts: Arc<Mutex<HashMap<IpAddr, usize>>>,
-    max: usize,
-}
-
-/// One connection of a peer, for as long as it lasts.
-#[derive(Debug)]
-pub(crate) struct PeerSlot {
-    peers: Peers,
-    addr: IpAddr,
-}
-
-impl Peers {
-    /// At most `max` connections for each.
-    pub(crate) fn new(max: usize) -> Self {
-        Self {
-            counts: Arc::default(),
-            max,
-        }
-    }
-
-    pub(crate) fn enter(&self, addr: IpAddr) -> Option<PeerSlot> {
-        let mut counts = self.counts();
-        let count = counts.entry(network(addr)).or_default();
-        if *count >= self.max {
-            return None;
-        }
-        *count += 1;
-        Some(PeerSlot {
-            peers: self.clone(),
-            addr,
-        })
-    }
-
-    fn counts(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for PeerSlot {
-    fn drop(&mut self) {
-        let mut counts = self.peers.counts();
-        if let Entry::Occupied(mut count) = counts.entry(network(self.addr)) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
-            }
-        }
-    }
-}
-
-/// What counts as one peer: an IPv4 address, or the /64 that one IPv6 host usually has to itself.
-fn network(addr: IpAddr) -> IpAddr {
-    match addr {
-        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_none() => {
-            IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64))
-        }
-        addr => addr,
-    }
 }
 
 /// The gRPC listener.
@@ -97,18 +29,18 @@ pub(crate) enum Listener {
     Unix {
         listener: UnixListener,
         path: PathBuf,
-        /// Ours to remove, unless somebody else has opened the socket.
+        /// `None` if another process has opened the socket: then it removes the file.
         _file: Option<SocketFile>,
     },
 }
 
-/// Removes the socket's file when the listener goes.
+/// Removes the file of a unix socket on drop.
 #[derive(Debug)]
 pub(crate) struct SocketFile(PathBuf);
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Somebody else may have tidied up already.
+        // The file may be gone already.
         _ = fs::remove_file(&self.0);
     }
 }
@@ -118,7 +50,7 @@ impl Listener {
         match addr {
             ListenAddr::Tcp(addr) => bind_tcp(*addr).map(Self::Tcp),
             ListenAddr::Unix(path) => {
-                // What a crashed process left behind is in the way; a live one's must stay.
+                // The file of a crashed process is in the way. That of a live one must stay.
                 let left_behind = fs::metadata(path).is_ok_and(|file| file.file_type().is_socket())
                     && StdUnixStream::connect(path)
                         .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
@@ -134,7 +66,7 @@ impl Listener {
         }
     }
 
-    /// Takes over a socket that somebody else has opened.
+    /// Takes over a socket that another process has opened.
     pub(crate) fn adopt(socket: Inherited, addr: &ListenAddr) -> io::Result<Self> {
         Ok(match socket {
             Inherited::Tcp(listener) => {
@@ -157,7 +89,7 @@ impl Listener {
 
     pub(crate) fn local_addr(&self) -> ListenAddr {
         match self {
-            // A listener that is bound has an address.
+            // Does not fail: a bound listener has an address.
             Self::Tcp(listener) => ListenAddr::Tcp(
                 listener
                     .local_addr()
@@ -167,7 +99,7 @@ impl Listener {
         }
     }
 
-    /// None if the peer has too many connections already; this one is closed then. Cancel-safe.
+    /// Accepts a connection. Closes it and returns `None` if its peer has too many. Cancel-safe.
     pub(crate) async fn accept(&self, peers: &Peers) -> io::Result<Option<Socket>> {
         match self {
             Self::Tcp(listener) => {
@@ -175,7 +107,7 @@ impl Listener {
                 let Some(slot) = peers.enter(peer.ip()) else {
                     return Ok(None);
                 };
-                // Replies are small, and each is waited for.
+                // Replies are small, and the client waits for each of them.
                 stream.set_nodelay(true)?;
                 Ok(Some(Socket::Tcp(stream.into_std()?, slot)))
             }
@@ -196,36 +128,4 @@ pub(crate) fn bind_tcp(addr: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     socket.bind(addr)?;
     socket.listen(BACKLOG)
-}
-
-/// Accepts until it works. What fails because the peer went away is tried again at once; what
-/// fails because the system is short of something (EMFILE) after a pause that grows.
-pub(crate) async fn retry<T, F, A>(accept: F) -> T
-where
-    F: Fn() -> A,
-    A: Future<Output = io::Result<T>>,
-{
-    let mut pause = FIRST_PAUSE;
-    loop {
-        match accept().await {
-            Ok(accepted) => return accepted,
-            Err(error) if is_about_one_peer(&error) => {}
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
-            }
-        }
-    }
-}
-
-fn is_about_one_peer(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::NotConnected
-            | io::ErrorKind::InvalidInput
-    )
 }
