@@ -1,13 +1,15 @@
-"""The foreign clients behind one face: each knows our service through reflection alone.
+"""Foreign clients behind one interface. Each learns about our service through reflection alone.
 
-A call takes a request and returns a reply in the protobuf JSON mapping, so that one list of cases
-fits every client, and raises `CallError` with what the client could see of the error. A client says
-in `reflection` which protocol it asks with, and in `description` what it can show of the service.
+A call takes a request and returns a reply in the protobuf JSON mapping, so that the same tests fit
+every client. It raises `CallError` with the details of an error that the client could read. The
+attribute `reflection` is the version of the reflection protocol that the client uses, and
+`description` is the text that it shows about the service.
 """
 
 import base64
 import json
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
@@ -17,9 +19,13 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 from grpc_status import rpc_status
 
-from processes import CALL_SECONDS, output, run
+from support.processes import BUF, CALL_SECONDS, TOOLS, output, run
 
 SERVICE = "dyndata.v1.DynData"
+MARK = f"{SERVICE}/Mark"
+GET = f"{SERVICE}/Get"
+BATCH_GET = f"{SERVICE}/BatchGet"
+HEALTH = "grpc.health.v1.Health/Check"
 COMMENT = "Mark writes one value and starts its time to live anew."
 
 # protoc's numbers in a path of the source info: services of a file, methods of a service.
@@ -29,7 +35,7 @@ METHODS_FIELD = 2
 
 @dataclass
 class CallError(Exception):
-    """A call that was answered with an error, and its details."""
+    """The error that a call ended with, and its details."""
 
     code: str
     message: str
@@ -48,7 +54,7 @@ class CallError(Exception):
 
 
 class PythonClient:
-    """grpcio with grpcio-reflection: messages are made at run time from what the server tells."""
+    """grpcio with grpcio-reflection, which makes the messages at run time from the descriptors."""
 
     name = "grpcio"
     reflection = "v1alpha"
@@ -109,14 +115,15 @@ def python_error(error):
 
 
 class Grpcurl:
-    """The real grpcurl; which release decides which reflection it asks for."""
+    """The real grpcurl, in a release that asks for this version of reflection."""
 
     description = ("rpc Mark (", "rpc Get (", "rpc BatchGet (", "// " + COMMENT)
 
-    def __init__(self, program, reflection, address):
+    def __init__(self, reflection, address):
         self.name = f"grpcurl {reflection}"
         self.reflection = reflection
         self.address = address
+        program = TOOLS / {"v1": "grpcurl", "v1alpha": "grpcurl-v1alpha"}[reflection]
         self.program = [program, "-plaintext", "-max-time", str(CALL_SECONDS)]
 
     def list(self):
@@ -144,7 +151,7 @@ def grpcurl_error(stderr):
     for detail in status.get("details", ()):
         type_name = detail.pop("@type").rpartition("/")[2]
         if "@value" in detail:
-            # It could not find out what the type is, and shows the bytes.
+            # grpcurl does not know the type, and shows the bytes.
             result.add_detail(type_name, base64.b64decode(detail["@value"]))
         else:
             message = getattr(error_details_pb2, type_name.rpartition(".")[2])()
@@ -154,15 +161,15 @@ def grpcurl_error(stderr):
 
 
 class BufCurl:
-    """`buf curl`, told which reflection to ask for. It shows no comments."""
+    """`buf curl` with an option for the version of reflection. It shows no comments."""
 
     description = tuple(f"{SERVICE}/{method}" for method in ("Mark", "Get", "BatchGet"))
 
-    def __init__(self, program, reflection, address):
+    def __init__(self, reflection, address):
         self.name = f"buf curl {reflection}"
         self.reflection = reflection
         self.url = f"http://{address}"
-        self.program = [program, "curl", "--protocol", "grpc", "--http2-prior-knowledge"]
+        self.program = [BUF, "curl", "--protocol", "grpc", "--http2-prior-knowledge"]
         self.program += ["--reflect-protocol", f"grpc-{reflection}"]
 
     def list(self):
@@ -187,3 +194,12 @@ def buf_error(stderr):
         value = detail["value"] + "=" * (-len(detail["value"]) % 4)
         result.add_detail(detail["type"], base64.b64decode(value))
     return result
+
+
+def own_id(client, name):
+    """An id that no other client of the same server uses."""
+    return f"{client.name}/{name}"
+
+
+def seconds(timestamp):
+    return datetime.fromisoformat(timestamp).timestamp()
