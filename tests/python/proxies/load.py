@@ -1,4 +1,4 @@
-"""Calls at a steady rate through a proxy, and how each of them ended."""
+"""Calls at a steady rate through a proxy, with a count of how they ended."""
 
 import collections
 import threading
@@ -11,7 +11,7 @@ CALLS_A_SECOND = 300
 CALL_SECONDS = 5
 MARK = "/dyndata.v1.DynData/Mark"
 GET = "/dyndata.v1.DynData/Get"
-# The requests are so small that they are written here as bytes: field 2 is the id, 3 an int, 4 a string.
+# The requests as bytes: field 2 is the id, 3 an int, 4 a string.
 GET_REQUEST = b"\x12\x0242"
 MARK_REQUEST = GET_REQUEST + b"\x18\x01"
 
@@ -33,7 +33,7 @@ def channel(port, service_config=None):
 
 
 class Load:
-    """Marks and Gets in turn, by a thread of its own from `with` to its end."""
+    """Alternates Marks and Gets in a thread of its own, from `with` to the end of the block."""
 
     def __init__(self, port, service_config=None):
         self.channels = [channel(port, service_config) for _ in range(CHANNELS)]

@@ -1,37 +1,28 @@
-"""dyndata processes behind a real nginx or HAProxy, with the configuration that docs/proxies.md has.
+"""dyndata processes behind a real nginx or HAProxy, with the configuration of docs/proxies.md.
 
-The page's addresses are replaced by loopback ones: two dyndata processes have an address each, and
-the same ports, as on two hosts.
+The addresses on the page are replaced by loopback addresses. Each of the two dyndata processes has
+its own address, and both use the same ports, as on two hosts.
 """
 
 import contextlib
-import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "tests/clients"))
-
-from children import clean_environment, free_port, stop, wait_until  # noqa: E402
-from pages import Page  # noqa: E402
+from support.pages import Page
+from support.processes import ROOT, Dyndata, connects, free_port, running
 
 PAGE = Page(ROOT / "docs/proxies.md")
-# The page's addresses of the two hosts, and the loopback addresses that take their place.
+# The loopback address for each of the page's two hosts.
 HOSTS = {"10.0.0.1": "127.0.0.2", "10.0.0.2": "127.0.0.3"}
 EXIT_SECONDS = 60
 DOWN_SECONDS = 1.5
 
 
 class Ports:
-    """The ports of one test, by their numbers in the page: the proxy's, gRPC, admin."""
+    """The ports of one test, by their numbers on the page: the proxy's, gRPC, admin."""
 
     def __init__(self):
         self.by_page = {number: str(free_port()) for number in ("50050", "50051", "9464")}
@@ -42,63 +33,30 @@ class Ports:
         return re.sub(rf"\b({known})\b", lambda match: (HOSTS | self.by_page)[match.group()], text)
 
 
-class Dyndata:
-    """One dyndata on an address of its own, that can be started again."""
-
-    def __init__(self, binary, host, ports, redis_port, settings):
-        self.host, self.ports = host, ports
-        self.arguments = [binary, "serve", "--listen", f"{host}:{ports.grpc}"]
-        self.arguments += ["--admin-listen", f"{host}:{ports.admin}"]
-        self.arguments += ["--redis-url", f"redis://127.0.0.1:{redis_port}", *settings]
-        self.process = None
-
-    def start(self):
-        self.process = subprocess.Popen(
-            self.arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=clean_environment(),
-        )
-        wait_until(self.ready, f"dyndata on {self.host} is not ready")
-
-    def ready(self):
-        if self.process.poll() is not None:
-            raise AssertionError(f"dyndata exited with {self.process.returncode}")
-        try:
-            with urllib.request.urlopen(f"http://{self.host}:{self.ports.admin}/readyz", timeout=1):
-                return True
-        except (urllib.error.URLError, OSError):
-            return False
-
-    def metric(self, name):
-        """The value of a metric without labels."""
-        url = f"http://{self.host}:{self.ports.admin}/metrics"
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return float(re.search(rf"^{name} (\S+)$", answer.read().decode(), re.MULTILINE)[1])
-
-    def restart(self):
-        """As a rolling restart does it: SIGTERM, wait for the end, start, wait until it is ready."""
-        self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(EXIT_SECONDS)
-        assert code == 0, f"dyndata on {self.host} exited with {code}"
-        # A new version has to be put in place, so nobody listens for a while.
-        time.sleep(DOWN_SECONDS)
-        self.start()
-
-
 @contextlib.contextmanager
 def dyndatas(binary, ports, redis_port, *settings):
     """One dyndata for each host of the page; yields them."""
-    servers = [Dyndata(binary, host, ports, redis_port, settings) for host in HOSTS.values()]
-    try:
-        for server in servers:
-            server.start()
-        yield servers
-    finally:
-        for server in servers:
-            if server.process:
-                stop(server.process)
+    settings = [f"--redis-url=redis://127.0.0.1:{redis_port}", *settings]
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                Dyndata(
+                    [binary, "serve"], *settings, host=host, port=ports.grpc, admin_port=ports.admin
+                )
+            )
+            for host in HOSTS.values()
+        ]
+
+
+def restart(server):
+    """Restarts one server as a rolling restart does: SIGTERM, wait for its end, start it again and
+    wait until it is ready."""
+    server.process.send_signal(signal.SIGTERM)
+    code = server.process.wait(EXIT_SECONDS)
+    assert code == 0, f"dyndata on {server.address} exited with {code}"
+    # Somebody has to install a new version, so nobody listens for a while.
+    time.sleep(DOWN_SECONDS)
+    server.start()
 
 
 @contextlib.contextmanager
@@ -111,13 +69,13 @@ def nginx(ports):
             for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
         configuration = Path(directory) / "nginx.conf"
-        # Whatever a distribution's file has besides is none of the page's concern.
+        # Around the page's configuration, only what nginx needs to start here.
         configuration.write_text(
             f"pid {directory}/pid;\nerror_log {directory}/error.log;\n"
             f"events {{}}\nhttp {{\naccess_log off;\n{temporary}{page}}}\n"
         )
         arguments = ["nginx", "-p", directory, "-c", configuration, "-g", "daemon off;"]
-        with listening(arguments, ports.proxy):
+        with running(arguments, lambda: connects(ports.proxy)):
             yield
 
 
@@ -126,42 +84,13 @@ def haproxy(ports):
     """HAProxy with the page's `frontend` and `backend`."""
     with tempfile.TemporaryDirectory(prefix="dyndata-haproxy-") as directory:
         configuration = Path(directory) / "haproxy.cfg"
-        # One thread, so that all clients share one connection to each dyndata.
+        # With one thread, all clients share one connection to each dyndata.
         page = ports.replace_in(block("haproxy"))
         configuration.write_text(f"global\n    nbthread 1\n\n{page}")
-        with listening(["haproxy", "-db", "-f", configuration], ports.proxy):
+        with running(["haproxy", "-db", "-f", configuration], lambda: connects(ports.proxy)):
             yield
 
 
 def block(language):
     """The first code block of the page in a language."""
     return PAGE.blocks(language)[0]
-
-
-@contextlib.contextmanager
-def listening(arguments, port):
-    """A program from when it listens on; what it printed is shown if it never does."""
-    # Debian has both in /usr/sbin, which not everybody has in PATH.
-    environment = clean_environment() | {"PATH": f"{os.environ['PATH']}:/usr/sbin"}
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [str(argument) for argument in arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environment,
-        )
-        try:
-            wait_until(lambda: process.poll() is not None or connects(port), arguments[0])
-            if process.poll() is not None:
-                log.seek(0)
-                said = log.read().decode(errors="replace")
-                raise AssertionError(f"{arguments[0]} exited with {process.returncode}: {said}")
-            yield
-        finally:
-            stop(process)
-
-
-def connects(port):
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", int(port))) == 0

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PATTERNS = ("*.md", "docs/*.md", "*/README.md", "tests/*/README.md")
 # What is installed or built here, and so may be missing.
 GENERATED = (".tools", "target")
