@@ -2,8 +2,8 @@
 # Installs the package given as argument on this machine, runs it as its unit would, and removes it.
 # As root. Refuses a machine that has dyndata installed or configured: it purges both at the end.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
-. deploy/tests/report.sh
+cd "$(dirname "$0")/../../.."
+. tests/python/deploy/report.sh
 
 package=$1
 unit=/usr/lib/systemd/system/dyndata.service
@@ -11,7 +11,7 @@ environment=/etc/dyndata/dyndata.env
 
 main() {
     refuse_what_is_in_use
-    needs
+    tests/setup.sh package-install
     trap clean_up EXIT
 
     dpkg -i "$package"
@@ -34,14 +34,6 @@ refuse_what_is_in_use() {
     if dpkg-query -W dyndata >/dev/null 2>&1 || [ -n "$(left)" ]; then
         fail "dyndata is installed or configured here; purge it first"
     fi
-}
-
-needs() {
-    . tests/clients/apt.sh
-    command -v systemd-analyze >/dev/null || apt_install systemd
-    command -v setpriv >/dev/null || apt_install util-linux
-    command -v redis-server >/dev/null || apt_install redis-server
-    command -v mandb >/dev/null || apt_install man-db
 }
 
 verify() {
@@ -68,7 +60,7 @@ starts_as_the_unit_would() {
     local command
     command=$(sed -n 's/^ExecStart=//p' "$unit")
     # shellcheck disable=SC2086 # the unit's command is words
-    timeout 60 python3 deploy/tests/as_unit.py "$environment" $command
+    (cd tests/python && timeout 60 python3 -m deploy.as_unit "$environment" $command)
     step "starts, is healthy, reloads and stops as an unprivileged user"
 }
 

@@ -4,8 +4,8 @@
 # run in chroot isolation, with this machine's network. As root.
 # PROFILE=release builds what is shipped; the default is quicker.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
-. deploy/tests/report.sh
+cd "$(dirname "$0")/../../.."
+. tests/python/deploy/report.sh
 
 profile=${PROFILE:-dev}
 work=$PWD/.tools/image
@@ -14,18 +14,12 @@ container=
 
 main() {
     [ "$(id -u)" -eq 0 ] || fail "chroot isolation needs root"
-    needs
+    tests/setup.sh image
     trap clean_up EXIT
     build_image_without_a_registry
     build
     look_inside
     run
-}
-
-needs() {
-    . tests/clients/apt.sh
-    command -v buildah >/dev/null || apt_install buildah
-    command -v debootstrap >/dev/null || apt_install debootstrap
 }
 
 # Storage of its own, so that this machine's images stay as they are.

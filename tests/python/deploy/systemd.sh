@@ -4,8 +4,8 @@
 # watchdog, reload, socket activation, upgrade, purge. As root, on a machine that need not have booted
 # with systemd itself.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
-. deploy/tests/report.sh
+cd "$(dirname "$0")/../../.."
+. tests/python/deploy/report.sh
 
 package=$1
 machine=$PWD/.tools/systemd-root
@@ -13,7 +13,7 @@ report=$PWD/.tools/systemd-report
 
 main() {
     [ "$(id -u)" -eq 0 ] || fail "containers need root"
-    needs
+    tests/setup.sh package-systemd
     if [ ! -e "$machine/complete" ]; then
         rm -rf "$machine"
         mkdir -p "$machine"
@@ -29,19 +29,13 @@ main() {
     grep -q '^passed$' "$report/log" || fail "see $report"
 }
 
-needs() {
-    . tests/clients/apt.sh
-    command -v systemd-nspawn >/dev/null || apt_install systemd-container
-    command -v debootstrap >/dev/null || apt_install debootstrap
-}
-
 # A unit that runs the checks at the end of the boot, and then ends it all.
 prepare() {
     local units=$machine/etc/systemd/system
     rm -rf "$report"
     mkdir -p "$report" "$units/multi-user.target.wants"
     cp "$package" "$machine/root/dyndata.deb"
-    cp deploy/tests/systemd_inside.sh "$machine/root/inside.sh"
+    cp tests/python/deploy/systemd_inside.sh "$machine/root/inside.sh"
     cat >"$units/inside.service" <<'UNIT'
 [Unit]
 After=redis-server.service

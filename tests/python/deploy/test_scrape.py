@@ -1,31 +1,26 @@
 """Prometheus scrapes a server under load; the dashboard's queries give what the callers counted.
 
-    scrape.py BINARY [SECONDS]
-
-The queries are taken from deploy/grafana/dyndata.json as they are. Their time window is set to run
-from one scrape before the load to one after it, so that nothing is extrapolated and the numbers have
-to be the same, not only alike. All other queries of the dashboard have to be answered, too.
+The queries are taken from deploy/grafana/dyndata.json as they are. Their time window runs from one
+scrape before the load to one after it, so that nothing is extrapolated and the numbers have to be
+the same, not only alike. Prometheus has to answer all other queries of the dashboard, too.
 """
 
 import collections
 import contextlib
 import json
-import pathlib
 import socket
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 import urllib.parse
+from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
+import pytest
 
-from processes import ROOT, dyndata_server, fetch, redis_server, running
+from support.processes import ROOT, TOOLS, Dyndata, fetch, free_port, output, running, wait_until
 
-from children import free_port, wait_until
-
-BIN = ROOT / ".tools/bin"
+SECONDS = 15
 CALLERS = 4
 PAUSE_SECONDS = 0.005
 TOLERANCE = 0.01
@@ -91,25 +86,10 @@ class Prometheus:
         return None
 
 
-def main():
-    binary = sys.argv[1]
-    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 15
-    with tempfile.TemporaryDirectory() as directory, redis_server(directory) as redis_port:
-        with socket.create_connection(("127.0.0.1", redis_port)) as redis:
-            # What Get finds and cannot read.
-            redis.sendall(b"RPUSH dyn_data/list 1\r\n")
-            assert redis.recv(100) == b":1\r\n"
-        url = f"redis://127.0.0.1:{redis_port}"
-        with dyndata_server(binary, REDIS_URL=url) as (address, admin):
-            with prometheus(directory, admin) as server:
-                measure(server, address, seconds)
-            check_format(admin)
-
-
 @contextlib.contextmanager
 def prometheus(directory, admin):
     port = free_port()
-    config = pathlib.Path(directory) / "prometheus.yaml"
+    config = Path(directory) / "prometheus.yaml"
     target = admin.removeprefix("http://")
     rules = ROOT / "deploy/prometheus/alerts.yaml"
     # JSON is YAML.
@@ -123,57 +103,90 @@ def prometheus(directory, admin):
         )
     )
     url = f"http://127.0.0.1:{port}"
-    arguments = [BIN / "prometheus", f"--config.file={config}"]
+    arguments = [TOOLS / "prometheus", f"--config.file={config}"]
     arguments += [f"--storage.tsdb.path={directory}/data", f"--web.listen-address=127.0.0.1:{port}"]
     with running(arguments, lambda: fetch(f"{url}/-/ready")):
         yield Prometheus(url)
 
 
-def measure(server, address, seconds):
-    callers = [Caller(address) for _ in range(CALLERS)]
-    # A counter of a code begins with its first call: what is counted later starts from there.
+@dataclass
+class Measured:
+    """What the callers and Prometheus counted, and the server, which is still there."""
+
+    server: Dyndata
+    prometheus: Prometheus
+    counts: collections.Counter
+    window: float
+    end: float
+    queries: dict
+
+
+@pytest.fixture(scope="module")
+def measured(release_binary, redis_port, tmp_path_factory):
+    with socket.create_connection(("127.0.0.1", redis_port)) as redis:
+        # What Get finds and cannot read.
+        redis.sendall(b"RPUSH dyn_data/list 1\r\n")
+        assert redis.recv(100) == b":1\r\n"
+    directory = tmp_path_factory.mktemp("prometheus")
+    url = f"redis://127.0.0.1:{redis_port}"
+    with (
+        Dyndata([release_binary, "serve"], f"--redis-url={url}") as server,
+        prometheus(directory, server.admin) as scraper,
+    ):
+        yield measure(server, scraper)
+
+
+def measure(server, scraper):
+    callers = [Caller(server.address) for _ in range(CALLERS)]
+    # A counter of a code begins with its first call, so there is one of each before the counting.
     for caller in callers:
         caller.call_all()
         caller.counts.clear()
-    start = server.scrape_after(time.time() + 0.2)
+    start = scraper.scrape_after(time.time() + 0.2)
     for caller in callers:
-        caller.until = time.monotonic() + seconds
+        caller.until = time.monotonic() + SECONDS
         caller.start()
     for caller in callers:
         caller.join()
     # A call is counted when its answer has gone out, which can be a moment after it has come in.
-    end = server.scrape_after(time.time() + 0.2)
+    end = scraper.scrape_after(time.time() + 0.2)
     counts = sum((caller.counts for caller in callers), collections.Counter())
-    print(f"{counts.total()} calls in {seconds:.0f} s, scraped from {start:.3f} to {end:.3f}")
+    return Measured(server, scraper, counts, end - start, end, dashboard(start, end))
 
-    queries = dashboard(start, end)
-    for title, expressions in queries.items():
+
+def test_prometheus_accepts_all_queries(measured):
+    assert measured.queries
+    for expressions in measured.queries.values():
         for expression in expressions:
-            server.query(expression, end)
-    print(f"ok     Prometheus accepts all queries of {len(queries)} panels")
+            measured.prometheus.query(expression, measured.end)
 
-    window = end - start
-    good = True
-    for title, label, expected in expectations(counts):
-        result = server.query(queries[title][0], end)
-        seen = {series["metric"].get(label): float(series["value"][1]) for series in result}
-        for value, count in sorted(expected.items()):
-            # A gauge is compared as it is; a rate, times its window.
-            rated = "rate(" in queries[title][0]
-            number = seen.pop(value, 0.0) * (window if rated else 1)
-            fits = abs(number - count) <= TOLERANCE * count
-            good &= fits
-            print(f"{'ok    ' if fits else 'FAILED'} {title}: {value or 'all'}: {number:.1f}, callers {count}")
-        for value, rate in seen.items():
-            if rate != 0:
-                good = False
-                print(f"FAILED {title}: {value}: {rate * window:.1f}, callers none")
-    if not good:
-        sys.exit(1)
+
+PANELS = (
+    "Calls per second, by method",
+    "Errors per second, by code",
+    "Store operations per second",
+    "Store errors per second, by reason",
+)
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_panel_shows_what_the_callers_counted(measured, panel):
+    label, expected = expectations(measured.counts)[panel]
+    query = measured.queries[panel][0]
+    result = measured.prometheus.query(query, measured.end)
+    seen = {series["metric"].get(label): float(series["value"][1]) for series in result}
+    # A gauge is compared as it is; a rate, times its window.
+    window = measured.window if "rate(" in query else 1
+    shown = {value: number * window for value, number in seen.items() if number != 0}
+    assert shown == pytest.approx(dict(expected), rel=TOLERANCE)
+
+
+def test_promtool_accepts_the_metrics(measured):
+    output([TOOLS / "promtool", "check", "metrics"], measured.server.metrics().encode())
 
 
 def expectations(counts):
-    """(panel, label, what the callers counted by the values of that label)"""
+    """For each panel, a label and what the callers counted by the values of that label."""
 
     def count(key, which=lambda method, code: True):
         totals = collections.Counter()
@@ -183,17 +196,17 @@ def expectations(counts):
         return totals
 
     operations = {"Mark": "mark", "Get": "get", "BatchGet": "batch_get"}
-    yield "Calls per second, by method", "grpc_method", count(lambda method, code: method)
-    yield "Errors per second, by code", "grpc_code", count(
-        lambda method, code: code, lambda method, code: code != "OK"
-    )
-    # What is not valid does not reach the store.
-    yield "Store operations per second", "operation", count(
+    methods = count(lambda method, code: method)
+    errors = count(lambda method, code: code, lambda method, code: code != "OK")
+    # An invalid request does not reach the store.
+    stored = count(
         lambda method, code: operations[method], lambda method, code: code != "InvalidArgument"
     )
-    yield "Store errors per second, by reason", "reason", count(
+    reasons = count(
         lambda method, code: "WRONG_TYPE", lambda method, code: code == "FailedPrecondition"
     )
+    labels = ("grpc_method", "grpc_code", "operation", "reason")
+    return dict(zip(PANELS, zip(labels, (methods, errors, stored, reasons))))
 
 
 def dashboard(start, end):
@@ -212,16 +225,3 @@ def dashboard(start, end):
         for panel in panels
         if "targets" in panel
     }
-
-
-def check_format(admin):
-    text = fetch(f"{admin}/metrics")
-    done = subprocess.run(
-        [BIN / "promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=20
-    )
-    assert done.returncode == 0, f"promtool check metrics:\n{done.stdout}{done.stderr}"
-    print("ok     promtool check metrics")
-
-
-if __name__ == "__main__":
-    main()

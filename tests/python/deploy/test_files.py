@@ -1,78 +1,82 @@
 """What deploy/ and docs/operations.md say is what the binary does.
 
-    check.py BINARY
-
-Metrics are compared with two running servers, one on the embedded store behind TLS and one on Redis,
-so that every metric there is shows.
+Metrics are compared with two running servers, one on the embedded store behind TLS and one on
+Redis, so that every metric there is shows.
 """
 
 import json
-import pathlib
 import re
-import subprocess
-import sys
 import tempfile
 
+import pytest
 import yaml
 from kubernetes_validate import utils as kubernetes
 
-from processes import ROOT, dyndata_server, fetch, redis_server
+from support.credentials import tls_settings, write_certificates
+from support.processes import ROOT, TOOLS, Dyndata, output, run
 
 DEPLOY = ROOT / "deploy"
+PAGE = (ROOT / "docs/operations.md").read_text()
 # The oldest that has all the fields, and the newest that the validator knows.
 KUBERNETES = ("1.30", kubernetes.latest_version())
 METRIC = re.compile(r"\b(?:dyndata|grpc_server)_[a-z_]+\b(?=[\[{ )]|$)")
 
 
-def main():
-    binary = sys.argv[1]
-    page = (ROOT / "docs/operations.md").read_text()
-    documented = documented_metrics(page)
-    results = [
-        report("metrics are documented", metrics_differ(documented, served_metrics(binary))),
-        report("queries use metrics that exist", unknown_metrics(documented)),
-        report("every alert has a section and a test", alerts_differ(page)),
-        report("the scrape configuration finds what is deployed", scrape_differs()),
-        report("settings exist, with these defaults", settings_differ(binary)),
-        report("manifests fit Kubernetes' schemas", invalid_manifests()),
-        report("a shutdown has the time that it may take", short_grace_periods(binary)),
-    ]
-    print(f"{results.count(True)} passed, {results.count(False)} failed")
-    sys.exit(0 if all(results) else 1)
+@pytest.fixture(scope="module")
+def help_text(release_binary):
+    return output([release_binary, "serve", "--help"]).decode()
 
 
-def report(what, faults):
-    faults = list(faults)
-    print(f"{'FAILED' if faults else 'ok    '} {what}")
-    for fault in faults:
-        print(f"       {fault}")
-    return not faults
+def test_metrics_are_documented(release_binary, tmp_path, redis_port):
+    assert list(metrics_differ(documented_metrics(), served_metrics(release_binary, tmp_path, redis_port))) == []
 
 
-def documented_metrics(page):
+def test_queries_use_metrics_that_exist():
+    assert list(unknown_metrics(documented_metrics())) == []
+
+
+def test_every_alert_has_a_section_and_a_test():
+    assert list(alerts_differ()) == []
+
+
+@pytest.mark.parametrize("command", (["check", "rules", "alerts.yaml"], ["test", "rules", "alerts_test.yaml"]), ids=" ".join)
+def test_promtool_accepts_the_alerts(command):
+    *words, file = command
+    output([TOOLS / "promtool", *words, DEPLOY / "prometheus" / file])
+
+
+def test_the_scrape_configuration_finds_what_is_deployed():
+    assert list(scrape_differs()) == []
+
+
+def test_settings_exist_with_these_defaults(help_text):
+    assert list(settings_differ(help_text)) == []
+
+
+def test_manifests_fit_the_schemas_of_kubernetes():
+    assert list(invalid_manifests()) == []
+
+
+def test_a_shutdown_has_the_time_that_it_may_take(help_text):
+    assert list(short_grace_periods(help_text)) == []
+
+
+def documented_metrics():
     """{name: (type, labels)} of the table under "Metrics"."""
-    section = page.split("\n## Metrics\n")[1].split("\n## ")[0]
+    section = PAGE.split("\n## Metrics\n")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]*)\|", section, re.MULTILINE)
     return {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
 
 
-def served_metrics(binary):
+def served_metrics(binary, directory, redis_port):
     """{name: (type, labels or None if it has no sample yet)} of all that two servers have."""
-    with tempfile.TemporaryDirectory() as directory, redis_server(directory) as port:
-        tls = certificate(directory)
-        with (
-            dyndata_server(binary, **tls) as (_, with_tls),
-            dyndata_server(binary, REDIS_URL=f"redis://127.0.0.1:{port}") as (_, on_redis),
-        ):
-            return parse(fetch(f"{with_tls}/metrics")) | parse(fetch(f"{on_redis}/metrics"))
-
-
-def certificate(directory):
-    key, cert = pathlib.Path(directory) / "key.pem", pathlib.Path(directory) / "cert.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30"
-    command += f" -subj /CN=localhost -addext subjectAltName=DNS:localhost -keyout {key} -out {cert}"
-    subprocess.run(command.split(), check=True, capture_output=True, timeout=20)
-    return {"DYNDATA_TLS_CERT": str(cert), "DYNDATA_TLS_KEY": str(key)}
+    write_certificates(directory)
+    serve = [binary, "serve"]
+    with (
+        Dyndata(serve, *tls_settings(directory)) as with_tls,
+        Dyndata(serve, f"--redis-url=redis://127.0.0.1:{redis_port}") as on_redis,
+    ):
+        return parse(with_tls.metrics()) | parse(on_redis.metrics())
 
 
 def parse(text):
@@ -121,8 +125,8 @@ def alerts():
     return [rule for group in groups for rule in group["rules"]]
 
 
-def alerts_differ(page):
-    section = page.split("\n## Alerts\n")[1].split("\n## ")[0]
+def alerts_differ():
+    section = PAGE.split("\n## Alerts\n")[1].split("\n## ")[0]
     sections = set(re.findall(r"^### (\w+)$", section, re.MULTILINE))
     names = {rule["alert"] for rule in alerts()}
     for name in sorted(names ^ sections):
@@ -155,16 +159,12 @@ def scrape_differs():
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(config, file)
         file.flush()
-        command = [ROOT / ".tools/bin/promtool", "check", "config", file.name]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        done = run([TOOLS / "promtool", "check", "config", file.name])
     if done.returncode != 0:
-        yield f"promtool check config: {done.stdout}{done.stderr}"
+        yield f"promtool check config: {done.stdout.decode()}{done.stderr.decode()}"
 
 
-def settings_differ(binary):
-    help_text = subprocess.run(
-        [binary, "serve", "--help"], capture_output=True, text=True, check=True, timeout=20
-    ).stdout
+def settings_differ(help_text):
     # Each setting's [env: NAME=...], and the [default: value] before the next one, if there is any.
     known = {}
     for part in re.split(r"\[env: ", help_text)[1:]:
@@ -185,14 +185,13 @@ def settings_differ(binary):
                 yield f"{file.name} has {name}, which does not exist"
 
 
-def short_grace_periods(binary):
+def short_grace_periods(help_text):
     """Whoever sends SIGTERM waits longer than the delay, the drain and a second together."""
     periods = {
         "systemd/dyndata.service": r"^TimeoutStopSec=(\d+)s$",
         "compose.yaml": r"^ +stop_grace_period: (\d+)s$",
         "kubernetes/deployment.yaml": r"^ +terminationGracePeriodSeconds: (\d+)$",
     }
-    help_text = subprocess.run([binary, "serve", "--help"], capture_output=True, text=True, check=True).stdout
     for name, period in periods.items():
         text = (DEPLOY / name).read_text()
         takes = 1
@@ -218,7 +217,3 @@ def invalid_manifests():
                     kubernetes.validate(manifest, version, strict=True)
                 except Exception as invalid:  # its errors have no common base
                     yield f"{name}, Kubernetes {version}: {invalid}"
-
-
-if __name__ == "__main__":
-    main()
