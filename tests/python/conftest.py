@@ -13,6 +13,10 @@ FIGURES = pytest.StashKey[list[str]]()
 
 def pytest_addoption(parser):
     parser.addoption("--dyndata", type=Path, help="test this program, not that of target/")
+    group = parser.getgroup("attacks")
+    group.addoption("--seconds", type=float, default=2.5, help="of each attack; default 2.5")
+    group.addoption("--seed", type=int, help="of what is random in the attacks")
+    group.addoption("--over-tls", action="store_true", help="all attacks go through TLS")
 
 
 def pytest_configure(config):

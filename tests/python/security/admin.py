@@ -3,9 +3,9 @@
 import contextlib
 import time
 
-from attacker import Attacker
-from connection import Closed, Connection, Stalled
-from crowds import crowd, keep_crowd, living
+from security.attacker import Attacker
+from security.connection import Closed, Connection, Stalled
+from security.crowds import crowd, keep_crowd, living
 
 SMALL_BUFFER = 4_096
 

@@ -1,7 +1,7 @@
 """One attacking process: runs one attack by its name, and reports as a line of JSON.
 
-run.py starts it at a low priority, so that what is measured is what the attack makes the server do
-and not who gets the processor.
+It runs at a low priority, so that the measurements show what the attack makes the server do and not
+who gets the processor.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import frames
-from connection import Closed, Connection, Stalled
+from security import frames
+from security.connection import Closed, Connection, Stalled
 
 # Between two connections of a flood. An attacker would not wait; without it, a long attack would
 # run out of local ports, and what it then measures is the kernel.
@@ -157,7 +157,7 @@ def status(connection: Connection, stream: int, seconds: float = 3) -> str:
 
 
 def main() -> int:
-    from attacks import ATTACKS
+    from security.attacks import ATTACKS
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("attack", choices=sorted(ATTACKS))

@@ -1,20 +1,13 @@
-"""The list of attacks: what each is, what it is to come to, and on what server."""
+"""The list of attacks: what each does, its expected end, and the settings of its server."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import admin
-import bodies
-import crowds
-import floods
-import health
-import holders
-import malformed
-import tls_attacks
-from attacker import Attacker
+from security import admin, bodies, crowds, floods, health, holders, malformed, tls_attacks
+from security.attacker import Attacker
 
 Report = dict
-# Says what is wrong with what became of the attacker's connections; nothing if it is as expected.
+# Judges the ends of the attacker's connections: what is wrong with them, or None.
 Fate = Callable[[Report], str | None]
 
 
@@ -58,38 +51,33 @@ def bounded(report: Report) -> str | None:
 
 @dataclass(frozen=True)
 class Attack:
-    """`seconds` is the least that it takes; `settings` are the server's; `wants` are flags without
-    which it cannot be run."""
+    """One attack: what it does, what becomes of it, and on what server."""
 
     run: Callable[[Attacker], None]
     fate: Fate
     expected: str
     processes: int = 1
+    # The least time that it takes.
     seconds: float = 0
+    # Flags of the server.
     settings: tuple[str, ...] = ()
-    wants: tuple[str, ...] = ()
-    # Settings of servers that have them, and none of others.
-    settings_if_known: tuple[str, ...] = ()
-    # The server has an access file; the good clients have a token, and the attackers none.
+    # The server has a certificate, and the good clients speak TLS.
+    tls: bool = False
+    # The server has an access file. The good clients have a token, and the attackers have none.
     anonymous: bool = False
-    # By how much the server's memory may grow.
+    # The limit for the growth of the server's memory.
     growth_mebibytes: int = 64
-    # False if there is no room for others because the row's own limit says so.
+    # False if the attack fills the limit of connections, so that there is no room for others.
     lets_others_connect: bool = True
-
-    @property
-    def tls(self) -> bool:
-        return "--tls-cert" in self.wants
 
 
 CALM = "ENHANCE_YOUR_CALM"
 SLOW = ("--send-timeout=2s",)
-TLS = ("--tls-cert",)
-# What an attack by callers without credentials may make the server hold.
+# How much memory an attack by callers without credentials may take.
 LITTLE_MEBIBYTES = 32
 NOBODY = {"anonymous": True, "growth_mebibytes": LITTLE_MEBIBYTES}
 OPEN_REFLECTION = ("--reflection=open",)
-# The attackers come from one address, and what is attacked here is the limit over all of them.
+# The attackers have one address. This keeps the limit for each peer out of the way.
 ANY_PEER = ("--max-connections-per-peer=10000",)
 
 ATTACKS: dict[str, Attack] = {
@@ -107,16 +95,16 @@ ATTACKS: dict[str, Attack] = {
     "unread-acks": Attack(floods.unread_acks, bounded, "bounded: the server stops reading"),
     "ignored-frames": Attack(floods.ignored_frames, bounded, "bounded: nothing is kept"),
     "stream-flood": Attack(floods.stream_flood, goaway(CALM), f"256 streams, GOAWAY {CALM}"),
-    "window-0-gets": Attack(holders.window_0_gets, bounded, "bounded", settings_if_known=SLOW),
+    "window-0-gets": Attack(holders.window_0_gets, bounded, "bounded", settings=SLOW),
     "window-0-batches": Attack(
-        holders.window_0_batches, bounded, "bounded", settings_if_known=SLOW
+        holders.window_0_batches, bounded, "bounded", settings=SLOW
     ),
     "window-1-dribble": Attack(
-        holders.window_1_dribble, bounded, "bounded", settings_if_known=SLOW
+        holders.window_1_dribble, bounded, "bounded", settings=SLOW
     ),
-    "slow-socket": Attack(holders.slow_socket, bounded, "bounded", settings_if_known=SLOW),
+    "slow-socket": Attack(holders.slow_socket, bounded, "bounded", settings=SLOW),
     "slow-socket-batches": Attack(
-        holders.slow_socket_batches, bounded, "bounded", settings_if_known=SLOW
+        holders.slow_socket_batches, bounded, "bounded", settings=SLOW
     ),
     "unfinished-bodies": Attack(
         bodies.unfinished_bodies, bounded, "bounded: 3 s", processes=4
@@ -189,9 +177,8 @@ ATTACKS: dict[str, Attack] = {
         bounded,
         "1,000 stay, the rest closed at once",
         seconds=6,
-        settings=("--max-connections=1000",),
+        settings=("--max-connections=1000", *ANY_PEER),
         lets_others_connect=False,
-        settings_if_known=ANY_PEER,
     ),
     "idle-5000-one-peer": Attack(
         crowds.idle_5000_one_peer,
@@ -199,7 +186,6 @@ ATTACKS: dict[str, Attack] = {
         "1,000 stay, the rest closed at once",
         seconds=6,
         settings=("--max-connections-per-peer=1000",),
-        wants=("--max-connections-per-peer",),
     ),
     "http-1": Attack(malformed.http_1, closed, "HTTP/1.1 505 and closed"),
     "other-protocols": Attack(malformed.other_protocols, closed, "closed at once"),
@@ -210,14 +196,14 @@ ATTACKS: dict[str, Attack] = {
     "wrong-calls": Attack(malformed.wrong_calls, bounded, "UNIMPLEMENTED, HTTP 415, …"),
     "malformed-requests": Attack(malformed.malformed_requests, bounded, "reset or GOAWAY"),
     "tls-half-open": Attack(
-        tls_attacks.half_open_handshakes, closed, "closed within 5 s", seconds=8, wants=TLS
+        tls_attacks.half_open_handshakes, closed, "closed within 5 s", seconds=8, tls=True
     ),
     "tls-silent": Attack(
         tls_attacks.silent_handshakes,
         bounded,
         "closed after 5 s",
         seconds=8,
-        wants=TLS,
+        tls=True,
         growth_mebibytes=LITTLE_MEBIBYTES,
     ),
     "tls-half-hello": Attack(
@@ -225,21 +211,21 @@ ATTACKS: dict[str, Attack] = {
         bounded,
         "closed after 5 s",
         seconds=8,
-        wants=TLS,
+        tls=True,
         growth_mebibytes=LITTLE_MEBIBYTES,
     ),
     "tls-unfinished": Attack(
-        tls_attacks.unfinished_handshakes, closed, "closed within 5 s", wants=TLS
+        tls_attacks.unfinished_handshakes, closed, "closed within 5 s", tls=True
     ),
     "tls-dripping": Attack(
-        tls_attacks.dripping_handshakes, closed, "closed within 5 s", seconds=7, wants=TLS
+        tls_attacks.dripping_handshakes, closed, "closed within 5 s", seconds=7, tls=True
     ),
-    "tls-handshake-flood": Attack(tls_attacks.handshake_flood, bounded, "bounded", wants=TLS),
-    "tls-plaintext": Attack(tls_attacks.plaintext_on_tls, closed, "closed", wants=TLS),
-    "tls-garbage": Attack(tls_attacks.garbage_after_handshake, closed, "closed", wants=TLS),
-    "tls-renegotiation": Attack(tls_attacks.renegotiation, bounded, "refused", wants=TLS),
-    "tls-wrong-alpn": Attack(tls_attacks.wrong_alpn, bounded, "refused", wants=TLS),
+    "tls-handshake-flood": Attack(tls_attacks.handshake_flood, bounded, "bounded", tls=True),
+    "tls-plaintext": Attack(tls_attacks.plaintext_on_tls, closed, "closed", tls=True),
+    "tls-garbage": Attack(tls_attacks.garbage_after_handshake, closed, "closed", tls=True),
+    "tls-renegotiation": Attack(tls_attacks.renegotiation, bounded, "refused", tls=True),
+    "tls-wrong-alpn": Attack(tls_attacks.wrong_alpn, bounded, "refused", tls=True),
     "tls-rapid-reset": Attack(
-        tls_attacks.rapid_reset_tls, goaway(CALM), f"GOAWAY {CALM}", wants=TLS
+        tls_attacks.rapid_reset_tls, goaway(CALM), f"GOAWAY {CALM}", tls=True
     ),
 }

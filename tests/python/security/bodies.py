@@ -4,10 +4,10 @@ import itertools
 import time
 from collections import Counter
 
-import frames
-from attacker import Attacker, status
-from connection import Closed, Connection
-from floods import STREAMS, stream_ids
+from security import frames
+from security.attacker import Attacker, status
+from security.connection import Closed, Connection
+from security.floods import STREAMS, stream_ids
 
 # Between two looks at what the server has ended.
 PAUSE_SECONDS = 0.05

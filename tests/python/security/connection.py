@@ -10,7 +10,7 @@ from collections import Counter
 
 from hpack import Decoder, HPACKError
 
-import frames
+from security import frames
 
 # A server that has said GOAWAY for an error is to close within this.
 GOAWAY_GRACE_SECONDS = 3

@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable
 
-import frames
-from attacker import Attacker, NotAsExpected
-from connection import Closed, Connection
+from security import frames
+from security.attacker import Attacker, NotAsExpected
+from security.connection import Closed, Connection
 
 PREFACE_SECONDS = 5
 # The preface timeout, and what a busy machine may add.

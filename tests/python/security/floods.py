@@ -2,9 +2,9 @@
 
 import time
 
-import frames
-from attacker import Attacker
-from connection import Connection
+from security import frames
+from security.attacker import Attacker
+from security.connection import Connection
 
 BURST = 100
 # Streams of one connection; those beyond are refused. More than that many refusals, and the

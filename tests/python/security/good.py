@@ -16,7 +16,7 @@ from pathlib import Path
 
 import grpc
 
-import frames
+from security import frames
 
 CALLS_PER_SECOND = 200
 CONNECTIONS = 2

@@ -2,12 +2,12 @@
 
 import time
 
-import frames
-from attacker import Attacker, call, status
-from bodies import keep_open
-from connection import Closed, Connection, Stalled
-from floods import BURST, STREAMS, bursts, stream_ids
-from malformed import INVALID_ARGUMENT, OK, RESOURCE_EXHAUSTED
+from security import frames
+from security.attacker import Attacker, call, status
+from security.bodies import keep_open
+from security.connection import Closed, Connection, Stalled
+from security.floods import BURST, STREAMS, bursts, stream_ids
+from security.malformed import INVALID_ARGUMENT, OK, RESOURCE_EXHAUSTED
 
 # As the rows set it, and what a busy machine may add.
 SEND_TIMEOUT_SECONDS = 2

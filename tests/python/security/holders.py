@@ -4,10 +4,10 @@ unpacked. Requests that do not end are in bodies.py."""
 import gzip
 import time
 
-import frames
-from attacker import Attacker, call, status
-from connection import Closed, Connection, Stalled
-from floods import STREAMS, stream_ids
+from security import frames
+from security.attacker import Attacker, call, status
+from security.connection import Closed, Connection, Stalled
+from security.floods import STREAMS, stream_ids
 
 VALUE_BYTES = 65_536
 BATCH = 1_000

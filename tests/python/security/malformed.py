@@ -1,9 +1,9 @@
 """Bytes that are not gRPC, not HTTP/2, or not what they say they are."""
 
-import frames
-from attacker import Attacker, call, status
-from connection import Closed, Connection
-from floods import stream_ids
+from security import frames
+from security.attacker import Attacker, call, status
+from security.connection import Closed, Connection
+from security.floods import stream_ids
 
 # A TLS 1.2 ClientHello up to its random bytes; nothing after it matters to a plaintext port.
 CLIENT_HELLO = bytes.fromhex("16030100f8010000f40303") + bytes(range(32)) + bytes(200)

@@ -1,4 +1,4 @@
-"""The good clients as seen from here, and who had the processors meanwhile."""
+"""Starts the good clients and reads their measurements; counts who used the processors."""
 
 import json
 import math
@@ -12,9 +12,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from server import Server, clean_environment, process_cpu_seconds, stop
+from security.server import Server, process_cpu_seconds
+from support.processes import ROOT, clean_environment, stop
 
-HERE = Path(__file__).parent
 WARM_UP_SECONDS = 0.5
 QUIET_SECONDS = 0.75
 # The quiet p99 is the median of the last windows': of the machine as it is now, without the one
@@ -41,8 +41,8 @@ class GoodClient:
         who = ["--address", server.address]
         who += ["--ca", ca] if ca else []
         who += ["--token-file", token_file] if token_file else []
-        self.process = helper("good.py", *who)
-        self.newcomers = helper("newcomer.py", *who, "--admin", server.admin)
+        self.process = helper("good", *who)
+        self.newcomers = helper("newcomer", *who, "--admin", server.admin)
 
     def __enter__(self) -> "GoodClient":
         self.window()
@@ -91,9 +91,10 @@ class GoodClient:
 
 
 def helper(program: str, *arguments: str | Path) -> subprocess.Popen:
-    """A process that is asked, and answers, in lines."""
+    """A process that answers each line on its standard input with a line."""
     return subprocess.Popen(
-        [sys.executable, HERE / program, *arguments],
+        [sys.executable, "-m", f"security.{program}", *arguments],
+        cwd=ROOT / "tests/python",
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

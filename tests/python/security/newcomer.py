@@ -18,8 +18,8 @@ from pathlib import Path
 
 from hpack import Decoder
 
-import frames
-from attacker import host_and_port
+from security import frames
+from security.attacker import host_and_port
 
 SOURCE = "127.0.0.77"
 CONNECTIONS_PER_SECOND = 20

@@ -4,11 +4,11 @@ import http.client
 import ssl
 import time
 
-import frames
-from attacker import call, host_and_port, status
-from connection import Closed, Connection
-from measure import GoodClient
-from server import Server, ServerGone
+from security import frames
+from security.attacker import call, host_and_port, status
+from security.connection import Closed, Connection
+from security.measure import GoodClient
+from security.server import Server, ServerGone
 
 # How soon the server has to be as it was, but for what its allocator keeps: mimalloc gives pages
 # back when it is used again, and may sit on all that an attack made it take.

@@ -1,6 +1,5 @@
-"""One attack as a row: starts it, watches the server and the good client, and judges."""
+"""One attack as a row of the table: starts it, watches the server and the good clients, and judges."""
 
-import argparse
 import json
 import subprocess
 import sys
@@ -9,12 +8,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from attacks import Attack
-from measure import GoodClient, Usage, p99
-from recovery import recover
-from server import ENOUGH_MEBIBYTES, Sampler, Server, clean_environment, stop
+from security.attacks import Attack
+from security.measure import GoodClient, Usage, p99
+from security.recovery import recover
+from security.server import ENOUGH_MEBIBYTES, Sampler, Server
+from support.processes import ROOT, clean_environment, stop
 
-HERE = Path(__file__).parent
 LEAST_SUCCESS_PERCENT = 99.9
 LARGEST_RATIO = 3.0
 # The p99 of a short run is that of its eight slowest calls, on a machine that may have other work:
@@ -32,6 +31,17 @@ LOWER_PRIORITY = 10
 # More of the processors than this used by others may be why calls were slow.
 NOISE_CORES = 0.25
 LARGEST_LOG_LINES_PER_SECOND = 20
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the attacks are run."""
+
+    # Of each attack, in seconds.
+    seconds: float
+    seed: int
+    # Attacks that have nothing to do with TLS go through it as well.
+    over_tls: bool
 
 
 @dataclass
@@ -103,7 +113,7 @@ class Row:
         return "\n".join(lines)
 
     def remarks(self) -> str:
-        """What the attack saw, for whoever wants to know more than the row says."""
+        """Further observations of the attack."""
         return "\n".join(f"    {count:,} x {note}" for note, count in self.notes.most_common(12))
 
 
@@ -112,7 +122,7 @@ def run_attack(
     good: GoodClient,
     name: str,
     attack: Attack,
-    options: argparse.Namespace,
+    options: Options,
     certificates: Path,
 ) -> Row:
     quiet_p99 = good.quiet_p99()
@@ -198,16 +208,17 @@ def judge_connections(row: Row, new: dict, complaints: list[str]) -> None:
 
 
 def start(
-    server: Server, name: str, attack: Attack, options: argparse.Namespace, certificates: Path
+    server: Server, name: str, attack: Attack, options: Options, certificates: Path
 ) -> list[subprocess.Popen]:
     seconds = max(options.seconds, attack.seconds)
-    command = ["nice", "-n", str(LOWER_PRIORITY), sys.executable, str(HERE / "attacker.py"), name]
+    command = ["nice", "-n", str(LOWER_PRIORITY), sys.executable, "-m", "security.attacker", name]
     command += ["--address", server.address, "--admin", server.admin, "--seconds", str(seconds)]
     command += ["--certificates", str(certificates)]
     command += ["--over-tls"] if options.over_tls else []
     return [
         subprocess.Popen(
             [*command, "--seed", str(options.seed + number)],
+            cwd=ROOT / "tests/python",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
@@ -218,9 +229,9 @@ def start(
 
 
 def gather(
-    attackers: list[subprocess.Popen], attack: Attack, options: argparse.Namespace
+    attackers: list[subprocess.Popen], attack: Attack, options: Options
 ) -> tuple[list[dict], list[str]]:
-    """The attackers' reports, and what is wrong with how they ended."""
+    """The attackers' reports, and what is wrong with their ends."""
     reports, complaints = [], []
     until = time.monotonic() + max(options.seconds, attack.seconds) + ATTACKER_GRACE_SECONDS
     for attacker in attackers:

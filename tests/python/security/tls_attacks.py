@@ -6,12 +6,12 @@ import ssl
 import subprocess
 import time
 
-import frames
-from attacker import Attacker, call, status
-from connection import Closed, Connection
-from crowds import CLOSED_WITHIN_SECONDS, crowd, keep_crowd, living
-from floods import rapid_reset
-from malformed import CLIENT_HELLO
+from security import frames
+from security.attacker import Attacker, call, status
+from security.connection import Closed, Connection
+from security.crowds import CLOSED_WITHIN_SECONDS, crowd, keep_crowd, living
+from security.floods import rapid_reset
+from security.malformed import CLIENT_HELLO
 
 
 def all_closed_in_time(attacker: Attacker, connections: list[Connection]) -> None:

@@ -1,21 +1,22 @@
-"""Checks beside the attacks, each on a server of its own: what a stop and the passing of time do.
+"""Tests beside the attacks, each on its own server: a stop under attack, and an expired certificate.
 
-A check returns what is wrong, and prints its figures.
+They print their figures, which pytest shows if they fail or with -rP.
 """
 
 import datetime
 import ssl
-import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import frames
-from attacker import call, host_and_port, status
-from connection import Closed, Connection
-from server import Server, serving, tls_settings, write_certificates
+import pytest
 
-# Far more than a stop may wait for anybody here, so that it shows if it does.
+from security import frames
+from security.attacker import call, host_and_port, status
+from security.connection import Closed, Connection
+from security.server import Server
+from support.credentials import tls_settings, write_certificates
+
+# Far longer than a stop may take here, so that a stop that waits for it fails.
 DRAIN_TIMEOUT_SECONDS = 30
 STOPPED_WITHIN_SECONDS = 10
 NO_CALLS, NO_PONGS = "no calls", "no calls and no answer to PING"
@@ -24,17 +25,14 @@ CONNECTION_AGE_SECONDS = 8
 # The age is jittered by a tenth; then the drain timeout of `serving`, and what a busy machine adds.
 CLOSED_WITHIN_SECONDS = 1.1 * CONNECTION_AGE_SECONDS + 1 + 2
 
-# A check gets the binary and the directory of run.py's certificates and access file.
-Check = Callable[[Path, Path], list[str]]
 
-
-def stop_under_attack(binary: Path, directory: Path) -> list[str]:
+def test_stops_under_attack(release_binary, credentials):
     """SIGTERM while others hold streams open that will never end: the process ends long before its
     drain timeout."""
     settings = [f"--drain-timeout={DRAIN_TIMEOUT_SECONDS}s", "--send-timeout=2s"]
-    settings += [f"--access-file={directory / 'access.toml'}", "--reflection=open"]
-    token = (directory / "token").read_text()
-    with serving(binary, *settings) as server:
+    settings += [f"--access-file={credentials / 'access.toml'}", "--reflection=open"]
+    token = (credentials / "token").read_text()
+    with Server(release_binary, *settings) as server:
         held = hold_streams(server, token)
         began = time.monotonic()
         server.process.terminate()
@@ -52,10 +50,8 @@ def stop_under_attack(binary: Path, directory: Path) -> list[str]:
             print(f"    {name}: {fate}")
             connection.close()
     print(f"    stopped: {stopped}, after {seconds:.1f} s of {DRAIN_TIMEOUT_SECONDS} s")
-    if stopped:
-        return []
     names = ", ".join(name for name, connection in held.items() if not connection.closed)
-    return [f"still running {STOPPED_WITHIN_SECONDS} s after SIGTERM, because of: {names}"]
+    assert stopped, f"still running {STOPPED_WITHIN_SECONDS} s after SIGTERM, because of: {names}"
 
 
 def hold_streams(server: Server, token: str) -> dict[str, Connection]:
@@ -95,24 +91,18 @@ def hold_streams(server: Server, token: str) -> dict[str, Connection]:
     return held
 
 
-def client_certificate_expires(binary: Path, _directory: Path) -> list[str]:
-    """A client certificate that expires while its connections live: no new connection gets in with
-    it, resumed or not, and the old ones end at --max-connection-age."""
-    wrong = []
-    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
-        wrong += [f"{version.name}: {what}" for what in expires_with(binary, version)]
-    return wrong
-
-
-def expires_with(binary: Path, version: ssl.TLSVersion) -> list[str]:
-    with tempfile.TemporaryDirectory(prefix="dyndata-security-") as directory:
-        files = Path(directory)
-        context = mutual_tls(files)
-        context.maximum_version = version
-        settings = [*tls_settings(files), f"--tls-client-ca={files / 'ca.pem'}"]
-        settings.append(f"--max-connection-age={CONNECTION_AGE_SECONDS}s")
-        with serving(binary, *settings) as server:
-            return expires_on(server, context, version)
+@pytest.mark.parametrize(
+    "version", (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3), ids=lambda version: version.name
+)
+def test_a_client_certificate_expires(release_binary, tmp_path, version):
+    """A client certificate expires while its connections live: no new connection gets in with it,
+    resumed or not, and the old ones end at --max-connection-age."""
+    context = mutual_tls(tmp_path)
+    context.maximum_version = version
+    settings = [*tls_settings(tmp_path), f"--tls-client-ca={tmp_path / 'ca.pem'}"]
+    settings.append(f"--max-connection-age={CONNECTION_AGE_SECONDS}s")
+    with Server(release_binary, *settings) as server:
+        assert expires_on(server, context, version) == []
 
 
 def expires_on(server: Server, context: ssl.SSLContext, version: ssl.TLSVersion) -> list[str]:
@@ -165,9 +155,3 @@ def mutual_tls(files: Path) -> ssl.SSLContext:
     context.set_alpn_protocols(["h2"])
     client.configure_cert(context)
     return context
-
-
-CHECKS: dict[str, Check] = {
-    "stop-under-attack": stop_under_attack,
-    "client-certificate-expires": client_certificate_expires,
-}

@@ -1,0 +1,38 @@
+"""Attacks on a running server, while well-behaved clients measure; README.md says more.
+
+Each attack is a row of the table at the end of the report. `--seconds`, `--seed` and `--over-tls`
+change how the attacks are run, and `-k NAME` selects some.
+"""
+
+import pytest
+
+from security.attacks import ATTACKS
+from security.row import run_attack
+
+
+def by_server(name):
+    """Sorts attacks so that those which can share a server follow each other."""
+    attack = ATTACKS[name]
+    return attack.tls, attack.anonymous, attack.settings
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS, key=by_server))
+def test_attack(name, ground, options, rows):
+    ground.prepare(ATTACKS[name])
+    row = attack_once_or_twice(ground, name, options)
+    rows.append(row)
+    if not row.server_is_well:
+        ground.close()
+    assert not row.complaints, row.failure()
+
+
+def attack_once_or_twice(ground, name, options):
+    """Runs an attack, and again if only times were too long while others used the processors."""
+    attack = ATTACKS[name]
+    print(" ".join(attack.run.__doc__.split()))
+    for attempt in (1, 2):
+        row = run_attack(ground.server, ground.good, name, attack, options, ground.credentials)
+        print(row.line(), row.remarks(), sep="\n")
+        if attempt == 2 or not row.may_be_noise:
+            return row
+        print(f"again: others had {row.others_cores:.1f} cores")
