@@ -22,7 +22,7 @@ STOPPED_WITHIN_SECONDS = 10
 NO_CALLS, NO_PONGS = "no calls", "no calls and no answer to PING"
 CERTIFICATE_SECONDS = 4
 CONNECTION_AGE_SECONDS = 8
-# The age is jittered by a tenth; then the drain timeout of `serving`, and what a busy machine adds.
+# The age is jittered by a tenth; then the drain timeout of `Server`, and what a busy machine adds.
 CLOSED_WITHIN_SECONDS = 1.1 * CONNECTION_AGE_SECONDS + 1 + 2
 
 
