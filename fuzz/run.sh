@@ -14,13 +14,7 @@ max_seconds=3600
 max_seconds_per_input=10
 tool=.tools/cargo-fuzz/bin/cargo-fuzz
 
-test -x $tool ||
-    cargo install cargo-fuzz --version 0.13.2 --locked --debug --root .tools/cargo-fuzz
-# libFuzzer is compiled with the targets.
-if ! command -v c++ >/dev/null; then
-    . tests/clients/apt.sh
-    apt_install g++
-fi
+tests/setup.sh fuzz
 cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
 
 # Without a sanitizer it needs no nightly toolchain, and takes more than twice as many inputs a

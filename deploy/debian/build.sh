@@ -5,18 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-version=3.8.0
-cargo_deb=.tools/cargo-deb/bin/cargo-deb
-
-# A debug build of cargo-deb installs faster and works the same.
-if [ "$("$cargo_deb" --version 2>/dev/null || true)" != "$version" ]; then
-    cargo install cargo-deb --version "$version" --locked --debug --quiet --root .tools/cargo-deb
-fi
-# dpkg-shlibdeps finds the packages of the libraries, and objcopy separates the debug symbols.
-if ! command -v dpkg-shlibdeps >/dev/null || ! command -v objcopy >/dev/null; then
-    . tests/clients/apt.sh
-    apt_install dpkg-dev binutils
-fi
+tests/setup.sh package
 
 mkdir -p target/deb
 rm -f target/deb/*.1
@@ -30,4 +19,4 @@ for shell in bash zsh fish; do
 done
 # Removes older versions, so that dyndata_*.deb matches one file.
 rm -f target/debian/*.deb target/debian/*.ddeb
-"$cargo_deb" --no-build --dbgsym --quiet
+.tools/cargo-deb/bin/cargo-deb --no-build --dbgsym --quiet

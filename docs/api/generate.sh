@@ -8,21 +8,9 @@ set -euo pipefail
 directory=$(realpath "$1")
 cd "$(dirname "$0")/../.."
 
-package=github.com/pseudomuto/protoc-gen-doc/cmd/protoc-gen-doc
-release=v1.5.1
-plugin=.tools/protoc-gen-doc/$release/protoc-gen-doc
-
-tests/clients/setup-buf.sh
-if [ ! -x "$plugin" ]; then
-    if ! command -v go >/dev/null; then
-        . tests/clients/apt.sh
-        apt_install golang-go
-    fi
-    GOBIN="$PWD/$(dirname "$plugin")" go install "$package@$release"
-fi
-
+tests/setup.sh api-docs
 .tools/npm/node_modules/.bin/buf generate proto --path proto/dyndata --template "{\"version\": \"v2\", \"plugins\": [{
-    \"local\": \"$plugin\",
+    \"local\": \"$PWD/.tools/bin/protoc-gen-doc\",
     \"opt\": \"docs/api/template.md.tmpl,api.md\",
     \"out\": \"$directory\"
 }]}"

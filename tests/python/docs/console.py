@@ -1,11 +1,12 @@
-"""Runs the console examples of a page as a reader would, and compares what they print.
+"""Runs the console examples of a page as a reader would, and compares their output with the page.
 
-A page's commands run one after the other, in a folder that looks like the root of the repository;
-what one of them exports or leaves in a file is there for the next. A command that serves goes on in
-the background until the next of its kind, or the end of the page. Ports are replaced by free ones.
+The commands of a page run one after the other, in a folder that looks like the root of the
+repository. Variables that a command exports and files that it writes are there for the next one. A
+command that serves runs in the background until the next of its kind, or the end of the page. Ports
+are replaced by free ones.
 
-What is printed has to be what the page has. Times, tokens and digests may differ, and a line `...`
-in the page stands for any number of lines.
+The output must be that of the page. Times, tokens and digests may differ, and a line `...` on the
+page stands for any number of lines.
 """
 
 import contextlib
@@ -13,12 +14,17 @@ import os
 import re
 import subprocess
 import tempfile
-import urllib.error
-import urllib.request
 from pathlib import Path
 
-from pages import ROOT
-from children import clean_environment, free_port, stop, stop_group, wait_until
+from support.processes import (
+    ROOT,
+    clean_environment,
+    fetch,
+    free_port,
+    stop,
+    stop_group,
+    wait_until,
+)
 
 BUILD_SECONDS = 1800
 COMMAND_SECONDS = 20
@@ -36,13 +42,13 @@ VARIES = (
 
 
 class Session:
-    """What the commands of one page have in common."""
+    """The state that the commands of one page share."""
 
     def __init__(self, redis_port):
         self.ports = {port: str(free_port()) for port in PORTS} | {"6379": str(redis_port)}
         self.environment = clean_environment() | {
-            # The Python of the clients comes first: it has what an application with Redis needs.
-            "PATH": f"{ROOT}/target/release:{ROOT}/.tools/bin:{ROOT}/.tools/clients-venv/bin"
+            # The Python of the tests comes first: it has the packages that a page's application needs.
+            "PATH": f"{ROOT}/target/release:{ROOT}/.tools/bin:{ROOT}/.tools/python/bin"
             f":{os.environ['PATH']}",
             # Where the pages' commands rely on the defaults.
             "DYNDATA_ADDR": f"http://127.0.0.1:{self.ports['50051']}",
@@ -128,8 +134,8 @@ class Session:
         return running and not expected and re.match(VARIABLES + "dyndata serve", command)
 
     def check_with_old_server(self, command, next_command, expected):
-        """Starts a server while the one before still runs, as a reader does who forgot to stop it. What
-        the page says next must not be printed then."""
+        """Starts a server while the previous one still runs, as a reader does who forgot to stop it.
+        The next command must not print what the page has."""
         self.output(command)
         printed = self.output(next_command)
         assert not re.fullmatch(pattern(self.replace_ports(expected)), printed), (
@@ -147,7 +153,7 @@ class Session:
 
 
 def pattern(expected):
-    """A regular expression for what a page says is printed."""
+    """A regular expression for the output that a page has."""
     lines = [
         r"(?:.*\n)*?" if line.strip() == "..." else line_pattern(line) + r"\n"
         for line in expected.splitlines()
@@ -156,7 +162,7 @@ def pattern(expected):
 
 
 def line_pattern(line):
-    """What varies is where the page has an example of it; the rest is as it is there."""
+    """A regular expression that lets times and the like vary where the page has one."""
     parts = re.split(f"({'|'.join(VARIES)})", line)
     return "".join(
         next(varying for varying in VARIES if re.fullmatch(varying, part)) if odd % 2 else re.escape(part)
@@ -167,7 +173,7 @@ def line_pattern(line):
 @contextlib.contextmanager
 def make_run(session, variables):
     """`make run` in a process group of its own, as a person has it in another shell."""
-    # Built first, without a deadline that is meant for serving. CARGO is make's variable, too.
+    # Built first, since the deadline of `wait_until` is too short for a build.
     cargo = os.environ.get("CARGO", "cargo")
     subprocess.run(
         [cargo, "build", "--release", "--locked"], cwd=ROOT, check=True, timeout=BUILD_SECONDS
@@ -190,8 +196,4 @@ def make_run(session, variables):
 def ready(server, admin_port):
     if server.poll() is not None:
         raise AssertionError(f"make run ended with {server.returncode}")
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{admin_port}/readyz", timeout=1):
-            return True
-    except urllib.error.URLError:
-        return False
+    return fetch(f"http://127.0.0.1:{admin_port}/readyz", timeout=1) is not None

@@ -1,17 +1,17 @@
-"""The pages of the documentation, taken apart: code blocks, code in running text, links, anchors."""
+"""The parts of the documentation's pages: code blocks, tables, links, anchors."""
 
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[3]
-PATTERNS = ("*.md", "docs/*.md", "*/README.md", "tests/*/README.md")
-# What is installed or built here, and so may be missing.
+from support.processes import ROOT
+
+PATTERNS = ("*.md", "docs/*.md", "*/README.md", "tests/python/*/README.md")
+# Folders of what is installed or built here.
 GENERATED = (".tools", "target")
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-CODE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 
 
@@ -55,14 +55,6 @@ class Page:
     def languages(self):
         """Those of the code blocks."""
         return {language for language, _ in FENCE.findall(self.text)}
-
-    def spans(self):
-        """What is in backticks in running text and in tables."""
-        return [" ".join(span.split()) for span in CODE.findall(self.prose)]
-
-    def running_text(self):
-        """The text without anything in backticks."""
-        return CODE.sub("", self.prose)
 
     def tables(self):
         """Each table as a list of rows, the heading first; a row is a list of cells."""
