@@ -2,12 +2,12 @@
 //!
 //! | path | answers |
 //! |---|---|
-//! | `/` | a page for people, that shows the rest and updates by itself |
-//! | `/livez` | 200 for as long as all event loops turn, 503 with the workers that stand still |
+//! | `/` | a page for people, which shows the rest and updates by itself |
+//! | `/livez` | 200 while all event loops turn, 503 with the workers that are stuck |
 //! | `/readyz` | 200 while calls can be served, 503 with the reason while they cannot |
-//! | `/metrics` | the metrics, in the text format, or in OpenMetrics for those who ask |
+//! | `/metrics` | the metrics, in the text format, or in OpenMetrics for clients that ask for it |
 //!
-//! It runs on the acceptor's thread, beside the workers, so that a scrape delays no call.
+//! The listener runs on the acceptor's thread and not on a worker, so that a scrape delays no call.
 
 use std::{
     convert::Infallible,
@@ -37,19 +37,20 @@ use crate::{
     server::{listen::accept, liveness::Liveness},
 };
 
-/// More at once than any probe and scraper need. Beyond it, the oldest connection that has sent no
-/// request is closed.
+/// How many connections may be open, which is more than probes and scrapers need. For a further one,
+/// the oldest connection that has sent no request is closed.
 const MAX_CONNECTIONS: usize = 64;
-/// The page has all it needs in it, and asks nobody but this listener.
+/// The page contains all that it needs, and sends requests only to this listener.
 const PAGE_POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'";
 /// How long a request's head may take, and how long a connection may be idle.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a connection takes requests, and how long the last one may then take.
+/// How long a connection may send requests.
 const MAX_AGE: Duration = Duration::from_secs(10);
+/// How long the last reply may take after that.
 const LAST_REPLY: Duration = Duration::from_secs(2);
 
-/// What the endpoints read.
+/// The endpoints, and what they read.
 #[derive(Debug, Clone)]
 pub(crate) struct Admin {
     pub(crate) liveness: Liveness,
@@ -58,12 +59,12 @@ pub(crate) struct Admin {
     pub(crate) status_page: StatusPage,
 }
 
-/// The page at `/`, with the settings in force.
+/// The page at `/`, which shows the settings in force.
 #[derive(Debug, Clone)]
 pub(crate) struct StatusPage(Bytes);
 
 impl StatusPage {
-    /// Shows `settings`, secrets redacted.
+    /// Makes the page. `settings` must not contain secrets.
     pub(crate) fn new(settings: &str) -> Self {
         let settings = settings
             .replace('&', "&amp;")
@@ -76,37 +77,37 @@ impl StatusPage {
     }
 }
 
-/// A connection that is open.
+/// An open connection.
 struct Visitor {
     asked: Arc<AtomicBool>,
     connection: AbortHandle,
 }
 
 impl Visitor {
-    /// Whether it has sent a request.
+    /// Whether the connection has sent a request.
     fn has_asked(&self) -> bool {
         self.asked.load(Ordering::Relaxed)
     }
 }
 
 impl Admin {
-    /// Serves until dropped; connections end with it.
+    /// Serves until the future is dropped. Connections end with it.
     pub(crate) async fn serve(self, listener: TcpListener) {
         let mut connections = JoinSet::new();
-        // In the order in which they came.
+        // In the order in which they were opened.
         let mut visitors: Vec<Visitor> = Vec::new();
         loop {
             let socket = accept::retry(|| listener.accept()).await.0;
             loop {
-                // Those that came before get their turn first, to read their request.
+                // The open connections first get a turn to read their requests.
                 tokio::task::yield_now().await;
                 while connections.try_join_next().is_some() {}
                 visitors.retain(|visitor| !visitor.connection.is_finished());
                 if visitors.len() < MAX_CONNECTIONS {
                     break;
                 }
-                // A probe or scrape that has asked is served at once. So if all have asked, the oldest
-                // is one that does not read its reply, or is idle.
+                // A request is answered at once. So if all connections have sent one, the oldest
+                // connection is idle, or does not read its reply.
                 let silent = visitors.iter().find(|visitor| !visitor.has_asked());
                 if let Some(visitor) = silent.or_else(|| visitors.first()) {
                     visitor.connection.abort();
@@ -119,7 +120,7 @@ impl Admin {
         }
     }
 
-    /// Serves one connection; notes in `asked` that it has sent a request.
+    /// Serves one connection. Sets `asked` when it has sent a request.
     async fn visit(self, socket: TcpStream, asked: Arc<AtomicBool>) {
         let service = service_fn(|request| {
             asked.store(true, Ordering::Relaxed);
@@ -132,8 +133,8 @@ impl Admin {
                 .header_read_timeout(HEADER_TIMEOUT)
                 .serve_connection(TokioIo::new(socket), service)
         );
-        // A probe that goes away early is no news. One that stays, and perhaps reads nothing, must
-        // not keep the others out.
+        // An error means that the client has closed the connection early, which needs no log line. A
+        // client that stays, and perhaps reads nothing, must not keep others out.
         if timeout(MAX_AGE, connection.as_mut()).await.is_err() {
             connection.as_mut().graceful_shutdown();
             _ = timeout(LAST_REPLY, connection).await;

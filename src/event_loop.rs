@@ -1,10 +1,10 @@
-//! How an event loop ends: without waiting for a name lookup that hangs.
+//! Ends event loops without waiting for a name lookup that hangs.
 
 use tokio::runtime::Runtime;
 
-/// Runs `work` to its end, and the event loop with it. Tasks that are left are dropped. A thread
-/// that blocks, as in a name lookup whose name server does not answer, is left behind: it ends by
-/// itself, or with the process. Dropping the runtime would wait for it.
+/// Runs `work` to its end, and then ends the event loop. Remaining tasks are dropped. A thread that
+/// blocks, for example in a name lookup without an answer, is left behind: it ends by itself, or
+/// with the process. Dropping the runtime would wait for it.
 pub fn run<T>(runtime: Runtime, work: impl Future<Output = T>) -> T {
     let result = runtime.block_on(work);
     runtime.shutdown_background();
@@ -17,11 +17,11 @@ mod tests {
 
     use super::*;
 
-    /// Longer than anything that the test does, should it fail.
+    /// Longer than the test takes, even if it fails.
     const LONG: Duration = Duration::from_secs(60);
 
     #[test]
-    fn the_end_does_not_wait_for_a_thread_that_blocks_and_drops_the_tasks() {
+    fn ending_an_event_loop_drops_its_tasks_and_does_not_wait_for_a_blocked_thread() {
         let (release, released) = mpsc::channel::<()>();
         let (end, ended) = mpsc::channel();
         let (owner, owned) = mpsc::channel::<()>();

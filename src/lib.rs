@@ -1,54 +1,60 @@
-//! dyndata is a gRPC service for *dynamic data*: small values about how things are right now,
-//! which vanish by themselves when nobody refreshes them. `Mark` writes a value with a time to
-//! live, `Get` and `BatchGet` read it, and Redis keeps it.
+//! dyndata is a gRPC service for *dynamic data*: small values about the current state of things,
+//! which expire by themselves when nobody refreshes them. `Mark` writes a value with a time to
+//! live, `Get` and `BatchGet` read values, and Redis keeps them.
 //!
 //! # Map
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`proto`] | the wire contract, generated from `proto/dyndata/v1/dyndata.proto` |
+//! | `rpc` | the table of RPCs, from which dispatch, access checks, metrics and spans derive |
 //! | [`config`] | flags and environment, turned into a checked [`Config`] |
 //! | [`model`] | ids, namespaces, values, times to live: what is valid, and to and from proto |
 //! | [`error`] | every way a call can fail, and the one mapping to a gRPC status |
 //! | `auth` | the access file: who may do what |
 //! | `pem` | certificates and keys from files |
-//! | `reload` | files that are read again while the server runs |
-//! | `service` | the three RPCs: parse, ask the store, reply |
-//! | `store` | where values live: an embedded store, or Redis |
-//! | [`server`] | sockets, event loops, HTTP/2, shutdown |
-//! | `health` | what `grpc.health.v1` and `/readyz` say about the store |
+//! | `reload` | reloads files while the server runs |
+//! | `service` | the handlers of the RPCs: parse, ask the store, reply |
+//! | `store` | the values: an embedded store, or Redis |
+//! | [`server`] | listeners, workers, connections, calls, shutdown |
+//! | `budget` | the memory that calls may hold |
+//! | `health` | whether calls can be served, for `grpc.health.v1` and `/readyz` |
 //! | `trace` | spans, and sending them by OTLP |
 //! | `metrics` | what is counted and timed, and `/metrics` |
 //! | `admin` | the HTTP listener for probes and metrics |
+//! | [`event_loop`] | ends event loops without waiting for blocked threads |
 //! | [`systemd`] | socket activation, readiness and watchdog |
 //! | [`telemetry`] | the log |
+//! | `decimal` | decimal numbers in what a peer sends |
 //! | [`cli`] | the client commands; the only module that prints |
-//! | `fuzzing` | what parses, given any bytes; only in tests and builds for fuzzing |
+//! | `fuzzing` | checks of all parsers, for any bytes; only in tests and builds for fuzzing |
 //!
 //! # One Get
 //!
 //! ```text
-//! accept -> worker -> TLS -> HTTP/2
-//!        -> Dispatch: guard (metrics, span), who calls, the whole message, in-flight limit, deadline
-//!        -> unary::call: bytes to GetRequest -> DynDataService::get -> may it -> Id::try_from
+//! accept -> worker -> connection: TLS, HTTP/2
+//!        -> dispatch: guard (metrics, span), who calls, the whole message, in-flight limit, deadline
+//!        -> service::values::call: bytes to GetRequest -> access check -> Id::try_from
 //!        -> Store::get -> one GET on the worker's own link to Redis
-//!        -> GetResponse to bytes -> guard ends with the trailers
+//!        -> GetResponse to bytes -> the trailers end the guard
 //! ```
 //!
-//! An acceptor hands each socket to the worker with the fewest open connections. A worker is one
-//! thread with one event loop and its own link to Redis (in a cluster, one to each master); a call
-//! never leaves it.
+//! The acceptor hands each socket to the worker with the fewest open connections. A worker is one
+//! thread with one event loop and its own link to Redis (in a cluster, one link to each master). A
+//! call never leaves its thread.
 //!
 //! # Invariants
 //!
-//! - `store` knows nothing of gRPC, `service` knows nothing of Redis, and only `error` makes a
-//!   `tonic::Status`.
+//! - `store` knows nothing of gRPC, `service` knows nothing of Redis, and only `error` makes the
+//!   `tonic::Status` of a call.
 //! - Nothing on the path of a request crosses threads, takes a contended lock or waits without a
 //!   deadline.
 //! - Every task has an owner that ends it, and every queue has a bound.
-//! - Stores are a closed enum, not a trait object: both are in every binary, and configuration
-//!   picks.
-//! - A value is never logged and never in an error; of an id, only its length is.
+//! - Stores are a closed enum and not a trait object: both are in every binary, and the settings
+//!   pick one.
+//! - A value is never in the log or in an error. Of an id, only its length is.
+//! - No two files import each other. A module may re-export its children, and children import
+//!   siblings and lower modules, never their parent.
 //!
 //! # Use as a library
 //!

@@ -1,7 +1,8 @@
-//! Files that are read again while the server runs: certificates and the access file.
+//! Reloads files while the server runs: certificates and the access file.
 //!
-//! What they hold is compared, not their times, because a mounted secret changes by a symbolic
-//! link. A new content that does not make sense is logged, and the old one stays in force.
+//! A file has changed when its content has changed. Its modification time is not enough, because a
+//! mounted secret changes by a symbolic link. If new content is not valid, the error is logged, and
+//! the old content stays in force.
 
 use std::{
     fmt::Display,
@@ -12,21 +13,21 @@ use std::{
 
 use tokio::sync::{Notify, watch};
 
-/// How often the files are looked at without being told.
+/// How often the files are checked without a request to do so.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Asks for the files to be read now, as SIGHUP does. Clones ask the same server.
+/// Asks the server to reload its files now, as SIGHUP does. Clones ask the same server.
 #[derive(Debug, Clone, Default)]
 pub struct Reload(Arc<Notify>);
 
 impl Reload {
-    /// Reads all files again, soon.
+    /// Asks for all files to be read again, soon.
     pub fn now(&self) {
         self.0.notify_waiters();
     }
 }
 
-/// Files whose content is compared with what it was.
+/// Files, and their content when they were last read.
 #[derive(Debug)]
 pub(crate) struct WatchedFiles {
     files: Vec<PathBuf>,
@@ -34,7 +35,7 @@ pub(crate) struct WatchedFiles {
 }
 
 impl WatchedFiles {
-    /// Reads the files. To be called before they are used, so that no change is missed.
+    /// Reads the files. To be called before anything else reads them, so that no change is missed.
     pub(crate) fn new(files: Vec<PathBuf>) -> Self {
         Self {
             contents: read(&files),
@@ -42,10 +43,9 @@ impl WatchedFiles {
         }
     }
 
-    /// Waits until a file has changed, or somebody asks for all to be read again. Cancel-safe.
+    /// Waits until a file has changed, or until a reload is asked for. Cancel-safe.
     pub(crate) async fn changed(&mut self, asked: &Reload) {
         loop {
-            // Time passing is as good a reason to look as being asked.
             let asked = tokio::time::timeout(INTERVAL, asked.0.notified()).await;
             let now = read(&self.files);
             if now != self.contents || asked.is_ok() {
@@ -56,7 +56,7 @@ impl WatchedFiles {
     }
 }
 
-/// Puts what a file now holds in force; or logs why that makes no sense, and changes nothing.
+/// Puts new content in force. If it is not valid, logs the error and changes nothing.
 pub(crate) fn replace<T, E: Display>(
     what: &'static str,
     loaded: Result<T, E>,
@@ -73,7 +73,7 @@ pub(crate) fn replace<T, E: Display>(
     }
 }
 
-/// What is in the files; nothing for one that cannot be read.
+/// The content of each file, or `None` if it cannot be read.
 fn read(files: &[impl AsRef<Path>]) -> Vec<Option<Vec<u8>>> {
     files.iter().map(|file| std::fs::read(file).ok()).collect()
 }

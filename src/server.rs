@@ -218,32 +218,16 @@ impl Bound {
 
         let tracing = Tracing::from_environment();
         let (drain, draining) = watch::channel(());
-        let worker = |number, recorder| WorkerConfig {
-            number,
-            calls: CallConfig {
-                store: stores.for_worker(number),
-                limits: config.limits.requests,
-                access: security.access.as_ref().map(watch::Sender::subscribe),
-                reflection: config.security.reflection,
-                max_deadline: config.limits.max_deadline,
-                max_in_flight: config.limits.max_in_flight,
-                recorder,
-                tracing: tracing.clone(),
-                health: HealthService::new(health.readiness()),
-            },
-            connections: ConnectionConfig {
-                tls: security.tls.as_ref().map(watch::Sender::subscribe),
-                limits: config.limits.connection,
-                draining: draining.clone(),
-                drain_timeout: config.drain_timeout,
-            },
-            liveness: liveness.clone(),
+        let workers = Workers {
+            config: &config,
+            security: &security,
+            stores: &stores,
+            health: &health,
+            liveness: &liveness,
+            tracing: tracing.as_ref(),
+            draining,
         };
-        let workers = recorders.into_iter().enumerate();
-        let workers = workers.map(|(number, recorder)| Worker::start(worker(number, recorder)));
-        let workers: Vec<_> = workers
-            .collect::<Result<_, _>>()
-            .map_err(ServerError::Worker)?;
+        let workers = workers.start(recorders)?;
         security.watch(&config.security, reload, &mut background);
 
         let leave = async {
@@ -271,6 +255,59 @@ impl Bound {
         }
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+/// Starts the workers with everything that they share.
+struct Workers<'a> {
+    config: &'a Config,
+    security: &'a Security,
+    stores: &'a Stores,
+    health: &'a Health,
+    liveness: &'a Liveness,
+    tracing: Option<&'a Tracing>,
+    /// Closes when the drain begins.
+    draining: watch::Receiver<()>,
+}
+
+impl Workers<'_> {
+    /// Starts one worker for each recorder.
+    fn start(&self, recorders: Vec<Arc<Recorder>>) -> Result<Vec<Worker>, ServerError> {
+        let workers = recorders.into_iter().enumerate();
+        workers
+            .map(|(number, recorder)| Worker::start(self.worker(number, recorder)))
+            .collect::<Result<_, _>>()
+            .map_err(ServerError::Worker)
+    }
+
+    fn worker(&self, number: usize, recorder: Arc<Recorder>) -> WorkerConfig {
+        let Config {
+            limits,
+            security,
+            drain_timeout,
+            ..
+        } = self.config;
+        WorkerConfig {
+            number,
+            calls: CallConfig {
+                store: self.stores.for_worker(number),
+                limits: limits.requests,
+                access: self.security.access.as_ref().map(watch::Sender::subscribe),
+                reflection: security.reflection,
+                max_deadline: limits.max_deadline,
+                max_in_flight: limits.max_in_flight,
+                recorder,
+                tracing: self.tracing.cloned(),
+                health: HealthService::new(self.health.readiness()),
+            },
+            connections: ConnectionConfig {
+                tls: self.security.tls.as_ref().map(watch::Sender::subscribe),
+                limits: limits.connection,
+                draining: self.draining.clone(),
+                drain_timeout: *drain_timeout,
+            },
+            liveness: self.liveness.clone(),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
-//! Whether the workers' event loops turn: each of them notes the time once a second.
+//! Detects workers whose event loop is stuck. Each event loop records the time once a second.
 //!
-//! A worker that stands still serves nobody, and nothing else would say so: its connections stay
-//! open, and the other threads are well.
+//! A stuck worker serves nobody, and nothing else would show it: its connections stay open, and the
+//! other threads go on.
 
 use std::{
     convert::Infallible,
@@ -14,12 +14,12 @@ use std::{
 
 use tokio::time::Instant;
 
-/// How often a worker notes the time.
+/// How often a worker records the time.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// After this long without, it stands still.
+/// A worker that has not recorded the time for this long is stuck.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// When each worker was last seen to move. Clones see the same workers.
+/// When each worker last recorded the time. Clones are about the same workers.
 #[derive(Debug, Clone)]
 pub struct Liveness(Arc<Shared>);
 
@@ -40,8 +40,7 @@ impl Liveness {
         }))
     }
 
-    /// Notes the time for as long as the event loop turns that this runs on, which is worker
-    /// `number`'s.
+    /// The task that records the time. To be run on the event loop of worker `number`.
     pub(super) async fn beat(self, number: usize) -> Infallible {
         loop {
             self.0.seen[number].store(self.millis(), Ordering::Relaxed);
@@ -49,24 +48,25 @@ impl Liveness {
         }
     }
 
-    /// Workers may end from now on.
+    /// The drain begins. From now on no worker is stuck, because workers may end.
     pub(super) fn drain(&self) {
         self.0.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Whether worker `number` stands still, or is gone.
+    /// Whether worker `number` is stuck, or has ended too early.
     pub(super) fn is_stuck(&self, number: usize) -> bool {
         let seen = self.0.seen[number].load(Ordering::Relaxed);
         !self.0.draining.load(Ordering::Relaxed)
             && u128::from(self.millis().saturating_sub(seen)) > PATIENCE.as_millis()
     }
 
-    /// The workers that stand still.
+    /// The numbers of the workers that are stuck.
     pub fn stuck(&self) -> Vec<usize> {
         let workers = 0..self.0.seen.len();
         workers.filter(|number| self.is_stuck(*number)).collect()
     }
 
+    /// How many workers are not stuck.
     pub(super) fn moving(&self) -> usize {
         self.0.seen.len() - self.stuck().len()
     }
@@ -92,7 +92,7 @@ mod tests {
         tokio::time::sleep(PATIENCE).await;
         assert_eq!(liveness.stuck(), [1]);
         assert_eq!(liveness.moving(), 1);
-        // At the end, that is as it should be.
+        // In the drain, workers are expected to end.
         liveness.drain();
         assert!(liveness.stuck().is_empty());
     }

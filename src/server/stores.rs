@@ -1,4 +1,4 @@
-//! The stores of the workers: the embedded one, which they share, or a way to Redis for each.
+//! Opens the stores of the workers: one embedded store for all, or a Redis store for each.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// What the workers' stores are made of.
+/// Makes the stores of the workers.
 pub(crate) enum Stores {
     Memory {
         store: Arc<MemoryStore>,
@@ -26,10 +26,12 @@ pub(crate) enum Stores {
     },
 }
 
-/// Makes a worker's store on the worker's own thread, where its tasks belong.
+/// Opens the store of one worker. To be called on the worker's thread, which then runs the tasks of
+/// the store.
 pub(crate) type OpenStore = Box<dyn FnOnce() -> Store + Send>;
 
 impl Stores {
+    /// Opens the embedded store, or prepares to connect to Redis.
     pub(crate) fn open(config: &Config, background: &mut JoinSet<()>) -> Self {
         match &config.store {
             StoreConfig::Memory { max_entries } => {
@@ -72,6 +74,7 @@ impl Stores {
         }
     }
 
+    /// The metrics of the store.
     pub(crate) fn readings(&self) -> Vec<Reading> {
         let status = self.status().subscribe();
         let count = |read: fn(&StoreStatus) -> usize| {
@@ -113,7 +116,7 @@ impl Stores {
     }
 }
 
-/// The state of a link that has not been tried yet.
+/// The state of a link that has not tried to connect yet.
 pub(crate) fn connecting() -> LinkState {
     LinkState::Down("redis: connecting".to_owned())
 }

@@ -1,13 +1,13 @@
-//! A client's socket as HTTP/2 shall see it: its client preface seen, and without vectored writes.
+//! The socket that HTTP/2 gets: it reads the client preface first, bounds what is read in one turn,
+//! and has no vectored writes.
 //!
-//! The preface is read here, because a connection on which HTTP/2 still waits for it cannot be
-//! shut down gracefully, and because what speaks something else can then be
-//! told so.
+//! The preface is read here for two reasons. A connection on which h2 still waits for the preface
+//! cannot be shut down gracefully. And a client that speaks another protocol can be told so.
 //!
-//! On a socket with vectored writes, h2 flushes after every DATA frame of 256 bytes or more; on
-//! one without, it copies frames of up to 1,023 bytes into its buffer and sends many replies with
-//! one system call. For values of 500 bytes that is half the CPU of a Get
-//! (`docs/performance.md`); larger frames are written from where they are either way.
+//! On a socket with vectored writes, h2 flushes after every DATA frame of 256 bytes or more. On a
+//! socket without them, it copies frames of up to 1,023 bytes into its buffer and sends many
+//! replies with one system call. For values of 500 bytes that halves the CPU of a Get
+//! (`docs/performance.md`). Larger frames are never copied.
 
 use std::{
     io,
@@ -29,48 +29,49 @@ use crate::budget::ConnectionBudget;
 
 /// What every HTTP/2 client sends first (RFC 9113, 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// For those who try with a browser or an HTTP/1 client.
+/// The answer to a browser or another HTTP/1 client.
 const NOT_HTTP2: &[u8] = b"HTTP/1.1 505 HTTP Version Not Supported\r\n\
     content-type: text/plain\r\ncontent-length: 46\r\nconnection: close\r\n\r\n\
     This is a gRPC server; it speaks only HTTP/2.\n";
 
-/// HTTP/2 goes on for as long as there is something to read, and a flood of small frames would
-/// leave the other connections of the event loop little: so much is seven thousand of them. After
-/// it the connection rests, so that the loop looks at all its sockets; giving way without a rest
-/// would have it look only now and then. Enough for 40 MB/s on one connection.
+/// After this many bytes in a row the connection pauses. HTTP/2 reads for as long as there is
+/// something to read, so a flood of small frames (these are seven thousand) would leave little time
+/// to the other connections of the event loop. A single yield is not enough: tokio would then poll
+/// the other sockets only now and then. One connection can still send 40 MB/s.
 const MAX_BYTES_IN_A_ROW: usize = 64 * 1024;
+/// How long the connection pauses.
 const PAUSE: Duration = Duration::from_millis(1);
-/// HTTP/2 takes all calls that it can read before any of them is looked at, and keeps the room that
-/// they needed for as long as the connection lasts. So the calls have their turn after so many
-/// bytes: after a read that reaches the first; exactly after the second while the worker holds
-/// much.
+/// After this many bytes the calls of the connection get their turn. Otherwise HTTP/2 would accept
+/// all calls that it can read before any of them runs, and would keep the memory for so many calls
+/// as long as the connection lasts. The last read may go beyond the limit.
 const TURN_BYTES: usize = 4 * 1024;
+/// The exact limit instead, while the worker's memory budget is pressed.
 const PRESSED_BYTES: usize = 1024;
-/// More than the head of a request that somebody sends by mistake.
+/// How much of an HTTP/1 request is read and discarded. Its head is smaller.
 const MAX_UNREAD_BYTES: u64 = 16 * 1024;
 
-/// Passes everything on, but takes one buffer at a time, and fails when the peer takes none for
-/// too long.
+/// Wraps a client's socket. Writing fails when the peer takes no bytes for too long.
 #[derive(Debug)]
 pub(crate) struct Http2Socket<S> {
     inner: S,
-    /// How much of the preface has been handed on.
+    /// How much of the preface HTTP/2 has read.
     replayed: usize,
-    /// What was read since there was last nothing to read, and the rest after too much of that.
+    /// How many bytes were read since there was last nothing to read.
     in_a_row: usize,
     turn: Turn,
     budget: Option<ConnectionBudget>,
+    /// Set while the connection pauses.
     pause: Option<Pin<Box<Sleep>>>,
     last_read: LastRead,
     send_timeout: Duration,
-    /// Set while the peer takes nothing.
+    /// Set while the peer takes no bytes.
     stalled: Option<Pin<Box<Sleep>>>,
     unwritten: Unwritten,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Http2Socket<S> {
-    /// Waits for the client preface. An HTTP/1 client gets an answer that says what is wrong.
-    /// The peer may then take nothing for at most `send_timeout` at a time.
+    /// Waits for the client preface. An HTTP/1 client gets an answer that says what is wrong. After
+    /// the preface, a write fails when the peer has taken no bytes for `send_timeout`.
     pub(crate) async fn greet(mut socket: S, send_timeout: Duration) -> io::Result<Self> {
         let mut buffer = [0; PREFACE.len()];
         let mut seen = 0;
@@ -80,11 +81,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http2Socket<S> {
                 more => seen += more,
             }
             if !PREFACE.starts_with(&buffer[..seen]) {
-                // TLS begins with a byte that is not a letter.
+                // A TLS client gets no answer. TLS begins with a byte that is not a letter.
                 if buffer[0].is_ascii_uppercase() {
                     socket.write_all(NOT_HTTP2).await?;
                     socket.shutdown().await?;
-                    // What is left unread at the close would make the kernel take the answer back.
+                    // Closing a socket with unread bytes would make the kernel discard the answer.
                     let mut rest = socket.take(MAX_UNREAD_BYTES);
                     tokio::io::copy(&mut rest, &mut tokio::io::sink()).await?;
                 }
@@ -106,7 +107,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http2Socket<S> {
     }
 }
 
-/// Whether a socket has taken less than it was given. Clones are about the same socket.
+/// Whether bytes wait to be written to the socket. Clones are about the same socket.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Unwritten(Arc<AtomicBool>);
 
@@ -116,7 +117,7 @@ impl Unwritten {
     }
 }
 
-/// What was read since other tasks last had their turn. Clones are about the same socket.
+/// How many bytes were read since other tasks last had their turn. Clones are about the same socket.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Turn(Arc<AtomicUsize>);
 
@@ -127,7 +128,7 @@ impl Turn {
     }
 }
 
-/// When something was last read from a socket. Clones are about the same socket.
+/// When a socket last gave something to read. Clones are about the same socket.
 #[derive(Debug, Clone)]
 pub(crate) struct LastRead {
     start: Instant,
@@ -155,7 +156,7 @@ impl LastRead {
 }
 
 impl<S> Http2Socket<S> {
-    /// Reads little at a time from now on, while the worker holds much.
+    /// From now on, reads less in each turn while this budget is pressed.
     pub(crate) fn watch_pressure(&mut self, budget: ConnectionBudget) {
         self.budget = Some(budget);
     }
@@ -172,7 +173,7 @@ impl<S> Http2Socket<S> {
         self.unwritten.clone()
     }
 
-    /// What writing gave; an error if it has been waiting for too long.
+    /// Returns the result of a write, or an error if writing has waited for too long.
     fn unless_stalled<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -249,7 +250,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Http2Socket<S> {
     }
 }
 
-// `is_write_vectored` and `poll_write_vectored` are left at their defaults, which is the point.
+// `is_write_vectored` and `poll_write_vectored` keep their defaults on purpose: no vectored writes.
 impl<S: AsyncWrite + Unpin> AsyncWrite for Http2Socket<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,

@@ -1,6 +1,6 @@
-//! TLS on the gRPC listener: what the certificate files make, and what a handshake tells.
+//! TLS on the gRPC listener: loads the certificate files and runs handshakes.
 //!
-//! TLS 1.2 and 1.3 with rustls's own choice of suites, ALPN `h2`. Sessions can be resumed unless
+//! TLS 1.2 and 1.3 with rustls's own choice of suites, ALPN `h2`. Clients can resume sessions unless
 //! there is an authority for client certificates.
 
 use std::{io, path::PathBuf, sync::Arc};
@@ -24,10 +24,10 @@ use crate::{
     pem::{self, PemError},
 };
 
-/// How much a client may send before its ClientHello is whole; real ones have 2 KiB or less.
+/// How large a ClientHello may be. Real ones have 2 KiB or less.
 const MAX_CLIENT_HELLO_BYTES: u64 = 16 * 1024;
 
-/// Where certificate and key are.
+/// The paths of the certificate files.
 #[derive(Debug, Clone)]
 pub(crate) struct TlsFiles {
     pub(crate) cert: PathBuf,
@@ -35,16 +35,16 @@ pub(crate) struct TlsFiles {
     pub(crate) client_ca: Option<PathBuf>,
 }
 
-/// Whether a client may come without a certificate, if there is an authority for them at all.
+/// Whether a client needs a certificate, if there is an authority for client certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ClientCertificate {
-    /// No.
+    /// The client needs one.
     Required,
-    /// Yes: it may have a token instead.
+    /// The client may have a token instead.
     Optional,
 }
 
-/// What the files make.
+/// A TLS configuration made from the files.
 #[derive(Debug, Clone)]
 pub(crate) struct Tls {
     pub(crate) config: Arc<ServerConfig>,
@@ -52,7 +52,7 @@ pub(crate) struct Tls {
     pub(crate) expires: i64,
 }
 
-/// Why the files make nothing. Names files, never what is in them.
+/// Why the files make no configuration. Names files, never their content.
 #[derive(Debug, Error)]
 pub(crate) enum TlsError {
     #[error(transparent)]
@@ -66,7 +66,7 @@ pub(crate) enum TlsError {
 }
 
 impl TlsFiles {
-    /// All of them, to be watched.
+    /// All paths, so that the files can be watched.
     pub(crate) fn paths(&self) -> Vec<PathBuf> {
         let Self {
             cert,
@@ -80,7 +80,7 @@ impl TlsFiles {
             .collect()
     }
 
-    /// Reads and checks them.
+    /// Reads and checks the files.
     pub(crate) fn load(&self, client: ClientCertificate) -> Result<Tls, TlsError> {
         let chain = pem::certificates(&self.cert)?;
         let expires = X509Certificate::from_der(&chain[0])
@@ -115,8 +115,8 @@ impl TlsFiles {
             .map_err(TlsError::Pair)?;
         config.alpn_protocols = vec![b"h2".to_vec()];
         if self.client_ca.is_some() {
-            // A resumed session would not look at the client's certificate again, which may have
-            // expired or lost its authority since.
+            // A resumed session would not check the client's certificate again. The certificate may
+            // have expired since, or its authority may have been removed.
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
         }
@@ -127,8 +127,8 @@ impl TlsFiles {
     }
 }
 
-/// Serves a handshake with the certificates in force. It takes one of the permits once the
-/// ClientHello is there: a peer that says nothing must not keep others waiting.
+/// Runs a handshake with the certificates in force. It takes one of the permits only after the
+/// ClientHello, so that silent peers do not keep others waiting.
 pub(crate) async fn handshake(
     mut socket: TcpStream,
     tls: watch::Receiver<Tls>,
@@ -143,8 +143,8 @@ pub(crate) async fn handshake(
     start.into_stream(config).await
 }
 
-/// The names in a client's certificate, which rustls has verified. None if it has none, or one
-/// that cannot be parsed.
+/// The names in a client's certificate, which rustls has verified. Empty if there is no certificate,
+/// or if it cannot be parsed.
 pub(crate) fn names(certificates: Option<&[CertificateDer<'_>]>) -> Arc<[San]> {
     let parsed = certificates
         .and_then(<[_]>::first)
