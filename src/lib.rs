@@ -85,6 +85,14 @@ pub mod event_loop;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod model;
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    reason = "generated code; its documentation is the proto file's"
+)]
+pub mod proto;
 pub mod server;
 pub mod systemd;
 pub mod telemetry;
@@ -104,26 +112,3 @@ mod trace;
 
 pub use config::Config;
 pub use server::Server;
-
-/// The wire contract: generated messages, client and server of `dyndata.v1`.
-#[allow(
-    missing_docs,
-    unreachable_pub,
-    unused_qualifications,
-    clippy::all,
-    reason = "generated code; its documentation is the proto file's"
-)]
-pub mod proto {
-    tonic::include_proto!("dyndata.v1");
-
-    /// `grpc.health.v1`.
-    #[allow(rustdoc::bare_urls, reason = "the published file has one")]
-    pub mod health {
-        tonic::include_proto!("grpc.health.v1");
-    }
-
-    /// The encoded `FileDescriptorSet` of the contract, the health service and their imports,
-    /// comments included.
-    pub const FILE_DESCRIPTOR_SET: &[u8] =
-        include_bytes!(concat!(env!("OUT_DIR"), "/dyndata_descriptor.bin"));
-}

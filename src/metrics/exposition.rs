@@ -37,7 +37,7 @@ impl Metrics {
     /// Shows the sum of `recorders`, and each of the readings.
     pub(crate) fn new(recorders: Vec<Arc<Recorder>>, readings: Vec<Reading>) -> Self {
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(Calls { recorders }));
+        registry.register_collector(Box::new(RecorderCollector { recorders }));
         for reading in readings {
             registry.register_collector(Box::new(reading));
         }
@@ -117,11 +117,11 @@ fn plain_text(open_metrics: &str) -> String {
 }
 
 #[derive(Debug)]
-struct Calls {
+struct RecorderCollector {
     recorders: Vec<Arc<Recorder>>,
 }
 
-impl Calls {
+impl RecorderCollector {
     fn sum(&self, read: impl Fn(&Recorder) -> &AtomicU64) -> u64 {
         self.recorders
             .iter()
@@ -272,7 +272,7 @@ impl Calls {
     }
 }
 
-impl Collector for Calls {
+impl Collector for RecorderCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.calls(&mut encoder)?;
         self.operations(&mut encoder)?;

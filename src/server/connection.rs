@@ -33,7 +33,7 @@ use super::{
     call::{http2_stream::Http2Stream, shared::WorkerCalls},
     listen::{
         socket::Socket,
-        tls::{self, Tls},
+        tls::{self, ServerTls},
     },
 };
 use crate::{auth::San, config::ConnectionLimits, metrics::Recorder};
@@ -55,7 +55,7 @@ const MAX_HANDSHAKES: usize = 256;
 /// What the connections of a worker are made of.
 pub(crate) struct ConnectionConfig {
     /// For TCP sockets. Unix sockets have no TLS.
-    pub(crate) tls: Option<watch::Receiver<Tls>>,
+    pub(crate) tls: Option<watch::Receiver<ServerTls>>,
     pub(crate) limits: ConnectionLimits,
     /// Closes when the drain begins.
     pub(crate) draining: watch::Receiver<()>,
@@ -90,14 +90,14 @@ impl Connections {
 }
 
 /// One connection. It counts as open until it is dropped.
-pub(super) struct Connection {
+pub(super) struct ClientConnection {
     shared: Arc<Connections>,
     draining: watch::Receiver<()>,
 }
 
 type ConnectionResult = Result<(), Box<dyn Error + Send + Sync>>;
 
-impl Connection {
+impl ClientConnection {
     /// A new connection, which the acceptor has already added to those that are open.
     pub(super) fn new(shared: &Arc<Connections>) -> Self {
         shared.recorder.connection_opened();
@@ -212,7 +212,7 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
+impl Drop for ClientConnection {
     fn drop(&mut self) {
         self.shared.recorder.connection_closed();
         self.shared.open.fetch_sub(1, Ordering::Relaxed);

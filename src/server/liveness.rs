@@ -21,10 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// When each worker last recorded the time. Clones are about the same workers.
 #[derive(Debug, Clone)]
-pub struct Liveness(Arc<Shared>);
+pub struct Liveness(Arc<Heartbeats>);
 
 #[derive(Debug)]
-struct Shared {
+struct Heartbeats {
     start: Instant,
     /// In milliseconds since `start`, by worker.
     seen: Vec<AtomicU64>,
@@ -33,7 +33,7 @@ struct Shared {
 
 impl Liveness {
     pub(super) fn for_workers(count: usize) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(Heartbeats {
             start: Instant::now(),
             seen: (0..count).map(|_| AtomicU64::default()).collect(),
             draining: AtomicBool::default(),

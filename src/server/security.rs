@@ -8,7 +8,7 @@ use std::{
 use thiserror::Error;
 use tokio::{sync::watch, task::JoinSet};
 
-use super::listen::tls::{ClientCertificate, Tls, TlsError, TlsFiles};
+use super::listen::tls::{ClientCertificate, ServerTls, TlsError, TlsFiles};
 use crate::{
     auth::{Access, AccessError},
     config::SecurityConfig,
@@ -33,7 +33,7 @@ pub(super) enum SecurityError {
 /// Certificates and access rules in force. Workers follow the channels.
 #[derive(Debug)]
 pub(super) struct Security {
-    pub(super) tls: Option<watch::Sender<Tls>>,
+    pub(super) tls: Option<watch::Sender<ServerTls>>,
     pub(super) access: Option<watch::Sender<Access>>,
     files: WatchedFiles,
 }
@@ -112,7 +112,7 @@ fn client_certificate(access: Option<&Access>) -> ClientCertificate {
     }
 }
 
-async fn warn_before_expiry(mut tls: watch::Receiver<Tls>, file: PathBuf) {
+async fn warn_before_expiry(mut tls: watch::Receiver<ServerTls>, file: PathBuf) {
     loop {
         let expires = tls.borrow_and_update().expires;
         let now = SystemTime::now()

@@ -22,7 +22,7 @@ use super::{
         deadline::Deadlines,
         shared::{CallConfig, WorkerCalls},
     },
-    connection::{Connection, ConnectionConfig, Connections},
+    connection::{ClientConnection, ConnectionConfig, Connections},
     listen::socket::Socket,
     liveness::Liveness,
 };
@@ -119,7 +119,7 @@ async fn serve(config: WorkerConfig, mut incoming: mpsc::Receiver<Socket>, open:
             _ = draining.changed() => None,
         };
         let Some(socket) = socket else { break };
-        let connection = Connection::new(&shared);
+        let connection = ClientConnection::new(&shared);
         connections.spawn(async move {
             if let Err(error) = connection.serve(socket).await {
                 tracing::debug!(%error, "connection ended with an error");

@@ -30,31 +30,31 @@ const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// all calls of a worker, and the task, are on one thread.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Deadlines {
-    shared: Arc<Shared>,
+    shared: Arc<DeadlineList>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    calls: Mutex<Calls>,
+struct DeadlineList {
+    calls: Mutex<DeadlineEntries>,
     /// Wakes the task when there is a call again.
     work: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Calls {
-    running: Slab<Entry>,
+struct DeadlineEntries {
+    running: Slab<DeadlineEntry>,
     /// Whether the task has stopped ticking.
     asleep: bool,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct DeadlineEntry {
     deadline: Instant,
-    state: State,
+    state: EntryState,
 }
 
 #[derive(Debug)]
-enum State {
+enum EntryState {
     Running(Option<Waker>),
     Expired,
 }
@@ -63,9 +63,9 @@ impl Deadlines {
     /// Puts a call on the list.
     pub(crate) fn enter(&self, deadline: Instant) -> Deadline {
         let mut calls = self.shared.calls();
-        let place = calls.running.insert(Entry {
+        let place = calls.running.insert(DeadlineEntry {
             deadline,
-            state: State::Running(None),
+            state: EntryState::Running(None),
         });
         if calls.asleep {
             calls.asleep = false;
@@ -104,7 +104,8 @@ impl Deadlines {
         let mut calls = self.shared.calls();
         for (_, call) in &mut calls.running {
             if call.deadline <= now
-                && let State::Running(waker) = std::mem::replace(&mut call.state, State::Expired)
+                && let EntryState::Running(waker) =
+                    std::mem::replace(&mut call.state, EntryState::Expired)
                 && let Some(waker) = waker
             {
                 waker.wake();
@@ -114,8 +115,8 @@ impl Deadlines {
     }
 }
 
-impl Shared {
-    fn calls(&self) -> MutexGuard<'_, Calls> {
+impl DeadlineList {
+    fn calls(&self) -> MutexGuard<'_, DeadlineEntries> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -123,7 +124,7 @@ impl Shared {
 /// One call's place on the list. Dropping it removes the call.
 #[derive(Debug)]
 pub(crate) struct Deadline {
-    shared: Arc<Shared>,
+    shared: Arc<DeadlineList>,
     place: usize,
 }
 
@@ -132,9 +133,9 @@ impl Deadline {
     pub(crate) fn poll_passed(&self, cx: &Context<'_>) -> Poll<()> {
         let mut calls = self.shared.calls();
         match &mut calls.running[self.place].state {
-            State::Expired => Poll::Ready(()),
-            State::Running(Some(waker)) if waker.will_wake(cx.waker()) => Poll::Pending,
-            State::Running(waker) => {
+            EntryState::Expired => Poll::Ready(()),
+            EntryState::Running(Some(waker)) if waker.will_wake(cx.waker()) => Poll::Pending,
+            EntryState::Running(waker) => {
                 *waker = Some(cx.waker().clone());
                 Poll::Pending
             }

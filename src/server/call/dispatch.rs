@@ -12,7 +12,7 @@ use super::{
     message_reader::MessageReader,
     reply_stream::ReplyStream,
     shared::ConnectionCalls,
-    state::{Call, Handler, State},
+    state::{Call, CallState, Handler},
 };
 use crate::{
     budget::CALL_BYTES,
@@ -43,7 +43,7 @@ pub(super) fn begin(calls: &Arc<ConnectionCalls>, head: &Parts) -> (Call, Option
             Family::Reflection => reflect(calls, headers, &mut guard, &mut feeder),
         },
     };
-    let state = state.unwrap_or_else(State::refused);
+    let state = state.unwrap_or_else(CallState::refused);
     let previous_attempts = previous_attempts(&head.headers);
     let call = Call::new(
         Arc::clone(calls),
@@ -62,7 +62,7 @@ fn values(
     headers: &HeaderMap,
     guard: &mut Guard,
     write_started: Option<WriteStarted>,
-) -> Result<State, Error> {
+) -> Result<CallState, Error> {
     let grant = calls.identify(headers)?;
     guard.identified(&grant);
     let context = CallContext {
@@ -88,7 +88,7 @@ fn health(
     rpc: Rpc,
     headers: &HeaderMap,
     guard: &Guard,
-) -> Result<State, Error> {
+) -> Result<CallState, Error> {
     let timeout = grpc_timeout(headers)?;
     let handler = match rpc {
         Rpc::HealthCheck => Handler::HealthCheck,
@@ -106,8 +106,8 @@ fn read_message(
     timeout: Option<Duration>,
     guard: &Guard,
     handler: Handler,
-) -> Result<State, Error> {
-    Ok(State::Reading {
+) -> Result<CallState, Error> {
+    Ok(CallState::Reading {
         reader: MessageReader::new(max_message_bytes, calls.budget.reserve(CALL_BYTES)?),
         handler,
         deadline: calls.deadline(timeout, guard.started()),
@@ -121,7 +121,7 @@ fn reflect(
     headers: &HeaderMap,
     guard: &mut Guard,
     feeder: &mut Option<Feeder>,
-) -> Result<State, Error> {
+) -> Result<CallState, Error> {
     match calls.worker.reflection {
         Reflection::Open => {}
         Reflection::Authenticated => guard.identified(&calls.identify(headers)?),
@@ -132,7 +132,7 @@ fn reflect(
     let (sender, pieces) = feed();
     let replies = reflection::answer(pieces, calls.reply_encoder())?;
     *feeder = Some(sender);
-    Ok(State::Stream(Some(ReplyStream::new(replies, limits))))
+    Ok(CallState::Stream(Some(ReplyStream::new(replies, limits))))
 }
 
 /// A call of an RPC that the server does not have. A caller who is not known does not learn that.
@@ -140,16 +140,16 @@ fn unknown(
     calls: &ConnectionCalls,
     headers: &HeaderMap,
     guard: &mut Guard,
-) -> Result<State, Error> {
+) -> Result<CallState, Error> {
     guard.identified(&calls.identify(headers)?);
     Err(Error::Unimplemented)
 }
 
 /// Refuses a request that is no gRPC call with protobuf messages. Only POST with a content type of
 /// gRPC is a gRPC call.
-fn not_protobuf(head: &Parts) -> Option<Result<State, Error>> {
+fn not_protobuf(head: &Parts) -> Option<Result<CallState, Error>> {
     if head.method != Method::POST {
-        return Some(Ok(State::NotGrpc {
+        return Some(Ok(CallState::NotGrpc {
             status: StatusCode::METHOD_NOT_ALLOWED,
             has_text: head.method != Method::HEAD,
         }));
@@ -157,7 +157,7 @@ fn not_protobuf(head: &Parts) -> Option<Result<State, Error>> {
     match ContentType::of(&head.headers) {
         ContentType::Protobuf => None,
         ContentType::OtherFormat => Some(Err(Error::FormatUnsupported)),
-        ContentType::NotGrpc => Some(Ok(State::NotGrpc {
+        ContentType::NotGrpc => Some(Ok(CallState::NotGrpc {
             status: StatusCode::UNSUPPORTED_MEDIA_TYPE,
             has_text: true,
         })),

@@ -88,8 +88,8 @@ impl Guard {
     /// Failures of the server have a limit of their own, so that mistakes of callers do not hide
     /// them.
     fn log_code(&self, code: Code, reason: &str) {
-        static CALLERS: Lines = Lines::new();
-        static SERVERS: Lines = Lines::new();
+        static CALLERS: LineLimit = LineLimit::new();
+        static SERVERS: LineLimit = LineLimit::new();
         let servers_fault = is_servers_fault(code);
         let lines = if servers_fault { &SERVERS } else { &CALLERS };
         let Some(unlogged) = lines.take() else { return };
@@ -128,12 +128,12 @@ impl Guard {
 }
 
 /// Allows one log line a second, and counts those that were left out since the last one.
-struct Lines {
+struct LineLimit {
     limit: OncePerSecond,
     unlogged: AtomicU64,
 }
 
-impl Lines {
+impl LineLimit {
     const fn new() -> Self {
         Self {
             limit: OncePerSecond::new(),

@@ -39,14 +39,14 @@ pub(super) struct CallerGone;
 pub(super) struct Call {
     calls: Arc<ConnectionCalls>,
     guard: Option<Guard>,
-    state: State,
+    state: CallState,
     /// `None` for a call that only reads.
     write_started: Option<WriteStarted>,
     previous_attempts: u32,
 }
 
 /// What a call waits for, or how it is answered.
-pub(super) enum State {
+pub(super) enum CallState {
     /// Waits for the message.
     Reading {
         reader: MessageReader,
@@ -83,7 +83,7 @@ pub(super) enum Handler {
     HealthWatch(StreamLimits),
 }
 
-impl State {
+impl CallState {
     pub(super) fn refused(error: Error) -> Self {
         Self::Refused(Some(error))
     }
@@ -93,7 +93,7 @@ impl Call {
     pub(super) fn new(
         calls: Arc<ConnectionCalls>,
         guard: Guard,
-        state: State,
+        state: CallState,
         write_started: Option<WriteStarted>,
         previous_attempts: u32,
     ) -> Self {
@@ -108,7 +108,10 @@ impl Call {
 
     /// Whether the call has failed already, so that only its error is left to send.
     pub(super) fn is_refused(&self) -> bool {
-        matches!(self.state, State::Refused(_) | State::NotGrpc { .. })
+        matches!(
+            self.state,
+            CallState::Refused(_) | CallState::NotGrpc { .. }
+        )
     }
 
     /// The response's head and body.
@@ -117,7 +120,7 @@ impl Call {
         request: &mut RecvStream,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Response<CallBody>, CallerGone>> {
-        if let State::Reading { .. } = self.state {
+        if let CallState::Reading { .. } = self.state {
             let (message, reservation) = match ready!(self.poll_message(request, cx)) {
                 Ok(message) => message,
                 Err(NoMessage::CallerGone) => return Poll::Ready(Err(CallerGone)),
@@ -126,10 +129,10 @@ impl Call {
                 }
             };
             let state = self.handle(message, reservation);
-            self.state = state.unwrap_or_else(State::refused);
+            self.state = state.unwrap_or_else(CallState::refused);
         }
         let response = match &mut self.state {
-            State::InFlight {
+            CallState::InFlight {
                 reply, deadline, ..
             } => {
                 let reply = ready!(poll_within(reply.as_mut(), deadline, cx));
@@ -138,20 +141,20 @@ impl Call {
                     Err(error) => self.fail(error),
                 }
             }
-            State::Replied(message) => {
+            CallState::Replied(message) => {
                 let message = std::mem::take(message);
                 self.reply(message)
             }
-            State::Stream(stream) => match stream.take() {
+            CallState::Stream(stream) => match stream.take() {
                 Some(stream) => CallBody::stream(stream, self.guard.take()).into_response(),
                 None => self.fail(Error::Internal),
             },
-            State::Refused(error) => {
+            CallState::Refused(error) => {
                 let error = error.take().unwrap_or(Error::Internal);
                 self.fail(error)
             }
-            State::Reading { .. } => self.fail(Error::Internal),
-            State::NotGrpc { status, has_text } => {
+            CallState::Reading { .. } => self.fail(Error::Internal),
+            CallState::NotGrpc { status, has_text } => {
                 let (status, has_text) = (*status, *has_text);
                 self.not_grpc(status, has_text)
             }
@@ -164,7 +167,7 @@ impl Call {
         request: &mut RecvStream,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(Bytes, Reservation), NoMessage>> {
-        let State::Reading {
+        let CallState::Reading {
             reader,
             deadline,
             waiting,
@@ -187,9 +190,9 @@ impl Call {
     }
 
     /// Hands the message to its handler.
-    fn handle(&mut self, message: Bytes, reservation: Reservation) -> Result<State, Error> {
-        let state = std::mem::replace(&mut self.state, State::Refused(None));
-        let State::Reading {
+    fn handle(&mut self, message: Bytes, reservation: Reservation) -> Result<CallState, Error> {
+        let state = std::mem::replace(&mut self.state, CallState::Refused(None));
+        let CallState::Reading {
             handler, deadline, ..
         } = state
         else {
@@ -204,7 +207,7 @@ impl Call {
                     reservation,
                 };
                 let service = Arc::clone(&worker.service);
-                Ok(State::InFlight {
+                Ok(CallState::InFlight {
                     reply: Box::pin(values::call(service, context, message, encoder)),
                     deadline: worker.deadlines.enter(deadline),
                     _in_flight: in_flight,
@@ -212,16 +215,16 @@ impl Call {
             }
             Handler::HealthCheck => {
                 let reply = worker.health.check(message, &self.calls.reply_encoder());
-                reply.map(State::Replied)
+                reply.map(CallState::Replied)
             }
             Handler::HealthList => {
                 let reply = worker.health.list(message, &self.calls.reply_encoder());
-                reply.map(State::Replied)
+                reply.map(CallState::Replied)
             }
             Handler::HealthWatch(limits) => {
                 let health = worker.health.clone();
                 let replies = health.watch(message, self.calls.reply_encoder())?;
-                Ok(State::Stream(Some(ReplyStream::new(replies, limits))))
+                Ok(CallState::Stream(Some(ReplyStream::new(replies, limits))))
             }
         }
     }

@@ -46,7 +46,7 @@ pub(crate) enum ClientCertificate {
 
 /// A TLS configuration made from the files.
 #[derive(Debug, Clone)]
-pub(crate) struct Tls {
+pub(crate) struct ServerTls {
     pub(crate) config: Arc<ServerConfig>,
     /// When the server's certificate expires, in seconds since 1970.
     pub(crate) expires: i64,
@@ -81,7 +81,7 @@ impl TlsFiles {
     }
 
     /// Reads and checks the files.
-    pub(crate) fn load(&self, client: ClientCertificate) -> Result<Tls, TlsError> {
+    pub(crate) fn load(&self, client: ClientCertificate) -> Result<ServerTls, TlsError> {
         let chain = pem::certificates(&self.cert)?;
         let expires = X509Certificate::from_der(&chain[0])
             .map_err(|_| TlsError::Certificate {
@@ -120,7 +120,7 @@ impl TlsFiles {
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
         }
-        Ok(Tls {
+        Ok(ServerTls {
             config: Arc::new(config),
             expires,
         })
@@ -131,7 +131,7 @@ impl TlsFiles {
 /// ClientHello, so that silent peers do not keep others waiting.
 pub(crate) async fn handshake(
     mut socket: TcpStream,
-    tls: watch::Receiver<Tls>,
+    tls: watch::Receiver<ServerTls>,
     permits: &Semaphore,
 ) -> io::Result<TlsStream<TcpStream>> {
     let (read, write) = socket.split();
