@@ -29,7 +29,7 @@ async fn node() -> (Redis, ScriptedProxy) {
         "--cluster-announce-port",
         &proxy.port.to_string(),
     ]);
-    proxy.lead_to(redis.port);
+    proxy.forward_to(redis.port);
     (redis, proxy)
 }
 

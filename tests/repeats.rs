@@ -236,7 +236,7 @@ async fn a_mark_that_a_replica_refuses_is_repeated_at_the_master() {
     let (replica, master) = (replica(0), Redis::start());
     let proxy = ScriptedProxy::to(replica.port).await;
     let server = Running::behind(&proxy, &["--redis-timeout=2s"]).await;
-    proxy.lead_to(master.port);
+    proxy.forward_to(master.port);
     mark_until_master(&mut server.client().await, int(5)).await;
     assert_eq!(master.connect().get("dyn_data/marked"), Ok(5));
     server.stop().await;
@@ -249,7 +249,7 @@ async fn a_connection_that_is_given_up_serves_what_is_in_flight_on_it() {
     let proxy = ScriptedProxy::to(replica.port).await;
     let server = Running::behind(&proxy, &["--redis-timeout=5s"]).await;
     let mut client = server.client().await;
-    proxy.lead_to(master.port);
+    proxy.forward_to(master.port);
     // Connections that are younger are not given up.
     tokio::time::sleep(Duration::from_millis(2_100)).await;
 

@@ -1,5 +1,5 @@
-//! Faults in random order, for as long as there is time: one Redis behind a proxy, a master with
-//! sentinels, and a cluster, each with a history of its own.
+//! Faults in random order, until the time is up: on one Redis behind a proxy, on a master with
+//! sentinels, and on a cluster. Each of the three has a history of its own.
 
 use std::{
     thread::sleep,
@@ -24,12 +24,12 @@ pub const CASES: &[Case] = &[
     Case::last("chaos: cluster", cluster),
 ];
 
-/// What the short version has.
-const FAULTS: usize = 3;
-/// Kept free at the end, for the last fault and the judge.
+/// Number of faults in the short version.
+const SHORT_FAULTS: usize = 3;
+/// Time at the end for the last fault and the checks.
 const RESERVE: Duration = Duration::from_secs(15);
 
-/// Draws faults until the time is up; the same ones for the same seed.
+/// Draws faults until the time is up. The same seed draws the same faults.
 struct Dice {
     random: fastrand::Rng,
     until: Option<Instant>,
@@ -41,11 +41,11 @@ impl Dice {
         Self {
             random: fastrand::Rng::with_seed(pace.seed ^ topology),
             until: pace.until.map(|until| until - RESERVE),
-            left: FAULTS,
+            left: SHORT_FAULTS,
         }
     }
 
-    /// The number of the next fault, of so many.
+    /// Draws a number below `faults`. `None` when the time is up.
     fn next(&mut self, faults: usize) -> Option<usize> {
         let goes_on = match self.until {
             Some(until) => Instant::now() < until,
@@ -60,8 +60,8 @@ impl Dice {
     }
 }
 
-/// What happened, for the report: the order of the faults is what a seed repeats.
-fn told(mut report: Report, pace: &Pace, names: &[&str]) -> Report {
+/// Adds the seed and the order of the faults to a report.
+fn with_order(mut report: Report, pace: &Pace, names: &[&str]) -> Report {
     report
         .notes
         .push(format!("seed {}: {}", pace.seed, names.join(", ")));
@@ -80,28 +80,28 @@ fn one_redis(pace: &Pace) -> Report {
         ("delivered later", Mode::DeliverLate),
     ];
     let mut redis = Redis::start_durable(&[]);
-    let line = Proxy::start(redis.port);
-    let servers = [(); 2].map(|()| Dyndata::on(&line.url(), &[]));
+    let proxy = Proxy::start(redis.port);
+    let servers = [(); 2].map(|()| Dyndata::on(&proxy.url(), &[]));
     let mut trial = Trial::start(&servers[0], standalone::LIMIT, Losses::None);
     trial.add_writers([&servers[0], &servers[1]], Pressure::of(pace));
     let mut dice = Dice::new(pace, 1);
     let mut names = Vec::new();
-    while let Some(drawn) = dice.next(MODES.len() + standalone::DEEDS.len()) {
+    while let Some(drawn) = dice.next(MODES.len() + standalone::FAULTS.len()) {
         let lasts = dice.millis();
-        trial.fault();
+        trial.begin_fault();
         if let Some((name, mode)) = MODES.get(drawn) {
             names.push(*name);
-            line.set(*mode);
+            proxy.set(*mode);
             sleep(lasts);
-            line.set(Mode::Pass);
+            proxy.set(Mode::Pass);
         } else {
-            let (name, deed) = standalone::DEEDS[drawn - MODES.len()];
+            let (name, inject) = standalone::FAULTS[drawn - MODES.len()];
             names.push(name);
-            deed(&mut redis);
+            inject(&mut redis);
         }
-        trial.over();
+        trial.end_fault();
     }
-    told(trial.judge(), pace, &names)
+    with_order(trial.judge(), pace, &names)
 }
 
 fn sentinels(pace: &Pace) -> Report {
@@ -111,18 +111,18 @@ fn sentinels(pace: &Pace) -> Report {
     trial.add_writers([&servers[0], &servers[1]], Pressure::of(pace));
     let mut dice = Dice::new(pace, 2);
     let mut names = Vec::new();
-    while let Some(drawn) = dice.next(failover::SENTINEL_DEEDS.len()) {
-        let (name, deed) = failover::SENTINEL_DEEDS[drawn];
+    while let Some(drawn) = dice.next(failover::SENTINEL_FAULTS.len()) {
+        let (name, inject) = failover::SENTINEL_FAULTS[drawn];
         names.push(name);
         store.settled();
-        trial.fault();
-        deed(&mut store, &mut trial);
+        trial.begin_fault();
+        inject(&mut store, &mut trial);
         if pace.until.is_none() {
-            // Settling takes the sentinels ten seconds and more.
+            // Sentinels need ten seconds or more to settle.
             break;
         }
     }
-    told(trial.judge(), pace, &names)
+    with_order(trial.judge(), pace, &names)
 }
 
 fn cluster(pace: &Pace) -> Report {
@@ -132,12 +132,12 @@ fn cluster(pace: &Pace) -> Report {
     trial.add_writers([&servers[0], &servers[1]], Pressure::of(pace));
     let mut dice = Dice::new(pace, 3);
     let mut names = Vec::new();
-    while let Some(drawn) = dice.next(failover::CLUSTER_DEEDS.len()) {
-        let (name, deed) = failover::CLUSTER_DEEDS[drawn];
+    while let Some(drawn) = dice.next(failover::CLUSTER_FAULTS.len()) {
+        let (name, inject) = failover::CLUSTER_FAULTS[drawn];
         names.push(name);
         store.settled();
-        trial.fault();
-        deed(&mut store, &mut trial);
+        trial.begin_fault();
+        inject(&mut store, &mut trial);
     }
-    told(trial.judge(), pace, &names)
+    with_order(trial.judge(), pace, &names)
 }

@@ -1,11 +1,11 @@
-//! The judge of a history: one register per id that expires, written by Marks alone.
+//! Checks a history: every id is a register whose value expires and which only Marks write.
 //!
-//! A Mark that was acknowledged took effect between its beginning and its end. One that ended with
-//! an error that leaves its outcome open may take effect at any time after its beginning, or
-//! never. One that was refused before it could do anything must never be seen.
+//! An acknowledged Mark took effect between its start and its end. A Mark that failed with an
+//! unknown outcome may take effect at any time after its start, or never. The value of a Mark that
+//! was not executed must never be read.
 //!
-//! In a failover, Redis may lose what it acknowledged just before. Marks inside a *lossy* span
-//! are not held against reads; those that are seen to be lost are counted.
+//! In a failover, Redis may lose Marks that it acknowledged just before. If a Mark inside a *lossy*
+//! span is missing later, that is counted and is no failure.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -16,10 +16,10 @@ use tonic::Code;
 
 use crate::history::{Call, Moment, Operation, Outcome, Refusal, Seen, Value};
 
-/// Between the callers' clock and the one that Redis expires by.
+/// The largest difference allowed between the clocks of the callers and of Redis.
 pub const CLOCK: Duration = Duration::from_millis(25);
 
-/// The whole status contract: code and reason.
+/// All errors of the API: code and reason.
 const CONTRACT: &[(Code, &str)] = &[
     (Code::InvalidArgument, "ID_INVALID"),
     (Code::InvalidArgument, "NAMESPACE_INVALID"),
@@ -47,39 +47,40 @@ const CONTRACT: &[(Code, &str)] = &[
     (Code::Internal, "INTERNAL"),
 ];
 
-/// What an error says about the write that it ended, in its ErrorInfo.
+/// The `outcome` in the ErrorInfo of a failed Mark.
 const NOT_EXECUTED: &str = "not_executed";
 const UNKNOWN: &str = "unknown";
 
-/// What a case allows.
+/// What a case excuses.
 #[derive(Debug, Clone, Default)]
 pub struct Allowances {
-    /// Spans in which an asynchronous failover may lose acknowledged Marks.
+    /// Spans of time in which a failover may lose acknowledged Marks.
     pub lossy: Vec<(Moment, Moment)>,
-    /// Whether the service itself is stopped: then connections may fail before a call is taken on.
+    /// True if the service itself stops. Calls may then fail before the service accepts them.
     pub service_stops: bool,
-    /// Spans in which the machine let callers or service wait: not the service's lateness.
+    /// Spans of time in which the machine was too busy to run the callers or the service. Lateness
+    /// in these spans is not the service's.
     pub stalls: Vec<(Moment, Moment)>,
-    /// How much longer Redis itself may let a value live.
+    /// How much later than promised Redis itself may expire a value.
     pub late_expiry: Duration,
 }
 
-/// What the judge found. Each finding is a sentence.
+/// The result of a check. Each finding is a sentence.
 #[derive(Debug, Default)]
 pub struct Findings {
     pub calls: usize,
     pub wrong_values: Vec<String>,
     pub false_absences: Vec<String>,
-    /// Acknowledged Marks that were not there at the end.
+    /// Acknowledged Marks whose value was missing at the end.
     pub lost: Vec<String>,
-    /// Acknowledged Marks that a failover is seen to have lost.
+    /// Number of acknowledged Marks that a failover has lost.
     pub lost_in_failover: usize,
     pub contract: Vec<String>,
     pub longest_overrun: Duration,
 }
 
 impl Findings {
-    /// Puts two histories' findings together.
+    /// Adds the findings of another history.
     pub fn add(&mut self, other: Self) {
         let Self {
             calls,
@@ -100,7 +101,7 @@ impl Findings {
     }
 }
 
-/// A Mark, as the judge needs it.
+/// A Mark in the history of a register.
 struct Mark {
     start: Moment,
     end: Moment,
@@ -110,18 +111,18 @@ struct Mark {
     lossy: bool,
 }
 
-/// What a Mark did to its register.
+/// What is known about the effect of a Mark.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// It took effect before it ended.
+    /// It took effect before its end.
     Acknowledged { expire_time: Moment },
-    /// It takes effect once, at any later time, or never.
-    Open,
+    /// It takes effect once at any later time, or never.
+    Unknown,
     /// It never takes effect.
     NoEffect,
 }
 
-/// One id in one reply.
+/// The entry of one id in one reply.
 struct Read<'a> {
     start: Moment,
     end: Moment,
@@ -130,14 +131,14 @@ struct Read<'a> {
     lossy: bool,
 }
 
-/// All that happened to one id, in the order of the beginnings.
+/// All calls on one id, sorted by their start.
 #[derive(Default)]
 struct Register<'a> {
     marks: Vec<Mark>,
     reads: Vec<Read<'a>>,
 }
 
-/// Judges a whole history.
+/// Checks a whole history.
 pub fn check(operations: &[Operation], allowances: &Allowances) -> Findings {
     let mut findings = Findings {
         calls: operations.len(),
@@ -145,7 +146,7 @@ pub fn check(operations: &[Operation], allowances: &Allowances) -> Findings {
     };
     let mut registers: BTreeMap<u32, Register<'_>> = BTreeMap::new();
     for operation in operations {
-        answers(operation, allowances, &mut findings);
+        check_answer(operation, allowances, &mut findings);
         let lossy = allowances
             .lossy
             .iter()
@@ -182,8 +183,8 @@ pub fn check(operations: &[Operation], allowances: &Allowances) -> Findings {
     findings
 }
 
-/// Deadline and status contract of one call.
-fn answers(operation: &Operation, allowances: &Allowances, findings: &mut Findings) {
+/// Checks the deadline and the error status of one call.
+fn check_answer(operation: &Operation, allowances: &Allowances, findings: &mut Findings) {
     let overrun = overrun(operation, &allowances.stalls);
     findings.longest_overrun = findings.longest_overrun.max(overrun);
     let complaint = match &operation.outcome {
@@ -193,7 +194,7 @@ fn answers(operation: &Operation, allowances: &Allowances, findings: &mut Findin
             None
         }
         Outcome::Refused(refusal) => {
-            breach(refusal).or_else(|| operation.is_mark().then(|| breach_of_write(refusal))?)
+            breach(refusal).or_else(|| operation.is_mark().then(|| write_breach(refusal))?)
         }
         Outcome::NotAccepted(_) if allowances.service_stops => None,
         Outcome::NotAccepted(what) => Some(format!("the connection failed: {what}")),
@@ -208,13 +209,13 @@ fn answers(operation: &Operation, allowances: &Allowances, findings: &mut Findin
     }
 }
 
-/// By how much a call outlived its deadline.
+/// How long after its deadline a call ended, without the stalls of the machine.
 fn overrun(operation: &Operation, stalls: &[(Moment, Moment)]) -> Duration {
     let deadline = operation.start.after(operation.deadline);
     if operation.end <= deadline {
         return Duration::ZERO;
     }
-    // Several may tell of the same span of time; it counts once.
+    // Stalls may overlap. The time in which they do counts once.
     let mut spans: Vec<_> = stalls.to_vec();
     spans.sort_unstable();
     let mut late = Duration::ZERO;
@@ -227,7 +228,7 @@ fn overrun(operation: &Operation, stalls: &[(Moment, Moment)]) -> Duration {
     operation.end.since(deadline).saturating_sub(late)
 }
 
-/// What is wrong with an error status.
+/// Says what is wrong with an error status.
 fn breach(refusal: &Refusal) -> Option<String> {
     let Refusal {
         code,
@@ -254,13 +255,13 @@ fn breach(refusal: &Refusal) -> Option<String> {
     None
 }
 
-/// What is wrong with an error status of a write.
-fn breach_of_write(refusal: &Refusal) -> Option<String> {
+/// Says what is wrong with the error status of a Mark.
+fn write_breach(refusal: &Refusal) -> Option<String> {
     let reason = refusal.reason();
     match refusal.outcome.as_deref() {
         Some(NOT_EXECUTED) => None,
         Some(UNKNOWN) if refusal.pushback => {
-            // A retry policy would take it for advice to repeat.
+            // A retry policy would take the pushback as a request to repeat the Mark.
             Some(format!("{reason} of unknown outcome with a pushback"))
         }
         Some(UNKNOWN) => None,
@@ -269,7 +270,7 @@ fn breach_of_write(refusal: &Refusal) -> Option<String> {
     }
 }
 
-/// An error without an outcome says nothing about what the Mark did.
+/// An error without an outcome leaves it unknown whether the Mark took effect.
 pub fn fate(outcome: &Outcome) -> Fate {
     match outcome {
         Outcome::Marked(expire_time) => Fate::Acknowledged {
@@ -283,7 +284,7 @@ pub fn fate(outcome: &Outcome) -> Fate {
         | Outcome::Malformed(_)
         | Outcome::Refused(_)
         | Outcome::CutOff(_)
-        | Outcome::Unanswered => Fate::Open,
+        | Outcome::Unanswered => Fate::Unknown,
     }
 }
 
@@ -292,20 +293,22 @@ impl Mark {
         matches!(self.fate, Fate::Acknowledged { .. })
     }
 
-    /// Until when it must be there, once it took effect.
+    /// The moment until which the value must be there, once the Mark took effect.
     fn lives_until(&self) -> Moment {
         let at_least = self.start.after(self.ttl);
         match self.fate {
             Fate::Acknowledged { expire_time } => at_least.max(expire_time),
-            Fate::Open | Fate::NoEffect => at_least,
+            Fate::Unknown | Fate::NoEffect => at_least,
         }
     }
 }
 
-/// What is held against a read: the Mark that it should have seen, if one is to blame.
+/// A reason why the result of a read is wrong.
 struct Evidence {
     what: String,
+    /// The value that the read should have found, if a Mark is missing.
     lost: Option<u64>,
+    /// True if a failover may have caused it.
     excused: bool,
 }
 
@@ -319,22 +322,24 @@ impl Register<'_> {
                 && expire_time > mark.end.after(mark.ttl + CLOCK)
             {
                 findings.wrong_values.push(format!(
-                    "id {id}: the Mark of {} promises more than its time to live",
+                    "id {id}: the Mark of {} promises an expire time after its time to live",
                     mark.value
                 ));
             }
         }
         for read in &self.reads {
             let evidence = match &read.seen.value {
-                Value::Absent => self.absence(read, &by_value),
-                Value::Marked(value) => self.value(read, *value, late_expiry, &by_value),
+                Value::Absent => self.evidence_against_absence(read, &by_value),
+                Value::Marked(value) => {
+                    self.evidence_against_value(read, *value, late_expiry, &by_value)
+                }
                 Value::Foreign(text) => vec![Evidence {
                     what: format!("{text} was never marked"),
                     lost: None,
                     excused: false,
                 }],
             };
-            // One witness that is not excused is enough.
+            // One piece of evidence that is not excused makes the read wrong.
             let Some(worst) = evidence.iter().min_by_key(|evidence| evidence.excused) else {
                 continue;
             };
@@ -359,8 +364,8 @@ impl Register<'_> {
         findings.lost_in_failover += lost.len();
     }
 
-    /// What speaks against a value.
-    fn value(
+    /// Reasons why a read cannot have found this value.
+    fn evidence_against_value(
         &self,
         read: &Read<'_>,
         value: u64,
@@ -378,10 +383,10 @@ impl Register<'_> {
             return plain(format!("{value} was never marked here"));
         };
         if mark.fate == Fate::NoEffect {
-            return plain(format!("the Mark of {value} was refused"));
+            return plain(format!("the Mark of {value} was not executed"));
         }
         if mark.start >= read.end {
-            return plain(format!("{value} is marked only later"));
+            return plain(format!("the Mark of {value} started only later"));
         }
         if let Some(expire_time) = read.seen.expire_time {
             let latest = if mark.is_acknowledged() {
@@ -390,11 +395,13 @@ impl Register<'_> {
                 read.end
             };
             if expire_time > latest.after(mark.ttl + CLOCK + late_expiry) {
-                return plain(format!("{value} has an expire time later than its expiry"));
+                return plain(format!(
+                    "the expire time of {value} is later than its expiry"
+                ));
             }
         }
         if !mark.is_acknowledged() {
-            // It may have taken effect just now.
+            // It may have taken effect just before the read.
             return Vec::new();
         }
         if read.start > mark.end.after(mark.ttl + CLOCK + late_expiry) {
@@ -413,14 +420,14 @@ impl Register<'_> {
                 excused: later.lossy,
             })
             .collect();
-        // A value that was seen took effect, whatever its Mark was told.
+        // A value that was read took effect, whatever the reply to its Mark said.
         for earlier in self.reads.iter().filter(|other| other.end < read.start) {
             if let Value::Marked(newer) = &earlier.seen.value
                 && let Some(newer) = by_value.get(newer)
                 && newer.start > mark.end
             {
                 evidence.push(Evidence {
-                    what: format!("{value} again, after {} was read", newer.value),
+                    what: format!("{value} again, after the newer {} was read", newer.value),
                     lost: Some(newer.value),
                     excused: newer.lossy || earlier.lossy,
                 });
@@ -429,15 +436,22 @@ impl Register<'_> {
         evidence
     }
 
-    /// What speaks against "not marked".
-    fn absence(&self, read: &Read<'_>, by_value: &HashMap<u64, &Mark>) -> Vec<Evidence> {
+    /// Reasons why a read cannot have found nothing.
+    fn evidence_against_absence(
+        &self,
+        read: &Read<'_>,
+        by_value: &HashMap<u64, &Mark>,
+    ) -> Vec<Evidence> {
         let still = |until: Moment| until.before(CLOCK) > read.end;
         let acknowledged = self.marks.iter().filter(|mark| {
             mark.is_acknowledged() && mark.end < read.start && still(mark.lives_until())
         });
         let mut evidence: Vec<_> = acknowledged
             .map(|mark| Evidence {
-                what: format!("not marked, but {} is acknowledged and lives", mark.value),
+                what: format!(
+                    "not marked, although {} was acknowledged and has not expired",
+                    mark.value
+                ),
                 lost: Some(mark.value),
                 excused: mark.lossy,
             })
@@ -451,7 +465,7 @@ impl Register<'_> {
             };
             if still(mark.lives_until()) || earlier.seen.expire_time.is_some_and(still) {
                 evidence.push(Evidence {
-                    what: format!("not marked, but {value} was read and lives"),
+                    what: format!("not marked, although {value} was read and has not expired"),
                     lost: Some(*value),
                     excused: mark.lossy || earlier.lossy,
                 });

@@ -1,8 +1,8 @@
-//! A caller: HTTP/2 connections of its own, with the generated client on top.
+//! A caller: the generated client on HTTP/2 connections of its own.
 //!
-//! Not tonic's channel, because that enforces `grpc-timeout` itself and so hides whether the
-//! server does, and because this has to tell a status that the server sent from a failure of the
-//! connection, and a call that the server took on from one that it did not.
+//! tonic's channel cannot be used, for two reasons. It enforces `grpc-timeout` itself, which hides
+//! whether the server does. And a caller has to tell a status of the server from a failure of the
+//! connection, and a call that the server accepted from one that it did not.
 
 use std::{
     error::Error as _,
@@ -28,7 +28,7 @@ use tonic_types::StatusExt as _;
 
 use crate::history::{Call, Operation, Outcome, Recorder, Refusal, Seen, Value};
 
-/// How long after its deadline a call is given up.
+/// A call without an answer is given up this long after its deadline.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Whether a read asks for expire times.
@@ -38,7 +38,7 @@ pub enum ExpireTime {
     Omit,
 }
 
-/// One connection to the service, opened again when it is gone. Clones share it.
+/// A connection to the service, which is opened again after it has closed. Clones share it.
 #[derive(Clone)]
 pub struct Caller {
     addr: String,
@@ -49,7 +49,7 @@ pub struct Caller {
 #[derive(Clone)]
 struct Connection {
     http: http2::SendRequest<Body>,
-    /// Whether the server has ever answered on it.
+    /// True once the server has answered on this connection.
     served: Arc<AtomicBool>,
 }
 
@@ -82,7 +82,7 @@ impl Caller {
         }
     }
 
-    /// The same connection, with its calls recorded elsewhere.
+    /// The same connection, with its calls recorded in another history.
     pub fn recording(&self, recorder: &Arc<Recorder>) -> Self {
         Self {
             recorder: Arc::clone(recorder),
@@ -90,7 +90,7 @@ impl Caller {
         }
     }
 
-    /// Marks, records how that went, and says so.
+    /// Marks a value, and records and returns the outcome.
     pub async fn mark(&self, id: u32, value: u64, ttl: Duration, deadline: Duration) -> Outcome {
         let request = MarkRequest {
             id: name(id),
@@ -127,7 +127,7 @@ impl Caller {
         _ = self.batch(ids, expire_time, deadline, false).await;
     }
 
-    /// Part of the reading of every id at the end; says whether it succeeded.
+    /// Reads ids at the end of a run. Returns true on success.
     pub async fn closing_read(&self, ids: Vec<u32>, deadline: Duration) -> bool {
         let outcome = self.batch(ids, ExpireTime::Omit, deadline, true).await;
         matches!(outcome, Outcome::Found(_))
@@ -169,7 +169,7 @@ impl Caller {
         Outcome::Found(seen.collect())
     }
 
-    /// Runs a call under its deadline, records its outcome, and gives it.
+    /// Makes a call with a deadline, and records and returns its outcome.
     async fn record(
         &self,
         call: Call,
@@ -204,7 +204,7 @@ impl Caller {
         outcome
     }
 
-    /// The connection that is there, or a new one.
+    /// The open connection, or a new one.
     async fn connected(&self) -> Result<Connection, String> {
         let mut slot = self.connection.lock().await;
         if let Some(connection) = &mut *slot {
@@ -225,7 +225,7 @@ impl Caller {
             .handshake(TokioIo::new(socket))
             .await
             .map_err(|error| format!("handshake: {error}"))?;
-        // Ends with the connection; its error is every call's too.
+        // This ends with the connection. Every call on the connection gets its error too.
         tokio::spawn(driver);
         let connection = Connection {
             http,
@@ -236,7 +236,7 @@ impl Caller {
     }
 }
 
-/// Puts the deadline on a request.
+/// The deadline of a request.
 struct Deadline(Duration);
 
 impl Deadline {
@@ -247,7 +247,7 @@ impl Deadline {
     }
 }
 
-/// What a status means: said by the server, or made here because the connection failed.
+/// The outcome of a failed call. tonic makes a status of its own if the connection failed.
 pub fn failed(status: &Status, served: bool) -> Outcome {
     if status.source().is_none() {
         let info = status.get_details_error_info();
@@ -267,11 +267,11 @@ pub fn failed(status: &Status, served: bool) -> Outcome {
     while let Some(error) = cause {
         words.push(error.to_string());
         if let Some(error) = error.downcast_ref::<hyper::Error>() {
-            // It was never sent.
+            // The request was never sent.
             refused |= error.is_canceled();
         }
         if let Some(error) = error.downcast_ref::<h2::Error>() {
-            // GOAWAY fails the calls that it says were not taken on, no others.
+            // GOAWAY fails only the calls that the server has not accepted.
             refused |= error.is_remote()
                 && (error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR)
                     || error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM));
@@ -279,7 +279,7 @@ pub fn failed(status: &Status, served: bool) -> Outcome {
         cause = error.source();
     }
     let words = words.join(": ");
-    // A server's first bytes are its settings: a peer that has not seen them was not accepted.
+    // Without any answer on this connection, the server has not accepted it.
     if refused || !served {
         Outcome::NotAccepted(words)
     } else {
@@ -287,16 +287,16 @@ pub fn failed(status: &Status, served: bool) -> Outcome {
     }
 }
 
-/// Ids that are this far apart share a slot of a cluster.
+/// Ids whose difference is a multiple of this share a slot of a cluster.
 pub const SAME_SLOT: u32 = 50;
 
-/// An id as it is on the wire.
+/// The text of an id.
 pub fn name(id: u32) -> String {
-    // In braces is what decides about the slot.
+    // The part in braces decides the slot.
     format!("{{{}}}{id}", id % SAME_SLOT)
 }
 
-/// Every kind of value takes its turn.
+/// Ints, strings and bytes take turns.
 fn encode(value: u64) -> mark_request::Value {
     match value % 3 {
         0 => mark_request::Value::IntValue(i64::try_from(value).unwrap_or(i64::MAX)),

@@ -1,5 +1,5 @@
-//! SIGTERM: no call that was taken on fails, and the process ends in time with exit code 0,
-//! whatever its peers do.
+//! After SIGTERM, no accepted call fails. The process ends in time with exit code 0, whatever its
+//! peers do.
 
 use std::{
     net::TcpStream,
@@ -24,7 +24,7 @@ use crate::{
     proxy::{Mode, Proxy},
     report::Report,
     runner::{Case, Pace},
-    service::{greedy, on_a_runtime},
+    service::{on_a_runtime, stop_reading},
     support::{Dyndata, Redis, eventually, redis_server::signal},
 };
 
@@ -37,16 +37,16 @@ pub const CASES: &[Case] = &[
 ];
 
 const DRAIN: Duration = Duration::from_secs(2);
-/// For the process to end, after the drain.
+/// Time for the process to end after the drain timeout.
 const GRACE: Duration = Duration::from_millis(500);
-/// In the environment of a process that is nothing but a client.
+/// The environment variable that turns a process of this program into a client.
 const CLIENT: &str = "DYNDATA_FAULTS_CLIENT";
 
 fn serve(redis: &Redis) -> Dyndata {
     Dyndata::on(&redis.url(), &["--drain-timeout=2s"])
 }
 
-/// Sends the signal; gives the time that the end took, and what was wrong with it.
+/// Sends SIGTERM. Returns how long the process took to end, and what was wrong.
 fn terminate(server: &mut Dyndata) -> (Duration, Option<String>) {
     let start = Instant::now();
     server.terminate();
@@ -67,16 +67,16 @@ fn ended(took: Duration, wrong: Option<String>) -> Report {
     report
 }
 
-/// Redis takes a while for every answer, so that many calls are in flight at any time.
+/// Redis answers slowly, so that many calls are in flight at any time.
 fn under_load(pace: &Pace) -> Report {
     let redis = Redis::start_durable(&[]);
-    let line = Proxy::start(redis.port);
-    line.set(Mode::Delay(Duration::from_millis(100)));
+    let proxy = Proxy::start(redis.port);
+    proxy.set(Mode::Delay(Duration::from_millis(100)));
     let mut in_flight = Vec::new();
     let rounds = (0..pace.times(5, 100)).map(|_| {
-        // The values of every round are the same numbers.
+        // Every round marks the same values.
         redis.must(&["FLUSHALL"]);
-        let mut server = Dyndata::on(&line.url(), &["--drain-timeout=2s"]);
+        let mut server = Dyndata::on(&proxy.url(), &["--drain-timeout=2s"]);
         let rate = Rate {
             callers: 6,
             calls_per_second: 600,
@@ -99,7 +99,7 @@ fn under_load(pace: &Pace) -> Report {
         let mut endings = endings(operations.iter());
         endings.remove("not accepted");
         if !endings.keys().eq(["OK"].iter()) {
-            failures.push(format!("calls that were taken on: {endings:?}"));
+            failures.push(format!("accepted calls failed: {endings:?}"));
         }
         let finished = operations.iter().filter(|operation| {
             operation.is_ok() && operation.start < signalled && operation.end > signalled
@@ -122,10 +122,10 @@ fn under_load(pace: &Pace) -> Report {
     report
 }
 
-/// What a call on a channel came to, and when it began.
+/// The start and the result of a call on a channel.
 type Ended = (Instant, Result<(), Status>);
 
-/// Callers on tonic's own channels, one call after the other.
+/// Callers on tonic's own channels. Each makes one call after the other.
 struct Channels {
     stop: Arc<AtomicBool>,
     calls: Arc<Mutex<Vec<Ended>>>,
@@ -158,7 +158,7 @@ impl Channels {
         }
     }
 
-    /// Says which calls failed that began before the signal.
+    /// The failures of calls that started before the signal.
     fn finish(self, term: Instant) -> Vec<String> {
         self.stop.store(true, Ordering::Relaxed);
         if self.thread.join().is_err() {
@@ -169,7 +169,7 @@ impl Channels {
             .iter()
             .filter(|(start, _)| *start < term)
             .filter_map(|(_, result)| result.as_ref().err())
-            // A channel has no way to say whether a connection was a new one; these were not.
+            // A channel does not say whether its connection was new. These connections were not.
             .filter_map(|status| match failed(status, true) {
                 Outcome::NotAccepted(_) => None,
                 outcome => Some(format!("on a channel: {outcome:?}")),
@@ -200,7 +200,7 @@ async fn call(
             .unwrap_or_else(PoisonError::into_inner)
             .push((start, result));
         if failed {
-            // Nobody there any more: no need to ask all the time.
+            // The server is gone, so there is no need to retry all the time.
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -241,32 +241,32 @@ fn open_watch(_: &Pace) -> Report {
     let (took, wrong) = terminate(&mut server);
     let mut report = ended(took, wrong);
     match watch.join() {
-        // NOT_SERVING, and then the end.
+        // SERVING, then NOT_SERVING, then the end of the stream.
         Ok(Ok(seen)) if seen == [1, 2] => {}
         other => report.failures.push(format!("the watch saw {other:?}")),
     }
     report
 }
 
-/// Replies are on their way, and nobody takes them.
+/// The server sends replies that the client does not read.
 fn stalled(_: &Pace) -> Report {
     let redis = Redis::start_durable(&[]);
     let mut server = serve(&redis);
-    let line = Proxy::start(server.port());
+    let proxy = Proxy::start(server.port());
     let (wrote, written) = std::sync::mpsc::channel();
-    let line = Arc::new(line);
+    let proxy = Arc::new(proxy);
     let client = thread::spawn({
-        let line = Arc::clone(&line);
-        move || greedy(&line, 2 * DRAIN, || _ = wrote.send(()))
+        let proxy = Arc::clone(&proxy);
+        move || stop_reading(&proxy, 2 * DRAIN, || _ = wrote.send(()))
     });
     written.recv().expect("the client stalls");
     let (took, wrong) = terminate(&mut server);
-    line.set(Mode::Refuse);
+    proxy.set(Mode::Refuse);
     _ = client.join();
     ended(took, wrong)
 }
 
-/// A process with calls in flight that stands still, and does not answer GOAWAY's ping.
+/// The client process is suspended with calls in flight, so it does not answer the ping of GOAWAY.
 fn stopped(_: &Pace) -> Report {
     let redis = Redis::start_durable(&[]);
     let mut server = serve(&redis);
@@ -283,7 +283,7 @@ fn stopped(_: &Pace) -> Report {
     ended(took, wrong)
 }
 
-/// This program again, as a client.
+/// Another process of this program, as a client.
 struct Client(Child);
 
 impl Client {
@@ -308,13 +308,13 @@ impl Drop for Client {
     }
 }
 
-/// Is this process to be a client? Then it is one, until it is killed.
+/// Makes this process a client until it is killed, if the environment says so.
 pub fn be_a_client_if_asked() {
     let Ok(addr) = std::env::var(CLIENT) else {
         return;
     };
     let load = Load::start(&addr, Rate::default());
-    // Should nobody end it.
+    // The end, if nobody kills it.
     sleep(Duration::from_secs(60));
     drop(load);
     std::process::exit(0);

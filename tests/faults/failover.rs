@@ -1,5 +1,5 @@
-//! Masters that change: by sentinels, and in a cluster. What an asynchronous failover loses of
-//! what was acknowledged is counted, and no fault of the service.
+//! Failovers by sentinels and in a cluster. Redis replicates asynchronously, so a failover may lose
+//! acknowledged Marks. They are counted, and are no failure of the service.
 
 use std::{
     thread::sleep,
@@ -42,11 +42,11 @@ pub const CASES: &[Case] = &[
     }),
 ];
 
-/// After a failover, from the moment at which the master went.
+/// The longest recovery, from the moment at which the master is gone.
 pub const LIMIT: Duration = Duration::from_secs(3).saturating_add(DOWN_AFTER);
 
-/// What is done to sentinels and those they watch, for faults in random order.
-pub const SENTINEL_DEEDS: &[(&str, SentinelDeed)] = &[
+/// Faults with sentinels, for [`crate::chaos`].
+pub const SENTINEL_FAULTS: &[(&str, InjectSentinelFault)] = &[
     ("master killed", kill_master),
     ("SENTINEL FAILOVER", order_failover),
     (
@@ -55,23 +55,23 @@ pub const SENTINEL_DEEDS: &[(&str, SentinelDeed)] = &[
     ),
     ("master stands still", freeze_master),
 ];
-pub type SentinelDeed = fn(&mut Sentinels, &mut Trial);
+pub type InjectSentinelFault = fn(&mut Sentinels, &mut Trial);
 
-pub const CLUSTER_DEEDS: &[(&str, ClusterDeed)] = &[
+pub const CLUSTER_FAULTS: &[(&str, InjectClusterFault)] = &[
     ("master killed", kill_a_master),
     ("node stands still", freeze_a_master),
     ("CLUSTERDOWN", down),
 ];
-pub type ClusterDeed = fn(&mut Cluster, &mut Trial);
+pub type InjectClusterFault = fn(&mut Cluster, &mut Trial);
 
-fn sentinels(pace: &Pace, deed: SentinelDeed) -> Report {
+fn sentinels(pace: &Pace, inject: InjectSentinelFault) -> Report {
     let mut store = Sentinels::start();
     let server = Dyndata::on(&store.urls(), &["--redis-mode=sentinel"]);
     let mut trial = Trial::start(&server, LIMIT, Losses::Failover);
     for _ in 0..pace.times(1, 3) {
         store.settled();
-        trial.fault();
-        deed(&mut store, &mut trial);
+        trial.begin_fault();
+        inject(&mut store, &mut trial);
     }
     trial.judge()
 }
@@ -79,11 +79,11 @@ fn sentinels(pace: &Pace, deed: SentinelDeed) -> Report {
 fn kill_master(store: &mut Sentinels, trial: &mut Trial) {
     let master = store.master();
     store.redis[master].kill();
-    trial.over();
+    trial.end_fault();
     store.redis[master].run();
 }
 
-/// Nothing dies: the old master goes on for a while, and everything that it is told is lost.
+/// The old master goes on for a while, and loses everything that is written to it.
 fn order_failover(store: &mut Sentinels, trial: &mut Trial) {
     let (old, new) = (store.master(), 1 - store.master());
     let [old, new] = [&store.redis[old], &store.redis[new]];
@@ -94,7 +94,7 @@ fn order_failover(store: &mut Sentinels, trial: &mut Trial) {
     };
     for attempt in 0.. {
         assert!(attempt < 30, "the sentinels order no failover");
-        // They refuse, or give up, as long as they do not know the replica well enough.
+        // The sentinels refuse, or give up, until they know the replica well enough.
         store.sentinels[0].try_to(&["SENTINEL", "FAILOVER", "mymaster"]);
         let start = Instant::now();
         let mut ordered = false;
@@ -110,7 +110,7 @@ fn order_failover(store: &mut Sentinels, trial: &mut Trial) {
         }
     }
     let named = trial.load.recorder.now();
-    // Nobody but the service says GET.
+    // Only the service sends GET.
     let gets = |redis: &Redis| {
         let info = redis.text(&["INFO", "commandstats"]);
         info.lines().find_map(|line| {
@@ -120,67 +120,67 @@ fn order_failover(store: &mut Sentinels, trial: &mut Trial) {
                 .map(str::to_owned)
         })
     };
-    eventually("the service follows", || {
+    eventually("the service uses the new master", || {
         let before = [gets(old), gets(new)];
         sleep(Duration::from_millis(100));
         before[0] == gets(old) && before[1] != gets(new)
     });
     trial.followed();
-    trial.over_since(named);
+    trial.fault_ended_at(named);
 }
 
 fn kill_master_with_hung_sentinel(store: &mut Sentinels, trial: &mut Trial) {
     let master = store.master();
-    // The first that is asked.
+    // The service asks this sentinel first.
     store.sentinels[0].freeze();
     store.redis[master].kill();
-    trial.over();
+    trial.end_fault();
     store.sentinels[0].thaw();
     store.redis[master].run();
 }
 
-/// When it moves again it is a master that nobody should listen to.
+/// When the old master runs again, nobody should use it.
 fn freeze_master(store: &mut Sentinels, trial: &mut Trial) {
     let master = store.master();
     store.redis[master].freeze();
-    trial.over();
+    trial.end_fault();
     store.redis[master].thaw();
     store.settled();
 }
 
-fn clusters(pace: &Pace, losses: Losses, deed: ClusterDeed) -> Report {
+fn clusters(pace: &Pace, losses: Losses, inject: InjectClusterFault) -> Report {
     let mut store = Cluster::start();
     let server = Dyndata::on(&store.urls(), &["--redis-mode=cluster"]);
     let mut trial = Trial::start(&server, LIMIT, losses);
     for _ in 0..pace.times(1, 3) {
         store.settled();
-        trial.fault();
-        deed(&mut store, &mut trial);
+        trial.begin_fault();
+        inject(&mut store, &mut trial);
     }
     trial.judge()
 }
 
-fn place(store: &Cluster, member: &Member) -> usize {
+fn index_of(store: &Cluster, member: &Member) -> usize {
     let place = store.nodes.iter().position(|node| node.port == member.port);
     place.expect("a node of the cluster")
 }
 
 fn kill_a_master(store: &mut Cluster, trial: &mut Trial) {
-    let master = place(store, &store.masters()[0]);
+    let master = index_of(store, &store.masters()[0]);
     store.nodes[master].kill();
-    trial.over();
+    trial.end_fault();
     store.nodes[master].run();
 }
 
 fn freeze_a_master(store: &mut Cluster, trial: &mut Trial) {
-    let master = place(store, &store.masters()[0]);
+    let master = index_of(store, &store.masters()[0]);
     store.nodes[master].freeze();
-    trial.over();
+    trial.end_fault();
     store.nodes[master].thaw();
 }
 
-/// Two masters with their replicas are gone: there is no majority, so no slot is served. There is
-/// no failover either, and every node keeps what it acknowledged.
+/// Kills two masters and their replicas. Without a majority, no slot is served. There is no failover
+/// either, so every node keeps its acknowledged Marks.
 fn down(store: &mut Cluster, trial: &mut Trial) {
     let kept = store.masters()[0].name.clone();
     let replicas = store.nodes[0].text(&["CLUSTER", "REPLICAS", &kept]);
@@ -188,7 +188,7 @@ fn down(store: &mut Cluster, trial: &mut Trial) {
         .members(&store.nodes[0])
         .into_iter()
         .filter(|member| member.name != kept && !replicas.contains(&member.name))
-        .map(|member| place(store, &member))
+        .map(|member| index_of(store, &member))
         .collect();
     for &node in &gone {
         store.nodes[node].kill();
@@ -197,20 +197,20 @@ fn down(store: &mut Cluster, trial: &mut Trial) {
     for &node in &gone {
         store.nodes[node].run();
     }
-    trial.over();
+    trial.end_fault();
 }
 
-/// Slots move one after the other, key by key, while Marks and BatchGets touch them.
+/// Slots migrate one after the other, key by key, while calls read and write them.
 fn migrate(pace: &Pace) -> Report {
     let store = Cluster::start();
     let server = Dyndata::on(&store.urls(), &["--redis-mode=cluster"]);
-    // Nothing dies here: every call has to succeed, as soon as the slot stands still.
+    // No node dies, so every call has to succeed once the slot has moved.
     let mut trial = Trial::start(&server, LIMIT, Losses::None);
-    // MIGRATE takes what is left of a time to live along, and starts it anew on arrival.
+    // MIGRATE sends the remaining time to live, which starts again on arrival.
     trial.expect_late_expiry(Duration::from_millis(250));
     let mut moved = 0;
     for round in 0..pace.times(1, 4) {
-        trial.fault();
+        trial.begin_fault();
         for id in 0..20 {
             let key = format!(
                 "dyn_data/{}",
@@ -218,20 +218,20 @@ fn migrate(pace: &Pace) -> Report {
             );
             moved += move_slot(&store, &key);
         }
-        trial.over();
+        trial.end_fault();
     }
     trial.check(moved > 0, "no key was moved");
     let redirected = store.errors("ASK");
-    trial.check(redirected > 0, "no call met a slot on its way");
+    trial.check(redirected > 0, "no call met a migrating slot");
     let again = store.errors("TRYAGAIN");
     let mut report = trial.judge_with(refused_only_while_moving);
     report.notes.push(format!(
-        "{moved} keys moved; redis said ASK {redirected} times, TRYAGAIN {again} times"
+        "{moved} keys moved; redis replied ASK {redirected} times, TRYAGAIN {again} times"
     ));
     report
 }
 
-/// A call that meets a slot on its way may be told to try again, and nothing else.
+/// Checks that calls during a migration succeed or get BACKEND_BUSY.
 fn refused_only_while_moving(operations: &[Operation], faults: &[Fault]) -> Vec<String> {
     let mut failures = Vec::new();
     for fault in faults {
@@ -250,7 +250,7 @@ fn refused_only_while_moving(operations: &[Operation], faults: &[Fault]) -> Vec<
     failures
 }
 
-/// Moves the slot of a key to another master, as redis-cli does; gives the number of its keys.
+/// Moves the slot of a key to another master, as redis-cli does. Returns the number of moved keys.
 fn move_slot(store: &Cluster, key: &str) -> usize {
     let slot: u16 = redis::from_redis_value(store.nodes[0].must(&["CLUSTER", "KEYSLOT", key]))
         .expect("a number");
@@ -272,7 +272,7 @@ fn move_slot(store: &Cluster, key: &str) -> usize {
     source.must(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to.name]);
     let mut moved = 0;
     loop {
-        // One at a time, and slowly, so that calls meet a slot that is half here and half there.
+        // One key at a time, and slowly, so that calls meet a half-moved slot.
         let keys = source.must(&["CLUSTER", "GETKEYSINSLOT", &slot, "1"]);
         let keys: Vec<String> = redis::from_redis_value(keys).expect("keys");
         let Some(key) = keys.first() else { break };
@@ -289,6 +289,6 @@ fn move_slot(store: &Cluster, key: &str) -> usize {
 
 fn migrate_key(source: &Redis, target: &Redis, key: &str) {
     let port = target.port.to_string();
-    // NOKEY, if it has expired meanwhile, is as good.
+    // The reply is NOKEY if the key has expired.
     source.must(&["MIGRATE", "127.0.0.1", &port, key, "0", "2000"]);
 }

@@ -1,15 +1,15 @@
-//! What happened, as the callers saw it: every call with its beginning, its end and its outcome.
+//! The history of a run, as the callers saw it: every call with its start, its end and its outcome.
 //!
-//! Only Marks write, every value is unique, and an id has one time to live for ever, so that a
-//! later Mark never shortens what an earlier one promised. That is what lets [`crate::checker`]
-//! judge a history without knowing in which order Redis worked.
+//! [`crate::checker`] can check a history without knowing the order in which Redis executed the
+//! calls. It relies on three rules: only Marks write, every value is unique, and the time to live of
+//! an id never changes, so that a later Mark never shortens the life of a value.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-/// Microseconds since the history began; before it, if negative.
+/// Microseconds since the start of the history. Negative before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Moment(pub i64);
 
@@ -22,7 +22,7 @@ impl Moment {
         Self(self.0.saturating_sub(micros(span)))
     }
 
-    /// How long after `earlier` it is; nothing if it is not.
+    /// The time since `earlier`. Zero if `earlier` is later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
@@ -40,33 +40,33 @@ pub struct Operation {
     pub deadline: Duration,
     pub call: Call,
     pub outcome: Outcome,
-    /// Part of the reading of every id at the end, when nothing is wrong any more.
+    /// True for the reads of all ids at the end, when there is no fault any more.
     pub closing: bool,
 }
 
-/// What was asked.
+/// The request of a call.
 #[derive(Debug, Clone)]
 pub enum Call {
     Mark { id: u32, value: u64, ttl: Duration },
     Read { ids: Vec<u32> },
 }
 
-/// How it ended.
+/// How a call ended.
 #[derive(Debug, Clone)]
 pub enum Outcome {
-    /// OK, with the promised expire time.
+    /// OK, with the expire time.
     Marked(Moment),
-    /// OK, with what each id holds, in the order of the call.
+    /// OK, with an entry for each id, in the order of the request.
     Found(Vec<Seen>),
-    /// OK, but not the answer to this call.
+    /// OK, but the reply does not match the request.
     Malformed(String),
-    /// The server said why not.
+    /// An error status from the server.
     Refused(Refusal),
-    /// The connection failed, and the server cannot have taken the call on.
+    /// The connection failed before the server can have accepted the call.
     NotAccepted(String),
-    /// The connection failed under the call.
+    /// The connection failed during the call.
     CutOff(String),
-    /// Nothing came until long after the deadline.
+    /// No answer until long after the deadline.
     Unanswered,
 }
 
@@ -78,7 +78,7 @@ pub struct Refusal {
     pub info: Option<(String, String)>,
     /// The `outcome` in its ErrorInfo's metadata.
     pub outcome: Option<String>,
-    /// Whether it has `grpc-retry-pushback-ms`.
+    /// True if the status has `grpc-retry-pushback-ms`.
     pub pushback: bool,
     pub message: String,
 }
@@ -89,7 +89,7 @@ impl Refusal {
     }
 }
 
-/// What an entry of a reply holds.
+/// The content of an entry in a reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
     pub value: Value,
@@ -100,7 +100,7 @@ pub struct Seen {
 pub enum Value {
     Absent,
     Marked(u64),
-    /// Of a form that no Mark of the test has.
+    /// A value of a form that no Mark of the test writes.
     Foreign(String),
 }
 
@@ -117,7 +117,7 @@ impl Operation {
         self.end.since(self.start)
     }
 
-    /// The reason of the contract, or what there is instead of one.
+    /// The reason of the error, or a word for an end without one.
     pub fn ending(&self) -> &str {
         match &self.outcome {
             Outcome::Marked(_) | Outcome::Found(_) => "OK",
@@ -130,7 +130,7 @@ impl Operation {
     }
 }
 
-/// Collects operations as they end.
+/// Collects the calls of a run.
 #[derive(Debug)]
 pub struct Recorder {
     began: Instant,
@@ -141,8 +141,9 @@ pub struct Recorder {
 #[derive(Debug, Default)]
 struct State {
     operations: Vec<Operation>,
-    /// Calls that began after this moment are counted, for as long as they succeed.
-    watched_from: Moment,
+    /// Successful calls that started after this moment are counted. A failed call sets the count
+    /// back to 0.
+    counted_from: Moment,
     successes: usize,
     last_failure: Moment,
     stalls: Vec<(Moment, Moment)>,
@@ -157,8 +158,8 @@ impl Recorder {
         }
     }
 
-    /// Another history on the same clock.
-    pub fn beside(&self) -> Self {
+    /// A new, empty history on the same clock.
+    pub fn on_same_clock(&self) -> Self {
         Self {
             began: self.began,
             began_wall: self.began_wall,
@@ -170,7 +171,7 @@ impl Recorder {
         Moment(micros(self.began.elapsed()))
     }
 
-    /// A wall clock time, in seconds and nanoseconds since 1970, as a moment.
+    /// Converts a wall-clock time to a moment.
     pub fn moment(&self, time: &prost_types::Timestamp) -> Moment {
         let began = self.began_wall.duration_since(UNIX_EPOCH).map_or(0, micros);
         Moment(time.seconds * 1_000_000 + i64::from(time.nanos) / 1_000 - began)
@@ -178,7 +179,7 @@ impl Recorder {
 
     pub fn record(&self, operation: Operation) {
         let mut state = self.state();
-        if operation.start >= state.watched_from {
+        if operation.start >= state.counted_from {
             state.successes = if operation.is_ok() {
                 state.successes + 1
             } else {
@@ -191,21 +192,22 @@ impl Recorder {
         state.operations.push(operation);
     }
 
-    /// From now on, how many calls in a row have succeeded?
-    pub fn watch(&self) -> Moment {
+    /// Starts to count successful calls in a row from now on.
+    pub fn count_from_now(&self) -> Moment {
         let now = self.now();
         let mut state = self.state();
-        state.watched_from = now;
+        state.counted_from = now;
         state.successes = 0;
         now
     }
 
+    /// Number of successful calls in a row, of those that started after the count began.
     pub fn successes(&self) -> usize {
         self.state().successes
     }
 
-    /// Callers or service stood still: the machine had other things to do.
-    pub fn stalled(&self, from: Moment, to: Moment) {
+    /// Notes a span in which the machine was too busy to run the callers or the service.
+    pub fn add_stall(&self, from: Moment, to: Moment) {
         self.state().stalls.push((from, to));
     }
 
@@ -213,12 +215,12 @@ impl Recorder {
         self.state().stalls.clone()
     }
 
-    /// When a call last ended with an error.
+    /// The end of the last failed call.
     pub fn last_failure(&self) -> Moment {
         self.state().last_failure
     }
 
-    /// Everything so far, in the order of its beginning.
+    /// All calls so far, sorted by their start.
     pub fn operations(&self) -> Vec<Operation> {
         let mut operations = self.state().operations.clone();
         operations.sort_by_key(|operation| operation.start);

@@ -1,5 +1,6 @@
-//! Steady load: several callers on connections of their own, at a fixed rate whatever the answers
-//! are, on a thread of its own so that faults can be scripted in plain sequence.
+//! A steady load of several callers, each with its own connection. The rate is fixed and does not
+//! depend on the answers. The load has its own thread, so that a case can inject faults one after
+//! another.
 
 use std::{
     collections::BTreeMap,
@@ -18,16 +19,16 @@ use crate::{
     history::{Call, Operation, Recorder},
 };
 
-/// Ids that live for an hour, and after them those that do not.
+/// The first ids have a time to live of an hour. The ids after them have a short one.
 const LONG_IDS: u32 = 240;
 const SHORT_IDS: u32 = 60;
-/// Of the ids that were marked last, one is read as often as any other.
+/// Every second read is of one of this many ids that were marked last.
 const RECENT: u64 = 16;
-/// Reads of the whole at the end: ids in one call, and attempts.
+/// The reads of all ids at the end: ids in a call, and attempts.
 const CLOSING_BATCH: usize = 50;
 const CLOSING_ATTEMPTS: usize = 20;
 
-/// How much, and from whom.
+/// The rate of a load.
 #[derive(Debug, Clone, Copy)]
 pub struct Rate {
     pub callers: u32,
@@ -37,12 +38,12 @@ pub struct Rate {
     pub at_the_end: AtTheEnd,
 }
 
-/// What follows when the load stops.
+/// What the load does after its last call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AtTheEnd {
-    /// Every id is read once more.
+    /// Reads every id once more.
     ReadAll,
-    /// The service is gone, or what is there is of no interest.
+    /// Nothing, because the service is gone, or because its data does not matter.
     Nothing,
 }
 
@@ -51,7 +52,7 @@ impl Default for Rate {
         Self {
             callers: 4,
             calls_per_second: 240,
-            // Some end before a command's own time does, which is 500 ms.
+            // Some deadlines are shorter than the timeout of a Redis command, which is 500 ms.
             deadline_millis: (300, 1_000),
             at_the_end: AtTheEnd::ReadAll,
         }
@@ -59,7 +60,7 @@ impl Default for Rate {
 }
 
 impl Rate {
-    /// Callers who wait for longer than any slow answer takes.
+    /// Callers with deadlines that are longer than any slow answer.
     pub fn patient() -> Self {
         Self {
             deadline_millis: (1_500, 2_000),
@@ -68,7 +69,7 @@ impl Rate {
     }
 }
 
-/// A load that runs until it is finished, or dropped.
+/// A running load, until it is finished or dropped.
 pub struct Load {
     pub recorder: Arc<Recorder>,
     stop: Arc<AtomicBool>,
@@ -91,7 +92,7 @@ impl Load {
         }
     }
 
-    /// Waits for the calls that run, reads every id once more, and gives the history.
+    /// Waits for the running calls, reads every id once more, and returns the history.
     pub fn finish(mut self) -> Vec<Operation> {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take()
@@ -107,7 +108,7 @@ impl Drop for Load {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // Only a case that has failed already drops it with the thread still there.
+            // Only a case that has already failed drops a running load.
             _ = thread.join();
         }
     }
@@ -124,7 +125,7 @@ fn run(addr: &str, rate: Rate, recorder: &Arc<Recorder>, stop: &AtomicBool) {
         let callers: Vec<_> = (0..rate.callers)
             .map(|_| Caller::new(addr, Arc::clone(recorder)))
             .collect();
-        // What the machine was too slow for is made up for: the rate is what was asked for.
+        // A late call is made up for, so that the average rate is kept.
         let mut ticks = tokio::time::interval(Duration::from_secs(1) / rate.calls_per_second);
         let mut calls = JoinSet::new();
         for caller in callers.iter().cycle() {
@@ -145,7 +146,7 @@ fn run(addr: &str, rate: Rate, recorder: &Arc<Recorder>, stop: &AtomicBool) {
     });
 }
 
-/// Notes when this thread does not come to its turn: what it measures then is its own lateness.
+/// Notes when this thread did not run in time, because the times measured then are too long.
 async fn watch_for_stalls(recorder: Arc<Recorder>) {
     const TICK: Duration = Duration::from_millis(5);
     loop {
@@ -153,12 +154,12 @@ async fn watch_for_stalls(recorder: Arc<Recorder>) {
         tokio::time::sleep(TICK).await;
         let now = recorder.now();
         if now.since(due) > TICK {
-            recorder.stalled(due, now);
+            recorder.add_stall(due, now);
         }
     }
 }
 
-/// Reads every long-lived id that a Mark was tried on.
+/// Reads every id with a long time to live that was marked.
 async fn read_all(addr: &str, recorder: &Arc<Recorder>) {
     let caller = Caller::new(addr, Arc::clone(recorder));
     let mut ids: Vec<u32> = recorder
@@ -184,7 +185,7 @@ async fn read_all(addr: &str, recorder: &Arc<Recorder>) {
     }
 }
 
-/// Which call comes next.
+/// Chooses the next call.
 #[derive(Default)]
 struct Mix {
     marks: AtomicU64,
@@ -208,7 +209,7 @@ impl Mix {
             _ => {
                 let ids = match fastrand::bool() {
                     true => (0..fastrand::usize(2..10)).map(|_| self.id()).collect(),
-                    // Of one slot, and in a cluster of one that may be on its way.
+                    // All ids of one slot, which may be migrating in a cluster.
                     false => (self.id() % SAME_SLOT..LONG_IDS + SHORT_IDS)
                         .step_by(SAME_SLOT as usize)
                         .collect(),
@@ -218,7 +219,7 @@ impl Mix {
         }
     }
 
-    /// Every second read is of an id that was marked a moment ago.
+    /// The id for a read: every second one was marked a moment ago.
     fn id(&self) -> u32 {
         let marks = self.marks.load(Ordering::Relaxed);
         if marks == 0 || fastrand::bool() {
@@ -228,15 +229,15 @@ impl Mix {
     }
 }
 
-/// Values are numbers in a row; each says by itself whose it is. The step has no factor in common
-/// with the number of ids, so that neighbours are far apart and every id has its turn.
+/// The id that is marked with this value. Values are consecutive numbers. The step shares no factor
+/// with the number of ids, so that consecutive values belong to distant ids and every id is used.
 fn marked_by(value: u64) -> u32 {
     const STEP: u64 = 7919;
     let ids = u64::from(LONG_IDS + SHORT_IDS);
     u32::try_from(value * STEP % ids).unwrap_or(0)
 }
 
-/// One time to live for each id, for ever.
+/// The time to live of an id, which never changes.
 fn ttl(id: u32) -> Duration {
     if id < LONG_IDS {
         return Duration::from_secs(3600);
@@ -244,7 +245,7 @@ fn ttl(id: u32) -> Duration {
     Duration::from_millis(300 + u64::from(id - LONG_IDS) * 1700 / u64::from(SHORT_IDS - 1))
 }
 
-/// How many calls ended how, between two moments.
+/// The number of calls with each ending.
 pub fn endings<'a>(operations: impl Iterator<Item = &'a Operation>) -> BTreeMap<&'a str, usize> {
     let mut counts = BTreeMap::new();
     for operation in operations {
@@ -253,7 +254,7 @@ pub fn endings<'a>(operations: impl Iterator<Item = &'a Operation>) -> BTreeMap<
     counts
 }
 
-/// The time within which this share of the calls ended, in percent; nothing without calls.
+/// A percentile of the durations of calls. `None` without calls.
 pub fn percentile<'a>(
     operations: impl Iterator<Item = &'a Operation>,
     percent: usize,

@@ -1,21 +1,21 @@
-//! Faults, with real processes and a recorded history that a checker judges.
+//! The fault suite: real processes, injected faults, and a check of every recorded history.
 //!
-//! Every case runs the binary on real redis-servers under steady load, breaks something, and asks
-//! of the history: was a value wrong, was "not marked" said of what is marked, did an acknowledged
-//! Mark get lost, did a call outlive its deadline, was an error none of the contract's, how long
-//! until all was well again? The answers are a table.
+//! Every case runs the binary on real redis-servers under a steady load and injects faults. Then it
+//! checks the history. Was a value wrong? Was a marked id reported as not marked? Was an acknowledged
+//! Mark lost? Did a call last longer than its deadline? Was an error not in the API? How long did the
+//! recovery take? The results are printed as a table.
 //!
-//! Two judges read the histories. [`checker`] works on intervals, with one writer for each id, and
-//! also looks at errors, deadlines and expire times. [`register`] looks for an order of all calls
-//! on an id that [`writers`] marked from several connections.
+//! Two checkers read the histories. [`checker`] compares the start and end times of calls, with one
+//! writer for each id. It also checks errors, deadlines and expire times. [`register`] searches for
+//! an order of all calls on an id that [`writers`] marked from several connections.
 //!
-//! `cargo test --test faults [-- NAME...]` runs the short versions, of the cases that have one of
-//! the names in theirs. With `DYNDATA_CHAOS_SECONDS` (`make chaos`) the cases are longer, and
-//! faults in random order follow until the time is up; `DYNDATA_CHAOS_SEED` repeats an order.
+//! `cargo test --test faults [-- NAME...]` runs the short versions of all cases, or of those whose
+//! name contains one of the names. With `DYNDATA_CHAOS_SECONDS` (`make chaos`) the cases are longer.
+//! Faults in random order then follow until the time is up. `DYNDATA_CHAOS_SEED` repeats an order.
 #![allow(
     clippy::print_stdout,
     unreachable_pub,
-    reason = "a program that prints a table; its modules are its own"
+    reason = "a program that prints a table, and whose modules are private"
 )]
 
 #[path = "../support/mod.rs"]

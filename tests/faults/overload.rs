@@ -1,5 +1,5 @@
-//! More calls than the service can take: what it takes on is as fast as ever, and the rest is told
-//! so at once.
+//! More calls than the service can take. The calls that it accepts must be as fast as without
+//! overload, and the other calls must be refused at once.
 
 use std::{thread::sleep, time::Duration};
 
@@ -15,20 +15,20 @@ use crate::{
 
 pub const CASES: &[Case] = &[Case::alone("service: three times its capacity", overload)];
 
-/// Redis takes this long for a command, so that the capacity is known ...
+/// The duration of a Redis command, which makes the capacity known ...
 const DELAY: Duration = Duration::from_millis(50);
-/// ... with this many calls at a time. Small, because callers and service share two cores, in a
-/// build without optimization.
+/// ... with this many calls at the same time. The number is small, because callers and service share
+/// two cores, in a build without optimization.
 const MAX_IN_FLIGHT: u32 = 16;
 const CAPACITY: u32 = MAX_IN_FLIGHT * 1_000 / 50;
 const SHED_WITHIN: Duration = Duration::from_millis(20);
 
 fn overload(pace: &Pace) -> Report {
     let redis = Redis::start_durable(&[]);
-    let line = Proxy::start(redis.port);
+    let proxy = Proxy::start(redis.port);
     let in_flight = format!("--max-in-flight={MAX_IN_FLIGHT}");
-    let server = Dyndata::on(&line.url(), &["--workers=1", &in_flight]);
-    line.set(Mode::Delay(DELAY));
+    let server = Dyndata::on(&proxy.url(), &["--workers=1", &in_flight]);
+    proxy.set(Mode::Delay(DELAY));
     let rate = |calls_per_second| Rate {
         callers: 8,
         calls_per_second,
@@ -40,7 +40,7 @@ fn overload(pace: &Pace) -> Report {
     sleep(Duration::from_secs(seconds / 2));
     let unloaded = unloaded.finish();
     let refused = endings(unloaded.iter().filter(|operation| !operation.is_ok()));
-    // The numbers begin anew.
+    // The values of the second load start from the same number.
     redis.must(&["FLUSHALL"]);
 
     let mut trial = Trial::with_rate(&server, DELAY, Losses::None, rate(3 * CAPACITY));
@@ -54,7 +54,7 @@ fn overload(pace: &Pace) -> Report {
         let compared = compare(&unloaded, operations);
         figures = compared.figures;
         let mut failures = compared.failures;
-        // The short version may run beside anything, and only reports how long calls took.
+        // The short version may run on a busy machine, so it only reports the times.
         if pace.until.is_some() {
             failures.extend(compared.late);
         }
@@ -67,8 +67,8 @@ fn overload(pace: &Pace) -> Report {
 
 struct Comparison {
     figures: String,
-    /// What is wrong, and what took too long.
     failures: Vec<String>,
+    /// Failures to keep a time limit.
     late: Vec<String>,
 }
 
@@ -99,7 +99,7 @@ fn compare(unloaded: &[Operation], operations: &[Operation]) -> Comparison {
         |operation| matches!(&operation.outcome, Outcome::Refused(refusal) if refusal.pushback),
     );
     let failures = [
-        // A third is accepted, so most of the rest is not.
+        // A third of the calls can be accepted.
         unless(shed.len() > accepted.len(), "it was not overloaded"),
         unless(pushed_back, "shed without pushback"),
         unless(failed.is_empty(), "failed otherwise"),

@@ -1,4 +1,4 @@
-//! A TCP proxy that makes a network misbehave, between the service and Redis.
+//! A TCP proxy that simulates a faulty network, between the service and Redis.
 
 use std::{
     net::SocketAddr,
@@ -22,53 +22,53 @@ use tokio::{
     time::Instant,
 };
 
-/// What happens to bytes and connections.
+/// What the proxy does with bytes and connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     Pass,
-    /// Replies come this much later.
+    /// Replies are delayed by this time.
     Delay(Duration),
-    /// Replies come one byte at a time.
+    /// Replies arrive one byte at a time.
     Trickle,
-    /// Bytes vanish, in both directions. A connection that was seen in this mode stays that way.
+    /// Bytes are dropped in both directions. A connection that was used in this mode stays dead.
     Silent,
-    /// Replies are not read: the side that sends them has to wait.
+    /// Replies are not read, so the sender has to wait.
     Stall,
-    /// Connections are reset as soon as they are there.
+    /// Connections are reset as soon as they are open.
     Refuse,
     /// A connection is reset in the middle of a reply, after a few hundred bytes.
     ResetInReply,
-    /// After some thousand bytes of replies one is swallowed, and the connection closed: the
-    /// command was executed, and its sender does not hear of it.
+    /// After some thousand bytes of replies, a reply is dropped and the connection is closed. Its
+    /// command was executed, but the sender does not know.
     SwallowReply,
-    /// After some thousand bytes of commands the connection is closed towards their sender. The
-    /// commands that have come are delivered later, after at most 600 ms.
+    /// After some thousand bytes of commands, the connection to their sender is closed. Redis gets
+    /// the last commands later, after at most 600 ms.
     DeliverLate,
 }
 
-/// Bytes that come through in one direction before a connection is reset, a reply is swallowed or
-/// commands are kept. The last two hit one connection after the other, not all at once, so that
-/// somebody is there to see what comes of it.
+/// Number of bytes that pass in one direction before a connection is reset, a reply is dropped or
+/// commands are kept. The last two numbers are random over a wide range, so that connections fail
+/// one after the other and others can observe the effect.
 const BEFORE_RESET: Range<usize> = 200..2_000;
 const BEFORE_SWALLOWING: Range<usize> = 500..6_000;
 const BEFORE_KEEPING: Range<usize> = 2_000..25_000;
-/// When a device on the line delivers what it has kept.
+/// When the proxy delivers the commands that it has kept.
 const LATE: Range<u64> = 50..600;
-/// How long it then keeps the connection.
+/// How long the proxy then keeps the connection.
 const LINGER: Duration = Duration::from_millis(200);
 
 /// How one direction of a connection has ended.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
-    /// One side is gone: the other one is closed.
+    /// One side has closed, so the other is closed.
     Close,
-    /// The other one gets a reset.
+    /// The client gets a reset.
     Reset,
-    /// The sender is closed, and Redis gets these bytes later.
+    /// The connection to the sender is closed, and Redis gets these bytes later.
     Late(Vec<u8>),
 }
 
-/// A proxy that runs until it is dropped.
+/// A running proxy, until it is dropped.
 pub struct Proxy {
     pub port: u16,
     mode: watch::Sender<Mode>,
@@ -78,7 +78,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// To a port of 127.0.0.1.
+    /// Starts a proxy to a port of 127.0.0.1.
     pub fn start(upstream: u16) -> Self {
         let (mode, modes) = watch::channel(Mode::Pass);
         let accepted = Arc::<AtomicUsize>::default();
@@ -113,7 +113,7 @@ impl Proxy {
         self.mode.send_replace(mode);
     }
 
-    /// How many connections have been opened so far.
+    /// Number of connections so far.
     pub fn accepted(&self) -> usize {
         self.accepted.load(Ordering::Relaxed)
     }
@@ -180,7 +180,7 @@ async fn connection(mut client: TcpStream, upstream: SocketAddr, mut modes: watc
         tokio::select! {
             end = requests.run(from_client, to_redis) => end,
             end = replies.run(from_redis, to_client) => end,
-            // Fails only with the proxy itself.
+            // This ends with an error only when the proxy is dropped.
             _ = modes.wait_for(|mode| *mode == Mode::Refuse) => End::Reset,
         }
     };
@@ -197,12 +197,12 @@ async fn connection(mut client: TcpStream, upstream: SocketAddr, mut modes: watc
     }
 }
 
-/// Makes closing it a reset.
+/// Makes the socket send a reset when it is closed.
 fn reset(socket: &TcpStream) {
     _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
-/// Reads until the peer is gone.
+/// Reads and drops everything until the peer closes.
 async fn swallow(socket: &mut TcpStream) {
     let mut buffer = [0; 4096];
     while socket.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
@@ -211,15 +211,15 @@ async fn swallow(socket: &mut TcpStream) {
 /// One direction of one connection.
 struct Pump<'a> {
     modes: watch::Receiver<Mode>,
-    /// Whether bytes have vanished: from then on nothing comes through any more.
+    /// True once bytes were dropped. From then on, the connection passes nothing.
     dead: &'a AtomicBool,
     replies: bool,
 }
 
 impl Pump<'_> {
-    /// Runs until one side is gone, or is to go.
+    /// Copies bytes until the connection ends.
     async fn run(self, from: ReadHalf<'_>, to: WriteHalf<'_>) -> End {
-        // Bounded, so that a slow side holds up the other, as on a real network.
+        // The queue is bounded, so that a slow reader makes the sender wait, as on a real network.
         let (queue, queued) = mpsc::channel(256);
         let (modes, replies) = (self.modes.clone(), self.replies);
         tokio::select! {
@@ -234,14 +234,14 @@ impl Pump<'_> {
             let mut chunk = vec![0; 16 * 1024];
             let Ok(length @ 1..) = from.read(&mut chunk).await else {
                 if self.replies && self.dead.load(Ordering::Relaxed) {
-                    // The far end of a dead line can close what it wants.
+                    // On a dead connection, the close of the peer does not arrive either.
                     std::future::pending::<()>().await;
                 }
                 return End::Close;
             };
             chunk.truncate(length);
             if self.replies {
-                // Fails only with the proxy itself.
+                // This ends with an error only when the proxy is dropped.
                 _ = self
                     .modes
                     .clone()
@@ -312,7 +312,7 @@ async fn write(
 async fn trickle(to: &mut WriteHalf<'_>, chunk: &[u8]) -> std::io::Result<()> {
     for byte in chunk {
         to.write_all(std::slice::from_ref(byte)).await?;
-        // Gives the other side the time to read it by itself.
+        // Lets the peer read this byte alone.
         tokio::task::yield_now().await;
     }
     Ok(())

@@ -1,23 +1,23 @@
-//! Is the history of one id linearizable? Several writers may have marked it at the same time.
+//! Checks whether the history of one id is linearizable, with several writers at the same time.
 //!
-//! The search is Wing and Gong's with Lowe's memory of what was tried already, from the crate
-//! todc-utils. It finds an order of all calls that agrees with their beginnings and ends and in
-//! which every read gives what a register would, or finds that there is none. Reads of several
-//! ids are a read of each.
+//! The history is linearizable if all its calls can be put in an order that fits their start and
+//! end times, and in which every read returns what a register would return. The crate todc-utils
+//! searches for such an order. Its algorithm is Wing and Gong's, and remembers what it has tried,
+//! as Lowe proposed. A read of several ids counts as one read of each.
 //!
-//! - A Mark that was acknowledged takes effect once, between its beginning and its end.
-//! - A Mark whose outcome is `unknown` takes effect once at any later time, or never. The search
-//!   is exponential in these. Those whose value nobody read are left out, which changes nothing
-//!   because every value is marked only once.
-//! - A Mark whose outcome is `not_executed` never takes effect, so a read of its value has no
-//!   order.
-//! - A value is absent from its expiry on. The expiry is a step of the register by itself, which
-//!   may happen from the beginning of its Mark plus the time to live, and must have happened at
-//!   the end of its Mark plus the time to live, give or take what the clocks differ.
-//! - At the end of a lossy span the register may hold whatever the failover can have left, and
-//!   the first read after the span tells what that is. So what a read has shown to be gone never
-//!   comes back. Reads inside a span are not ordered, because two masters may answer then;
-//!   [`crate::checker`] looks at their values.
+//! - An acknowledged Mark takes effect once, between its start and its end.
+//! - A Mark with the outcome `unknown` takes effect once at any later time, or never. The search
+//!   time grows exponentially with their number. Those whose value was never read are left out.
+//!   That changes no verdict, because every value is marked only once.
+//! - A Mark with the outcome `not_executed` never takes effect, so no order explains a read of its
+//!   value.
+//! - A value becomes absent when it expires. The expiry may happen from the start of the Mark plus
+//!   the time to live. It must have happened at the end of the Mark plus the time to live. Both
+//!   limits allow for a difference between the clocks.
+//! - At the end of a lossy span, the register may hold any value that the failover can have left.
+//!   The first read after the span shows which. From then on, a value that this read showed to be
+//!   lost must not come back. Reads inside a span are not ordered, because two masters may answer
+//!   then. [`crate::checker`] checks their values.
 
 use std::{
     cell::Cell,
@@ -38,36 +38,37 @@ use crate::{
     history::{Call, Moment, Operation, Outcome, Value},
 };
 
-/// Bounds the memory of a search: each step keeps two bytes for every call of the history.
+/// Bounds the memory of a search. Each step keeps two bytes for every call of the history.
 const MAX_STEPS: u32 = 1_000_000;
-/// How many calls before the one that has no place are shown.
+/// Number of calls to show before the read that no order explains.
 const SHOWN: usize = 12;
 
-/// What a search came to.
+/// The result of a search.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     Linearizable,
-    /// There is no order. Says which call has no place, and what came before.
+    /// There is no order. The text names the first read that no order explains, and the calls
+    /// before it.
     Violated(String),
-    /// There are too many orders to try.
+    /// The search gave up: there are too many orders.
     Undecided,
 }
 
-/// A span in which a failover may lose what was acknowledged.
+/// A span of time in which a failover may lose acknowledged Marks.
 pub type Span = (Moment, Moment);
 
-/// A Mark that may have taken effect.
+/// A Mark that took effect or may have.
 #[derive(Debug, Clone, Copy)]
 struct Write {
     start: Moment,
-    /// None if it may take effect at any time.
+    /// `None` if the Mark may take effect at any later time.
     end: Option<Moment>,
     content: Content,
-    /// Whether no failover can have lost it after it was acknowledged.
+    /// True if the Mark was acknowledged and no failover can have lost it.
     kept: bool,
 }
 
-/// What a register holds, with the first and last moment of its expiry.
+/// The content of a register: a value, with the earliest and latest moment of its expiry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Content {
     value: u64,
@@ -75,14 +76,14 @@ struct Content {
     latest: Option<Moment>,
 }
 
-/// A read that was answered.
+/// A successful read.
 #[derive(Debug, Clone, Copy)]
 struct Read {
     start: Moment,
     end: Moment,
     seen: Option<Content>,
-    /// Bit n is set if the n-th failover can have left what was seen.
-    left_by: u64,
+    /// Bit n is set if the n-th failover can have left this value, or this absence.
+    left_by_failovers: u64,
 }
 
 /// The state of a register.
@@ -90,11 +91,11 @@ struct Read {
 enum State {
     Absent,
     Marked(Content),
-    /// After the n-th failover, before anybody looked.
-    LeftBy(usize),
+    /// After the n-th failover, before the first read.
+    AfterFailover(usize),
 }
 
-/// What may happen to it.
+/// A step that changes or observes a register.
 #[derive(Debug, Clone, Copy)]
 enum Event {
     Write(Content),
@@ -119,9 +120,9 @@ impl Specification for Register {
         }
         match (event, state) {
             (Event::Write(content), _) => (true, State::Marked(*content)),
-            (Event::Failover(number), _) => (true, State::LeftBy(*number)),
-            (Event::Read(read), State::LeftBy(number)) => (
-                read.left_by & 1 << number != 0 && read.is_in_time(),
+            (Event::Failover(number), _) => (true, State::AfterFailover(*number)),
+            (Event::Read(read), State::AfterFailover(number)) => (
+                read.left_by_failovers & 1 << number != 0 && read.is_in_time(),
                 read.seen.map_or(State::Absent, State::Marked),
             ),
             (Event::Read(read), State::Marked(content)) => match read.seen {
@@ -140,7 +141,7 @@ impl Write {
 }
 
 impl Read {
-    /// Whether what was seen can still have been there.
+    /// True if the value cannot have expired before the read.
     fn is_in_time(&self) -> bool {
         let latest = self.seen.and_then(|content| content.latest);
         latest.is_none_or(|latest| self.start <= latest.after(CLOCK))
@@ -148,18 +149,18 @@ impl Read {
 }
 
 thread_local! {
-    /// What is left of [`MAX_STEPS`]: the search itself cannot be stopped.
+    /// The steps left of [`MAX_STEPS`]. The search of the crate cannot be stopped from outside.
     static STEPS: Cell<u32> = const { Cell::new(0) };
 }
 
-/// Returns false once the search has taken too many steps. It then comes to its end by itself.
+/// Returns false after too many steps. As every further step fails, the search then ends soon.
 fn take_step() -> bool {
     let left = STEPS.get();
     STEPS.set(left.saturating_sub(1));
     left > 0
 }
 
-/// Judges all calls on one id. Redis may let values live longer by `late_expiry`.
+/// Checks all calls on one id. Redis may expire a value later than promised, by `late_expiry`.
 pub fn check(operations: &[Operation], lossy: &[Span], late_expiry: Duration) -> Verdict {
     let writes = writes(operations, lossy, late_expiry);
     let by_value: HashMap<u64, &Write> = writes
@@ -178,7 +179,7 @@ pub fn check(operations: &[Operation], lossy: &[Span], late_expiry: Duration) ->
                 Value::Marked(value) => match by_value.get(value) {
                     Some(write) => Some(*write),
                     None => {
-                        let what = "was read, but no Mark of it can have taken effect";
+                        let what = "was read, but no Mark can have written it";
                         return Verdict::Violated(format!("{value} {what}"));
                     }
                 },
@@ -190,17 +191,17 @@ pub fn check(operations: &[Operation], lossy: &[Span], late_expiry: Duration) ->
             if overlaps(operation, lossy) {
                 continue;
             }
-            let left_by = |span: &Span| match write {
-                Some(write) => can_leave(span, write, &writes),
-                None => can_leave_nothing(span, end, &writes),
+            let left_by_failovers = |span: &Span| match write {
+                Some(write) => may_leave(span, write, &writes),
+                None => may_leave_nothing(span, end, &writes),
             };
             reads.push(Read {
                 start,
                 end,
                 seen: write.map(|write| write.content),
-                left_by: (0..)
+                left_by_failovers: (0..)
                     .zip(lossy)
-                    .map(|(number, span)| u64::from(left_by(span)) << number)
+                    .map(|(number, span)| u64::from(left_by_failovers(span)) << number)
                     .sum(),
             });
         }
@@ -219,7 +220,7 @@ pub fn check(operations: &[Operation], lossy: &[Span], late_expiry: Duration) ->
     };
     match calls.is_linearizable(None) {
         Some(true) => Verdict::Linearizable,
-        Some(false) => Verdict::Violated(calls.witness()),
+        Some(false) => Verdict::Violated(calls.describe_violation()),
         None => Verdict::Undecided,
     }
 }
@@ -229,7 +230,7 @@ fn overlaps(operation: &Operation, lossy: &[Span]) -> bool {
     spans.any(|(from, to)| operation.end >= *from && operation.start <= *to)
 }
 
-/// The Marks that took effect or may.
+/// The Marks that took effect or may have.
 fn writes(operations: &[Operation], lossy: &[Span], late_expiry: Duration) -> Vec<Write> {
     let write = |operation: &Operation| {
         let Call::Mark { value, ttl, .. } = operation.call else {
@@ -237,7 +238,7 @@ fn writes(operations: &[Operation], lossy: &[Span], late_expiry: Duration) -> Ve
         };
         let end = match fate(&operation.outcome) {
             Fate::Acknowledged { .. } => Some(operation.end),
-            Fate::Open => None,
+            Fate::Unknown => None,
             Fate::NoEffect => return None,
         };
         Some(Write {
@@ -254,38 +255,38 @@ fn writes(operations: &[Operation], lossy: &[Span], late_expiry: Duration) -> Ve
     operations.iter().filter_map(write).collect()
 }
 
-/// Whether a failover can leave this value: what was acknowledged before the span is not lost,
-/// and has overwritten what came before it.
-fn can_leave((from, to): &Span, write: &Write, writes: &[Write]) -> bool {
+/// True if the register may hold this value after the failover. A Mark that was acknowledged
+/// before the span cannot be lost, and has overwritten all earlier values.
+fn may_leave((from, to): &Span, write: &Write, writes: &[Write]) -> bool {
     write.start <= *to
         && !writes.iter().any(|newer| {
             newer.is_kept_before(*from) && write.end.is_some_and(|end| end < newer.start)
         })
 }
 
-/// Whether a failover can leave nothing, as a read that ended at `end` says.
-fn can_leave_nothing((from, _): &Span, end: Moment, writes: &[Write]) -> bool {
+/// True if the register may be empty after the failover, as a read that ended at `end` found it.
+fn may_leave_nothing((from, _): &Span, end: Moment, writes: &[Write]) -> bool {
     !writes
         .iter()
         .any(|write| write.is_kept_before(*from) && write.content.earliest.before(CLOCK) > end)
 }
 
-/// All that happened to one id.
+/// All calls on one id, and the failovers.
 struct Calls {
     writes: Vec<Write>,
     reads: Vec<Read>,
-    /// When each lossy span ended.
+    /// The end of each lossy span.
     failovers: Vec<Moment>,
 }
 
 impl Calls {
-    /// Looks for an order of what had ended by `until`, or of everything. None if that takes too
-    /// many steps.
+    /// Searches for an order of the calls that had ended by `until`, or of all calls. Returns
+    /// `None` if the search takes too many steps.
     fn is_linearizable(&self, until: Option<Moment>) -> Option<bool> {
         const NEVER: Moment = Moment(i64::MAX);
         let until = until.unwrap_or(NEVER);
         let writes = self.writes.iter().map(|write| {
-            // What has not ended may take effect still.
+            // A Mark that has not ended by then may take effect later.
             let end = write.end.filter(|end| *end <= until).unwrap_or(NEVER);
             (write.start, end, Event::Write(write.content))
         });
@@ -297,7 +298,8 @@ impl Calls {
         let calls = writes.chain(reads).chain(failovers);
         let calls = calls.filter(|(start, ..)| *start <= until);
         for (number, (start, end, event)) in calls.enumerate() {
-            // Each call is a process of its own. Of two things at one moment, neither is first.
+            // Each call is a process of its own. At equal times, calls come before responses, so
+            // that neither call is ordered before the other.
             moments.push((start, 0, number, Action::Call(event)));
             moments.push((end, 1, number, Action::Response(event)));
         }
@@ -314,15 +316,15 @@ impl Calls {
         (STEPS.get() > 0).then_some(is_linearizable)
     }
 
-    /// Which read is the first that has no place, and what happened just before it ended.
-    fn witness(&self) -> String {
+    /// Describes the first read that no order explains, and the calls just before its end.
+    fn describe_violation(&self) -> String {
         let mut reads: Vec<_> = self.reads.iter().collect();
         reads.sort_by_key(|read| read.end);
-        // Without an order for some of it, there is none for more of it.
+        // If a part of the history has no order, a longer part has none either.
         let place =
             reads.partition_point(|read| self.is_linearizable(Some(read.end)) != Some(false));
-        let Some(witness) = reads.get(place) else {
-            return "too many orders to say where".to_owned();
+        let Some(unexplained) = reads.get(place) else {
+            return "there are too many orders to find the read".to_owned();
         };
         let at = |moment: Moment| moment.0 as f64 / 1e6;
         let mut lines: Vec<_> = reads[..=place]
@@ -344,7 +346,7 @@ impl Calls {
                     format!("{:.4}-{end} mark {value}", at(write.start)),
                 )
             }))
-            .filter(|(start, _)| *start <= witness.end)
+            .filter(|(start, _)| *start <= unexplained.end)
             .collect();
         lines.sort();
         let from = lines.len().saturating_sub(SHOWN);

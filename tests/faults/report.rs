@@ -1,27 +1,27 @@
-//! What a case has to say, and the table of all of them.
+//! The report of a case, and the table of all reports.
 
 use std::{fmt::Write as _, time::Duration};
 
 use crate::{checker::Findings, writers::Summary};
 
-/// One row.
+/// The report of one case.
 #[derive(Debug, Default)]
 pub struct Report {
     pub findings: Findings,
-    /// What several writers for each id did, and what came of it.
+    /// The result of the load with several writers for each id.
     pub written: Option<Summary>,
-    /// What is not as it should be; the case has failed if there is any.
+    /// The case has failed if there is any.
     pub failures: Vec<String>,
-    /// Figures worth seeing.
+    /// Figures for the reader.
     pub notes: Vec<String>,
     pub recovery: Option<Duration>,
     pub limit: Option<Duration>,
     pub skipped: Option<String>,
-    /// The ends of the services' logs, if the case has failed.
+    /// The last lines of the logs, if the case has failed.
     pub logs: Vec<String>,
 }
 
-/// Of one kind of finding, this many are printed.
+/// Number of findings of one kind that are printed.
 const SHOWN: usize = 5;
 
 impl Report {
@@ -54,7 +54,7 @@ impl Report {
         report
     }
 
-    /// A case with nothing but its own demands.
+    /// The report of a case without a history.
     pub fn of(failures: Vec<String>) -> Self {
         Self {
             failures,
@@ -62,7 +62,7 @@ impl Report {
         }
     }
 
-    /// One row for several runs.
+    /// Combines the reports of several runs into one.
     pub fn of_all(reports: impl IntoIterator<Item = Self>) -> Self {
         let mut all = Self::default();
         for report in reports {
@@ -88,7 +88,7 @@ impl Report {
         all
     }
 
-    /// A case that cannot run here.
+    /// The report of a case that cannot run on this machine.
     pub fn skipped(why: impl Into<String>) -> Self {
         Self {
             skipped: Some(why.into()),
@@ -114,7 +114,7 @@ impl Report {
         let longest = self.findings.longest_overrun;
         if longest > limit {
             self.failures.push(format!(
-                "a call outlived its deadline by {} ms",
+                "a call ended {} ms after its deadline",
                 longest.as_millis()
             ));
         }
@@ -130,7 +130,7 @@ impl Report {
         }
     }
 
-    /// What is below the row: why it failed, and figures.
+    /// The lines below the row: failures and figures.
     pub fn details(&self) -> String {
         let mut text = String::new();
         for (mark, lines) in [("!", &self.failures), ("-", &self.notes)] {
@@ -177,7 +177,7 @@ impl Report {
     }
 }
 
-/// Everything at a glance.
+/// The table of all reports.
 pub fn table<'a>(reports: impl Iterator<Item = (&'a str, &'a Report)>) -> String {
     let mut text = format!(
         "| {:<44} | {:>6} | {:>5} | {:>7} | {:>7} | {:>7} | {:>7} | {:>5} | {:<7} |\n",

@@ -1,4 +1,4 @@
-//! Runs cases, a few at a time, and prints what comes of them.
+//! Runs the cases, several at the same time, and prints the results.
 
 use std::{
     any::Any,
@@ -14,12 +14,12 @@ use crate::{
     support::dyndata_process::take_logs,
 };
 
-/// Cases that run at the same time: what they do most is wait.
+/// Number of cases that run at the same time. Cases mostly wait.
 const LANES: usize = 4;
-/// Lines of a service's log that are shown when its case has failed.
+/// Number of log lines of the service to show for a failed case.
 const LOG_LINES: usize = 25;
 
-/// Something that is proved.
+/// A test case.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
     pub name: &'static str,
@@ -30,11 +30,11 @@ pub struct Case {
 /// When a case runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Turn {
-    /// Beside others.
+    /// At the same time as other cases.
     Beside,
-    /// It measures times, so nothing else may run beside it.
+    /// Alone, because the case measures times.
     Alone,
-    /// It takes what time is left, beside its like.
+    /// After all other cases, for the rest of the time.
     Last,
 }
 
@@ -62,16 +62,16 @@ impl Case {
     }
 }
 
-/// How long it may all take, and what is left to chance.
+/// The length of the run, and the seed of its random choices.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
-    /// When the time of the long version is up.
+    /// The end of the long version. `None` in the short version.
     pub until: Option<Instant>,
     pub seed: u64,
 }
 
 impl Pace {
-    /// Takes the short version's number, or the long one's.
+    /// Returns the number for the short or for the long version.
     pub fn times(&self, short: usize, long: usize) -> usize {
         if self.until.is_some() { long } else { short }
     }
@@ -93,7 +93,7 @@ pub fn run(cases: &[Case]) -> ExitCode {
                 }
                 return ExitCode::SUCCESS;
             }
-            // What cargo passes on to libtest has no meaning here.
+            // Flags of libtest, which have no meaning here.
             "--test-threads" | "--format" | "--color" | "--skip" => _ = arguments.next(),
             flag if flag.starts_with('-') => {}
             name => names.push(name.to_owned()),
@@ -119,7 +119,7 @@ pub fn run(cases: &[Case]) -> ExitCode {
     };
     println!("DYNDATA_CHAOS_SEED={}", pace.seed);
 
-    // A panic is told in its case's row.
+    // The report of a case shows its panic.
     std::panic::set_hook(Box::new(|_| {}));
     let total = chosen.len();
     let mut reports = Vec::with_capacity(total);
@@ -139,7 +139,7 @@ pub fn run(cases: &[Case]) -> ExitCode {
             reports.push((case.name, report));
         });
     }
-    // In the order of the list.
+    // In the order in which the cases are declared.
     reports.sort_by_key(|(name, _)| cases.iter().position(|case| case.name == *name));
     println!(
         "\n{}",
@@ -166,7 +166,7 @@ pub fn run(cases: &[Case]) -> ExitCode {
     }
 }
 
-/// Runs cases on some threads, and tells each one's end on this one.
+/// Runs cases on several threads, and calls `ended` on this thread after each.
 fn run_in_lanes(
     cases: Vec<Case>,
     lanes: usize,
@@ -180,7 +180,7 @@ fn run_in_lanes(
             let (queue, reports) = (&queue, reports.clone());
             scope.spawn(move || {
                 loop {
-                    // Not in the loop's condition, where the lock would be held for the round.
+                    // In the condition of the loop, the lock would be held during the case.
                     let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
                     let Some(case) = next else { return };
                     let start = Instant::now();

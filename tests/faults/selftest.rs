@@ -1,5 +1,5 @@
-//! The checker, checked: histories by hand, each with one thing wrong, or with something that
-//! looks wrong and is not.
+//! Tests of the checker, with histories written by hand. Each has one error, or something that looks
+//! like an error and is none.
 
 use std::time::Duration;
 
@@ -26,11 +26,11 @@ pub const CASES: &[Case] = &[
 pub const TTL: Duration = Duration::from_secs(1);
 const DEADLINE: Duration = Duration::from_millis(500);
 
-/// What the checker is to say of a history.
+/// A history, and the findings that the checker must have.
 struct Example {
     name: &'static str,
     history: fn() -> Vec<Operation>,
-    /// Wrong values, false absences, lost marks, breaches.
+    /// The number of wrong values, false absences, lost Marks, and breaches of the contract.
     counts: [usize; 4],
 }
 
@@ -131,7 +131,7 @@ const ABSENCES: &[Example] = &[
         history: || {
             vec![
                 marked(0, 10, 1, refused(Code::Unavailable, "BACKEND_TIMEOUT")),
-                // It took effect late, as it may.
+                // It took effect late, which is allowed.
                 read_until(700, 710, 1, 1_690),
                 read(1_500, 1_510, Value::Absent),
             ]
@@ -249,7 +249,7 @@ const INNOCENT: &[Example] = &[
                 read(1_050, 1_060, Value::Absent),
             ]
         },
-        // The read of 1 after the first absence is within the clocks' tolerance.
+        // The read of 1 after the first absence is within the allowed clock difference.
         counts: [0, 0, 0, 0],
     },
     Example {
@@ -314,7 +314,7 @@ fn excuses(_: &Pace) -> Report {
         }
     };
     expect(
-        "one Mark is lost, and seen to be so three times",
+        "one Mark is lost, and three reads show it",
         &[
             mark(0, 10, 1),
             read(60, 70, Value::Absent),
@@ -334,7 +334,7 @@ fn excuses(_: &Pace) -> Report {
         ([1, 0, 0, 0], 0),
     );
     expect(
-        "a service that stops does not take calls on, and cuts none off",
+        "a service that stops may accept no call, but must not cut one off",
         &[
             marked(0, 10, 1, Outcome::NotAccepted("goaway".to_owned())),
             marked(0, 10, 2, Outcome::CutOff("reset".to_owned())),
@@ -343,7 +343,7 @@ fn excuses(_: &Pace) -> Report {
     );
     let mut late = mark(0, 600, 1);
     late.outcome = Outcome::Unanswered;
-    // Ten milliseconds of it are the callers' own.
+    // The stall covers ten milliseconds of the overrun.
     let overrun = check(&[late], &allowances).longest_overrun;
     if overrun != Duration::from_millis(90) {
         failures.push(format!("an overrun of 90 ms is measured as {overrun:?}"));
@@ -379,7 +379,7 @@ pub fn marked(start: i64, end: i64, value: u64, outcome: Outcome) -> Operation {
     }
 }
 
-/// Acknowledged, as it should be.
+/// An acknowledged Mark.
 pub fn mark(start: i64, end: i64, value: u64) -> Operation {
     marked(start, end, value, Outcome::Marked(millis(start).after(TTL)))
 }
@@ -421,7 +421,7 @@ pub fn refusal(code: Code, reason: &str) -> Refusal {
     Refusal {
         code,
         info: Some(("dyndata".to_owned(), reason.to_owned())),
-        // An overloaded server has not begun with what it refuses.
+        // An overloaded server has not started the calls that it refuses.
         outcome: Some(if pushback { "not_executed" } else { "unknown" }.to_owned()),
         pushback,
         message: String::new(),

@@ -1,5 +1,5 @@
-//! The judge of ids with several writers, judged: histories by hand and at random, with an order
-//! and without.
+//! Tests of the check for several writers, with histories written by hand and generated ones. Some
+//! have an order and some have none.
 
 use std::time::Duration;
 
@@ -318,8 +318,8 @@ fn complaint(verdict: &Verdict, expected: Expected) -> Option<String> {
     (!is_right).then(|| format!("{verdict:?}, not {expected:?}"))
 }
 
-/// A register in memory under three writers and three readers: its history has an order. With one
-/// read changed to an older value it has none.
+/// The history of a simulated register with three writers and three readers has an order. After one
+/// read is changed to an older value, it has none.
 fn at_random(_: &Pace) -> Report {
     let mut failures = Vec::new();
     for seed in 0..10 {
@@ -330,7 +330,7 @@ fn at_random(_: &Pace) -> Report {
         }
         let last = history.iter().rposition(|operation| !operation.is_mark());
         let last = last.expect("it has reads");
-        // Ten Marks of three writers earlier, all were acknowledged and followed by others.
+        // Ten acknowledged Marks earlier, so that newer Marks had ended before the read.
         let old = history[..last]
             .iter()
             .filter(|operation| matches!(operation.outcome, Outcome::Marked(_)))
@@ -355,8 +355,8 @@ fn at_random(_: &Pace) -> Report {
     Report::of(failures)
 }
 
-/// Calls of six callers on a register whose calls take effect somewhere between their ends. Four
-/// Marks are of unknown outcome, and take effect later.
+/// The calls of six callers on a register. Each call takes effect at a random moment between its
+/// start and its end. Some Marks have an unknown outcome, and take effect later.
 fn simulated(random: &mut fastrand::Rng) -> Vec<Operation> {
     const CALLERS: usize = 6;
     const CALLS: usize = 200;

@@ -1,4 +1,5 @@
-//! The service itself: too many connections, callers that misbehave, connections that end.
+//! Faults around the service itself: too many connections, callers that misbehave, connections that
+//! the service closes, and a long outage of Redis.
 
 use std::{
     net::TcpStream,
@@ -30,7 +31,7 @@ pub const CASES: &[Case] = &[
     Case::alone("service: Redis down, answers and connects", redis_down),
 ];
 
-/// The most lines that running out of files may add to the log.
+/// The largest number of log lines that running out of files may add.
 const LOG_LINES: usize = 50;
 
 fn out_of_files(pace: &Pace) -> Report {
@@ -42,28 +43,31 @@ fn out_of_files(pace: &Pace) -> Report {
     let mut trial = Trial::start(&server, LIMIT, Losses::None);
     let lines = server.log().lines().count();
     for _ in 0..pace.times(1, 3) {
-        trial.fault();
-        // The kernel takes them all; the service cannot.
+        trial.begin_fault();
+        // The kernel accepts all of them, and the service cannot.
         let peers: Vec<_> = (0..100)
             .map(|_| TcpStream::connect(&server.addr).expect("the kernel accepts"))
             .collect();
         sleep(Duration::from_secs(2));
-        trial.lift();
+        trial.begin_repair();
         drop(peers);
-        let took = newcomer_waits(&server.addr);
-        trial.check(took < LIMIT, format!("a newcomer waited for {took:?}"));
-        trial.over();
+        let took = time_to_first_reply(&server.addr);
+        trial.check(
+            took < LIMIT,
+            format!("a new connection waited for {took:?}"),
+        );
+        trial.end_fault();
     }
     let lines = server.log().lines().count() - lines;
     trial.check(lines < LOG_LINES, format!("{lines} lines were logged"));
-    // Whoever was connected before has lost nothing.
+    // Connections from before must not notice.
     let mut report = trial.judge_with(nothing_fails);
     report.notes.push(format!("{lines} lines were logged"));
     report
 }
 
-/// How long it takes until somebody who connects now is served.
-fn newcomer_waits(addr: &str) -> Duration {
+/// How long it takes until a new connection gets a reply.
+fn time_to_first_reply(addr: &str) -> Duration {
     let start = Instant::now();
     on_a_runtime(async {
         while start.elapsed() < 2 * LIMIT {
@@ -88,7 +92,7 @@ fn newcomer_waits(addr: &str) -> Duration {
     start.elapsed()
 }
 
-/// Runs something that waits, on this thread.
+/// Runs a future on this thread.
 pub fn on_a_runtime<T>(task: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -97,27 +101,27 @@ pub fn on_a_runtime<T>(task: impl Future<Output = T>) -> T {
         .block_on(task)
 }
 
-/// One caller asks for megabytes and reads none of them; the others must not notice.
+/// One caller requests megabytes and reads nothing. The other callers must not notice.
 fn stalled_client(pace: &Pace) -> Report {
     let redis = Redis::start_durable(&[]);
     let server = Dyndata::on(&redis.url(), &["--workers=1"]);
-    let line = Proxy::start(server.port());
-    // Making the replies takes a while in a build without optimization.
+    let proxy = Proxy::start(server.port());
+    // The replies take time in a build without optimization.
     let mut trial = Trial::with_rate(&server, LIMIT, Losses::None, Rate::patient());
     trial.calm();
     for _ in 0..pace.times(1, 3) {
-        trial.fault();
-        greedy(&line, Duration::from_millis(1_500), || {});
-        trial.over();
+        trial.begin_fault();
+        stop_reading(&proxy, Duration::from_millis(1_500), || {});
+        trial.end_fault();
     }
     trial.judge_with(nothing_fails)
 }
 
-/// Thirty replies of 600 kB at once, over a line that soon takes nothing any more.
-pub fn greedy(line: &Proxy, lasts: Duration, stalled: impl FnOnce()) {
+/// Requests thirty replies of 600 kB at once, through a proxy that soon stops reading.
+pub fn stop_reading(proxy: &Proxy, lasts: Duration, stalled: impl FnOnce()) {
     on_a_runtime(async {
-        line.set(Mode::Pass);
-        let channel = Channel::from_shared(format!("http://127.0.0.1:{}", line.port))
+        proxy.set(Mode::Pass);
+        let channel = Channel::from_shared(format!("http://127.0.0.1:{}", proxy.port))
             .expect("a URL")
             .connect()
             .await
@@ -138,9 +142,9 @@ pub fn greedy(line: &Proxy, lasts: Duration, stalled: impl FnOnce()) {
             };
             calls.spawn(async move { client.batch_get(request).await });
         }
-        // Some replies are on their way before nothing moves any more.
+        // Some replies are sent before the proxy stalls.
         tokio::time::sleep(Duration::from_millis(20)).await;
-        line.set(Mode::Stall);
+        proxy.set(Mode::Stall);
         stalled();
         tokio::time::sleep(lasts).await;
     });
@@ -154,14 +158,16 @@ fn aged_connections(pace: &Pace) -> Report {
     sleep(Duration::from_secs(pace.times(5, 30) as u64));
     let mut figures = String::new();
     let mut report = trial.judge_with(|operations, _| {
-        // Calls that met a GOAWAY may be sent again; there must be few of them.
+        // Calls that met a GOAWAY may be repeated. There must be few of them.
         let mut endings = endings(operations.iter());
         let refused = endings.remove("not accepted").unwrap_or(0);
         let succeeded = endings.remove("OK").unwrap_or(0);
         figures = format!("{refused} calls met a GOAWAY, {succeeded} succeeded");
         let mut failures = Vec::new();
         if !endings.is_empty() {
-            failures.push(format!("connections that ended failed calls: {endings:?}"));
+            failures.push(format!(
+                "calls failed when their connection ended: {endings:?}"
+            ));
         }
         if refused * 20 > succeeded {
             failures.push(format!(
@@ -174,12 +180,12 @@ fn aged_connections(pace: &Pace) -> Report {
     report
 }
 
-/// Redis takes longer than any caller waits.
+/// Redis takes longer than any deadline.
 fn short_deadlines(pace: &Pace) -> Report {
     let redis = Redis::start_durable(&[]);
-    let line = Proxy::start(redis.port);
-    let server = Dyndata::on(&line.url(), &[]);
-    line.set(Mode::Delay(Duration::from_millis(200)));
+    let proxy = Proxy::start(redis.port);
+    let server = Dyndata::on(&proxy.url(), &[]);
+    proxy.set(Mode::Delay(Duration::from_millis(200)));
     let rate = Rate {
         deadline_millis: (1, 50),
         at_the_end: AtTheEnd::Nothing,
@@ -192,7 +198,7 @@ fn short_deadlines(pace: &Pace) -> Report {
         if endings.keys().eq(["DEADLINE_EXCEEDED"].iter()) {
             Vec::new()
         } else {
-            vec![format!("ended otherwise than by the deadline: {endings:?}")]
+            vec![format!("calls did not end by their deadline: {endings:?}")]
         }
     });
     let longest = report.findings.longest_overrun.as_micros();
@@ -200,32 +206,32 @@ fn short_deadlines(pace: &Pace) -> Report {
     report
 }
 
-/// An outage: answers come at once, and Redis is not stormed.
+/// During an outage, calls fail at once, and the service does not reconnect too often.
 fn redis_down(pace: &Pace) -> Report {
     const WORKERS: usize = 2;
-    // Attempts until the backoff is at its longest.
+    // Number of attempts until the backoff has its longest pause.
     const FIRST: usize = 8;
     let seconds = pace.times(6, 30);
     let redis = Redis::start_durable(&[]);
-    let line = Proxy::start(redis.port);
-    let server = Dyndata::on(&line.url(), &["--workers=2"]);
+    let proxy = Proxy::start(redis.port);
+    let server = Dyndata::on(&proxy.url(), &["--workers=2"]);
     let mut trial = Trial::start(&server, LIMIT, Losses::None);
-    trial.fault();
-    let before = line.accepted();
-    line.set(Mode::Refuse);
+    trial.begin_fault();
+    let before = proxy.accepted();
+    proxy.set(Mode::Refuse);
     sleep(Duration::from_secs(2));
     trial.check(!server.is_ready(), "still ready after 2 s without Redis");
     let lives = server
         .http("/livez")
         .is_ok_and(|reply| reply.contains(" 200 "));
     trial.check(lives, "not alive without Redis");
-    let settled = line.accepted();
+    let settled = proxy.accepted();
     sleep(Duration::from_secs(seconds as u64 - 2));
-    let connects = line.accepted() - before;
-    let rate = (line.accepted() - settled) as f64 / (WORKERS * (seconds - 2)) as f64;
-    trial.lift();
-    line.set(Mode::Pass);
-    trial.over();
+    let connects = proxy.accepted() - before;
+    let rate = (proxy.accepted() - settled) as f64 / (WORKERS * (seconds - 2)) as f64;
+    trial.begin_repair();
+    proxy.set(Mode::Pass);
+    trial.end_fault();
     // Two good probes, half a second apart.
     trial.check(server.is_ready(), "not ready although calls succeed");
     trial.check(

@@ -1,4 +1,5 @@
-//! A Redis that answers, and says no: what it is set to, what it is busy with, who may use it.
+//! Errors that Redis itself replies: because of its settings, while it is busy or loading, and when
+//! access is denied. Also a Redis that is not there at start, or moves to another address.
 
 use std::{fs, thread::sleep, time::Duration};
 
@@ -25,7 +26,7 @@ pub const CASES: &[Case] = &[
     Case::new("redis: a name that changes its address", renamed),
 ];
 
-/// How long a refusal lasts, and how soon after its beginning every call has to show it.
+/// The duration of a fault, and the time after which every call has to show its effect.
 const LASTS: Duration = Duration::from_millis(1_500);
 const SETTLED: Duration = Duration::from_millis(200);
 
@@ -33,7 +34,7 @@ fn trial(server: &Dyndata) -> Trial {
     Trial::start(server, LIMIT, Losses::None)
 }
 
-/// Reads go on; Marks get these reasons and no others, and at least one of them.
+/// Checks that reads succeed, and that all Marks fail, with these reasons only.
 fn reads_go_on<'a>(
     reasons: &'a [&str],
     settled: Duration,
@@ -69,24 +70,24 @@ fn out_of_memory(pace: &Pace) -> Report {
     let server = Dyndata::on(&redis.url(), &[]);
     let mut trial = trial(&server);
     for _ in 0..pace.times(1, 4) {
-        trial.fault();
+        trial.begin_fault();
         redis.must(&["CONFIG", "SET", "maxmemory", "1"]);
         sleep(LASTS);
-        trial.lift();
+        trial.begin_repair();
         redis.must(&["CONFIG", "SET", "maxmemory", "0"]);
-        trial.over();
+        trial.end_fault();
     }
     trial.judge_with(reads_go_on(&["BACKEND_OUT_OF_MEMORY"], SETTLED))
 }
 
-/// PING is refused too, so the connections that are opened meanwhile are the hard part.
+/// MISCONF also refuses PING, so new connections are the hard part.
 fn misconfigured(pace: &Pace) -> Report {
     let redis = Redis::start_with(&["--save", "3600", "1", "--enable-debug-command", "yes"]);
     let server = Dyndata::on(&redis.url(), &[]);
     let mut trial = trial(&server);
     let in_the_way = redis.directory.path("dump.rdb");
     for _ in 0..pace.times(1, 4) {
-        // Nobody, not even root, can move a file over a directory.
+        // Not even root can move a file over a directory, so saving fails.
         _ = fs::remove_file(&in_the_way);
         fs::create_dir(&in_the_way).expect("a directory");
         let saved = |status: &str| {
@@ -97,15 +98,15 @@ fn misconfigured(pace: &Pace) -> Report {
                     .contains(&format!("rdb_last_bgsave_status:{status}"))
             });
         };
-        trial.fault();
+        trial.begin_fault();
         saved("err");
         sleep(LASTS / 2);
         redis.try_to(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
         sleep(LASTS);
-        trial.lift();
+        trial.begin_repair();
         fs::remove_dir(&in_the_way).expect("removes");
         saved("ok");
-        trial.over();
+        trial.end_fault();
     }
     trial.judge_with(|operations, faults| {
         let mut failures = Vec::new();
@@ -142,15 +143,15 @@ fn wrong_password(pace: &Pace) -> Report {
     trial.expect_late_expiry(late_replicas());
     for round in 0..pace.times(1, 4) {
         let password = format!("{round}-{CANARY}");
-        trial.fault();
-        // Connections that are there keep their rights; new ones need the new password.
+        trial.begin_fault();
+        // Open connections keep their rights. New ones need the new password.
         redis.must(&["CONFIG", "SET", "requirepass", &password]);
         redis.use_password(&password);
         redis.try_to(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
         sleep(LASTS);
-        trial.lift();
+        trial.begin_repair();
         directory.write("password", &format!("{password}\n"));
-        trial.over();
+        trial.end_fault();
     }
     trial.judge_with(|operations, faults| {
         let mut failures = Vec::new();
@@ -167,12 +168,12 @@ fn no_permission(pace: &Pace) -> Report {
     let server = Dyndata::on(&redis.url(), &[]);
     let mut trial = trial(&server);
     for _ in 0..pace.times(1, 4) {
-        trial.fault();
+        trial.begin_fault();
         redis.must(&["ACL", "SETUSER", "default", "-set"]);
         sleep(LASTS);
-        trial.lift();
+        trial.begin_repair();
         redis.must(&["ACL", "SETUSER", "default", "+set"]);
-        trial.over();
+        trial.end_fault();
     }
     trial.judge_with(reads_go_on(&["BACKEND_AUTH"], SETTLED))
 }
@@ -192,7 +193,7 @@ fn loading(pace: &Pace) -> Report {
             let info = redis.text(&["INFO", "persistence"]);
             info.contains("aof_rewrite_in_progress:0") && info.contains("aof_rewrite_scheduled:0")
         });
-        trial.fault();
+        trial.begin_fault();
         redis.kill();
         // A millisecond for each key.
         redis.spawn(&[
@@ -208,7 +209,7 @@ fn loading(pace: &Pace) -> Report {
             }));
             answer.is_ok()
         });
-        trial.over();
+        trial.end_fault();
         redis.must(&["CONFIG", "SET", "key-load-delay", "0"]);
     }
     trial.check(seen >= rounds, "redis never said LOADING");
@@ -220,14 +221,14 @@ fn busy_script(pace: &Pace) -> Report {
     let server = Dyndata::on(&redis.url(), &[]);
     let mut trial = trial(&server);
     for _ in 0..pace.times(1, 4) {
-        trial.fault();
+        trial.begin_fault();
         std::thread::scope(|scope| {
             scope.spawn(|| redis.try_to(&["EVAL", "while true do end", "0"]));
             sleep(LASTS);
-            trial.lift();
+            trial.begin_repair();
             redis.must(&["SCRIPT", "KILL"]);
         });
-        trial.over();
+        trial.end_fault();
     }
     trial.judge_with(|operations, faults| {
         let busy = faults
@@ -236,7 +237,7 @@ fn busy_script(pace: &Pace) -> Report {
         if busy {
             Vec::new()
         } else {
-            vec!["nobody was told BACKEND_BUSY".to_owned()]
+            vec!["no call got BACKEND_BUSY".to_owned()]
         }
     })
 }
@@ -246,13 +247,13 @@ fn read_only(pace: &Pace) -> Report {
     let server = Dyndata::on(&redis.url(), &[]);
     let mut trial = trial(&server);
     for _ in 0..pace.times(1, 4) {
-        trial.fault();
-        // A replica of nobody: it keeps its data.
+        trial.begin_fault();
+        // Its master does not exist, so it keeps its data.
         redis.must(&["REPLICAOF", "127.0.0.1", "1"]);
         sleep(LASTS);
-        trial.lift();
+        trial.begin_repair();
         redis.must(&["REPLICAOF", "NO", "ONE"]);
-        trial.over();
+        trial.end_fault();
     }
     trial.judge_with(|operations, faults| {
         let mut failures = Vec::new();
@@ -261,7 +262,7 @@ fn read_only(pace: &Pace) -> Report {
             failures.extend(marks_get(&reasons, operations, fault, SETTLED));
             let told = endings(during(operations, fault, Duration::ZERO));
             if !told.contains_key("BACKEND_READONLY") {
-                failures.push(format!("nobody was told BACKEND_READONLY: {told:?}"));
+                failures.push(format!("no call got BACKEND_READONLY: {told:?}"));
             }
         }
         failures
@@ -280,14 +281,14 @@ fn max_clients(pace: &Pace) -> Report {
                 .query(&mut ours)
                 .expect("answers")
         };
-        trial.fault();
-        // One place, which is taken.
+        trial.begin_fault();
+        // The test has the only connection.
         command(&["CONFIG", "SET", "maxclients", "1"]);
         command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
         sleep(LASTS);
-        trial.lift();
+        trial.begin_repair();
         command(&["CONFIG", "SET", "maxclients", "1000"]);
-        trial.over();
+        trial.end_fault();
     }
     trial.judge_with(|operations, faults| {
         let reasons = ["BACKEND_UNAVAILABLE", "BACKEND_BUSY"];
@@ -305,12 +306,12 @@ fn absent_at_start(pace: &Pace) -> Report {
         let url = format!("--redis-url={}", redis.url());
         let server = Dyndata::start(&[&url]);
         let mut trial = Trial::start_unready(&server, LIMIT, Losses::None);
-        trial.fault();
+        trial.begin_fault();
         sleep(Duration::from_secs(2));
         trial.check(!server.is_ready(), "ready without a Redis");
-        trial.lift();
+        trial.begin_repair();
         redis.run();
-        trial.over();
+        trial.end_fault();
         trial.check(server.is_ready(), "not ready with a Redis");
         reports.push(trial.judge_with(|operations, faults| {
             let reasons = ["BACKEND_UNAVAILABLE"];
@@ -323,7 +324,7 @@ fn absent_at_start(pace: &Pace) -> Report {
     Report::of_all(reports)
 }
 
-/// The service sees a hosts file of its own, in which a name moves from one Redis to another.
+/// The service has its own hosts file, in which a name moves from one Redis to another.
 fn renamed(pace: &Pace) -> Report {
     let directory = Directory::new();
     let hosts = directory.path("hosts");
@@ -338,9 +339,9 @@ fn renamed(pace: &Pace) -> Report {
         .args(["true"])
         .output();
     if !can.as_ref().is_ok_and(|output| output.status.success()) {
-        return Report::skipped(format!("no mount namespace of one's own: {can:?}"));
+        return Report::skipped(format!("cannot make a mount namespace: {can:?}"));
     }
-    // Both on the same port, of two addresses. The second one has all that the first one has.
+    // Both use the same port, on two addresses. The second has the data of the first.
     let mut first = Redis::prepare(DURABLE);
     first.run();
     let mut second = Redis::prepare(DURABLE);
@@ -363,8 +364,8 @@ fn renamed(pace: &Pace) -> Report {
             to.text(&["INFO", "replication"])
                 .contains("master_link_status:up")
         });
-        trial.fault();
-        // A planned move: nothing is written while the last of it is copied.
+        trial.begin_fault();
+        // A planned move: no writes while the rest is copied.
         from.must(&["CLIENT", "PAUSE", "60000", "WRITE"]);
         eventually("the rest of the data is there", || {
             let offset = |redis: &Redis, name: &str| {
@@ -378,7 +379,7 @@ fn renamed(pace: &Pace) -> Report {
         from.kill();
         to.must(&["REPLICAOF", "NO", "ONE"]);
         point_to(to.host);
-        trial.over();
+        trial.end_fault();
         from.run();
     }
     trial.judge()

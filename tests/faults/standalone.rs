@@ -1,5 +1,5 @@
-//! One Redis and the line to it: processes that die and stand still, connections that break,
-//! bytes that come late, one by one, or never.
+//! Faults of a single Redis and of the connections to it: Redis dies or stands still, connections
+//! break, and bytes arrive late, one by one, or never.
 
 use std::{thread::sleep, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::{
     writers::Pressure,
 };
 
-/// After a restart, and for a connection that hung and answers again.
+/// The longest recovery after a restart, and of a connection that hung.
 pub const LIMIT: Duration = Duration::from_secs(2);
 
 pub const CASES: &[Case] = &[
@@ -41,11 +41,11 @@ pub const CASES: &[Case] = &[
     Case::new("line: one byte at a time", trickle),
 ];
 
-/// A fault that a Redis does to itself; ends when it is over.
-pub type Deed = fn(&mut Redis);
+/// Injects a fault into a Redis, and returns when the fault is over.
+pub type InjectFault = fn(&mut Redis);
 
-/// All of them, for faults in random order.
-pub const DEEDS: &[(&str, Deed)] = &[
+/// All faults of a Redis itself, for [`crate::chaos`].
+pub const FAULTS: &[(&str, InjectFault)] = &[
     ("kill -9", kill),
     ("SIGSTOP 3 s", stop),
     ("SIGSTOP 300 ms", stutter),
@@ -54,14 +54,14 @@ pub const DEEDS: &[(&str, Deed)] = &[
     ("DEBUG SLEEP", sleep_in_command),
 ];
 
-fn direct(pace: &Pace, deed: Deed) -> Report {
+fn direct(pace: &Pace, inject: InjectFault) -> Report {
     let mut redis = Redis::start_durable(&[]);
     let server = Dyndata::on(&redis.url(), &[]);
     let mut trial = Trial::start(&server, LIMIT, Losses::None);
     for _ in 0..pace.times(1, 4) {
-        trial.fault();
-        deed(&mut redis);
-        trial.over();
+        trial.begin_fault();
+        inject(&mut redis);
+        trial.end_fault();
     }
     trial.judge()
 }
@@ -78,7 +78,7 @@ fn stop(redis: &mut Redis) {
     redis.thaw();
 }
 
-/// Shorter than the time that a command has.
+/// Shorter than the timeout of a command.
 fn stutter(redis: &mut Redis) {
     redis.freeze();
     sleep(Duration::from_millis(300));
@@ -98,16 +98,16 @@ fn kill_clients(redis: &mut Redis) {
 }
 
 fn sleep_in_command(redis: &mut Redis) {
-    // Answers when it has slept.
+    // Redis answers after the sleep.
     redis.must(&["DEBUG", "SLEEP", "1.5"]);
 }
 
 fn proxied(pace: &Pace, mode: Mode) -> Report {
-    on_a_line(pace, mode, Rate::default(), |_, _| Vec::new())
+    with_proxy(pace, mode, Rate::default(), |_, _| Vec::new())
 }
 
-/// One mode of the line, for two seconds at a time.
-fn on_a_line(
+/// Sets a mode of the proxy for two seconds at a time.
+fn with_proxy(
     pace: &Pace,
     mode: Mode,
     rate: Rate,
@@ -119,46 +119,46 @@ fn on_a_line(
     let mut trial = Trial::with_rate(&server, LIMIT, Losses::None, rate);
     trial.calm();
     for _ in 0..pace.times(1, 4) {
-        trial.fault();
+        trial.begin_fault();
         proxy.set(mode);
         sleep(Duration::from_secs(2));
         proxy.set(Mode::Pass);
-        trial.over();
+        trial.end_fault();
     }
     trial.judge_with(demands)
 }
 
-/// Two services on one line, and several writers for each id: a command that takes effect twice,
-/// or later than its answer says, leaves reads that no order explains.
+/// Two services behind one proxy, and several writers for each id. If a command takes effect twice,
+/// or later than its reply says, no order of the calls explains the reads.
 fn with_writers(pace: &Pace, mode: Mode) -> Report {
     let redis = Redis::start_durable(&[]);
-    let line = Proxy::start(redis.port);
-    let servers = [(); 2].map(|()| Dyndata::on(&line.url(), &[]));
+    let proxy = Proxy::start(redis.port);
+    let servers = [(); 2].map(|()| Dyndata::on(&proxy.url(), &[]));
     let mut trial = Trial::with_rate(&servers[0], LIMIT, Losses::None, Rate::patient());
     trial.add_writers([&servers[0], &servers[1]], Pressure::of(pace));
     for _ in 0..pace.times(2, 6) {
-        // For the backoff to start anew: then the next connection comes at once.
+        // After this time the backoff starts again, so that the next connection opens at once.
         sleep(Duration::from_secs(5));
-        trial.fault();
-        line.set(mode);
+        trial.begin_fault();
+        proxy.set(mode);
         sleep(Duration::from_secs(2));
-        line.set(Mode::Pass);
-        trial.over();
+        proxy.set(Mode::Pass);
+        trial.end_fault();
     }
     trial.judge()
 }
 
-/// Late is not lost: 300 ms are within the time that a command has.
+/// A delay of 300 ms is shorter than the timeout of a command.
 fn slow_line(pace: &Pace) -> Report {
     let mode = Mode::Delay(Duration::from_millis(300));
-    on_a_line(pace, mode, Rate::patient(), nothing_fails)
+    with_proxy(pace, mode, Rate::patient(), nothing_fails)
 }
 
 fn trickle(pace: &Pace) -> Report {
-    on_a_line(pace, Mode::Trickle, Rate::patient(), nothing_fails)
+    with_proxy(pace, Mode::Trickle, Rate::patient(), nothing_fails)
 }
 
-/// The fault is no reason to fail a call.
+/// Checks that no call fails during the fault.
 pub fn nothing_fails(operations: &[Operation], faults: &[Fault]) -> Vec<String> {
     faults
         .iter()
@@ -166,7 +166,7 @@ pub fn nothing_fails(operations: &[Operation], faults: &[Fault]) -> Vec<String> 
             let failed =
                 during(operations, fault, Duration::ZERO).filter(|operation| !operation.is_ok());
             let failed = endings(failed);
-            (!failed.is_empty()).then(|| format!("failed under the fault: {failed:?}"))
+            (!failed.is_empty()).then(|| format!("failed during the fault: {failed:?}"))
         })
         .collect()
 }

@@ -1,5 +1,5 @@
-//! When the machine is too busy to let the service run, lateness says nothing about the service.
-//! Linux counts how long each thread was ready and had to wait.
+//! Notes when the machine was too busy to run the service, because lateness is then not the
+//! service's fault. Linux counts how long each thread was ready to run and had to wait.
 
 use std::{
     collections::HashMap,
@@ -15,10 +15,10 @@ use std::{
 use crate::history::Recorder;
 
 const INTERVAL: Duration = Duration::from_millis(10);
-/// Waiting for less than this is everyday life.
+/// Shorter waits are normal.
 const NOTABLE: Duration = Duration::from_millis(5);
 
-/// Tells a history when a process was kept from running, until it is dropped.
+/// Notes the waits of a process in a history, until it is dropped.
 pub struct Watch {
     stop: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<()>>,
@@ -37,7 +37,7 @@ impl Watch {
                 for (thread, total) in &waited {
                     let span = total.saturating_sub(before.get(thread).copied().unwrap_or(*total));
                     if span > NOTABLE {
-                        recorder.stalled(now.before(span + INTERVAL), now);
+                        recorder.add_stall(now.before(span + INTERVAL), now);
                     }
                 }
                 before = waited;
@@ -54,19 +54,19 @@ impl Drop for Watch {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // It cannot fail, and would be missed by nobody.
+            // The thread cannot fail.
             _ = thread.join();
         }
     }
 }
 
-/// How long each thread has waited for a processor so far; empty where Linux does not say.
+/// How long each thread has waited for a processor so far. Empty if Linux does not count this.
 fn waits(pid: u32) -> HashMap<String, Duration> {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
         return HashMap::new();
     };
     let wait = |thread: fs::DirEntry| {
-        // Time on a processor, time ready but waiting, both in nanoseconds, and turns.
+        // Nanoseconds on a processor, nanoseconds of waiting, number of time slices.
         let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
         let nanos = text.split(' ').nth(1)?.parse().ok()?;
         let name = thread.file_name().to_string_lossy().into_owned();

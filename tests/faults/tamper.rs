@@ -1,5 +1,5 @@
-//! The whole path, checked: a real service whose Redis is tampered with behind its back, and whose
-//! answers are held up, has to be found out.
+//! Tests the load and the checker on a real service: changes in Redis that no Mark made, and late
+//! answers, must be found.
 
 use std::{thread::sleep, time::Duration};
 
@@ -20,7 +20,7 @@ pub const CASES: &[Case] = &[
     Case::new("checker: notices late answers", late),
 ];
 
-/// A real service under load, with a Redis that is tampered with behind its back.
+/// Runs a real service under load, changes the data in Redis directly, and checks the history.
 fn tampered(tamper: impl FnOnce(&Redis)) -> Findings {
     let redis = Redis::start_durable(&[]);
     let server = Dyndata::on(&redis.url(), &[]);
@@ -31,8 +31,8 @@ fn tampered(tamper: impl FnOnce(&Redis)) -> Findings {
     check(&load.finish(), &Allowances::default())
 }
 
-fn demand(holds: bool, findings: &Findings) -> Report {
-    Report::of(if holds {
+fn report(is_noticed: bool, findings: &Findings) -> Report {
+    Report::of(if is_noticed {
         Vec::new()
     } else {
         vec![format!("not noticed: {findings:?}")]
@@ -44,11 +44,11 @@ fn emptied(_: &Pace) -> Report {
         redis.must(&["FLUSHALL"]);
     });
     let noticed = !findings.false_absences.is_empty() && !findings.lost.is_empty();
-    demand(noticed && findings.wrong_values.is_empty(), &findings)
+    report(noticed && findings.wrong_values.is_empty(), &findings)
 }
 
 fn put_back(_: &Pace) -> Report {
-    // A key that is marked at least twice meanwhile, as every long-lived one is.
+    // A key that is marked at least twice, as every one with a long time to live is.
     let findings = tampered(|redis| {
         let key = "dyn_data/{0}0";
         let value = |redis: &Redis| redis.text(&["GET", key]);
@@ -59,35 +59,35 @@ fn put_back(_: &Pace) -> Report {
         redis.must(&["SET", key, &old, "PX", "3600000"]);
     });
     let noticed = !findings.wrong_values.is_empty() || !findings.lost.is_empty();
-    demand(noticed, &findings)
+    report(noticed, &findings)
 }
 
 fn foreign(_: &Pace) -> Report {
     let findings = tampered(|redis| {
         for id in 0..50 {
             let key = format!("dyn_data/{}", name(id));
-            // A number like any other, of which no Mark knows.
+            // A number that no Mark has written.
             redis.must(&["SET", &key, "3000000", "PX", "3600000"]);
         }
     });
-    demand(!findings.wrong_values.is_empty(), &findings)
+    report(!findings.wrong_values.is_empty(), &findings)
 }
 
-/// The line between callers and service holds replies up for longer than they are let wait.
+/// A proxy between callers and service delays replies until after the deadline.
 fn late(_: &Pace) -> Report {
     let redis = Redis::start_durable(&[]);
     let server = Dyndata::on(&redis.url(), &[]);
-    let line = Proxy::start(server.port());
-    line.set(Mode::Delay(Duration::from_millis(300)));
+    let proxy = Proxy::start(server.port());
+    proxy.set(Mode::Delay(Duration::from_millis(300)));
     let rate = Rate {
         deadline_millis: (100, 100),
         at_the_end: AtTheEnd::Nothing,
         ..Rate::default()
     };
-    let load = Load::start(&format!("127.0.0.1:{}", line.port), rate);
+    let load = Load::start(&format!("127.0.0.1:{}", proxy.port), rate);
     sleep(Duration::from_secs(1));
     let findings = check(&load.finish(), &Allowances::default());
-    demand(
+    report(
         findings.longest_overrun > Duration::from_millis(150),
         &findings,
     )

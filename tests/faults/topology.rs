@@ -1,4 +1,4 @@
-//! Redis as several processes: a master that sentinels watch, and a cluster.
+//! Several Redis processes: a master with sentinels, and a cluster.
 
 use std::{
     process::Command,
@@ -8,14 +8,14 @@ use std::{
 
 use crate::support::{Redis, eventually, redis_server::DURABLE};
 
-/// After this long without an answer a master counts as down, or a node as failed.
+/// After this time without an answer, a master is down, or a node has failed.
 pub const DOWN_AFTER: Duration = Duration::from_secs(1);
-/// How long it may take until all nodes agree.
+/// The longest time until all nodes agree.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A master, a replica, and three sentinels of which two have to agree.
+/// A master, a replica, and three sentinels. Two sentinels have to agree on a failover.
 pub struct Sentinels {
-    /// Which of them is the master changes.
+    /// One of the two is the master.
     pub redis: [Redis; 2],
     pub sentinels: Vec<Redis>,
 }
@@ -38,7 +38,7 @@ impl Sentinels {
         }
         let [master, replica] = &this.redis;
         replica.must(&["REPLICAOF", "127.0.0.1", &master.port.to_string()]);
-        eventually("the replica is in step", || in_step(replica));
+        eventually("the replica is in sync", || in_sync(replica));
         for _ in 0..3 {
             let mut sentinel = Redis::prepare(&[]);
             let config = format!(
@@ -55,7 +55,7 @@ impl Sentinels {
         this
     }
 
-    /// All sentinels know each other and the replica, and agree on a master that is up.
+    /// Waits until all sentinels know each other and the replica, and the master is up.
     pub fn settled(&self) {
         let start = Instant::now();
         loop {
@@ -69,7 +69,7 @@ impl Sentinels {
                     .is_ok()
             });
             let roles = self.redis.iter().filter(|redis| is_master(redis)).count() == 1
-                && self.redis.iter().any(in_step);
+                && self.redis.iter().any(in_sync);
             if agree && ready && roles {
                 return;
             }
@@ -82,7 +82,7 @@ impl Sentinels {
         urls(&self.sentinels)
     }
 
-    /// Which one is the master, as Redis says.
+    /// The index of the master in `redis`.
     pub fn master(&self) -> usize {
         usize::from(!is_master(&self.redis[0]))
     }
@@ -92,7 +92,7 @@ fn is_master(redis: &Redis) -> bool {
     redis.text(&["INFO", "replication"]).contains("role:master")
 }
 
-fn in_step(redis: &Redis) -> bool {
+fn in_sync(redis: &Redis) -> bool {
     let info = redis.text(&["INFO", "replication"]);
     info.contains("role:slave") && info.contains("master_link_status:up")
 }
@@ -102,13 +102,13 @@ pub struct Cluster {
     pub nodes: Vec<Redis>,
 }
 
-/// What `CLUSTER NODES` says of a node.
+/// A node in `CLUSTER NODES`.
 #[derive(Debug, Clone)]
 pub struct Member {
     pub name: String,
     pub port: u16,
     pub is_master: bool,
-    /// The slots of a master; only whole ranges.
+    /// The ranges of slots of a master.
     pub slots: Vec<(u16, u16)>,
 }
 
@@ -156,7 +156,7 @@ impl Cluster {
         this
     }
 
-    /// Every node is up, knows all slots as served, and every replica is in step.
+    /// Waits until every node knows that all slots are served, and every replica is in sync.
     pub fn settled(&self) {
         let start = Instant::now();
         loop {
@@ -172,7 +172,7 @@ impl Cluster {
                         == 3
                     && !members.contains("fail")
             });
-            if whole && self.nodes.iter().filter(|node| in_step(node)).count() == 3 {
+            if whole && self.nodes.iter().filter(|node| in_sync(node)).count() == 3 {
                 return;
             }
             assert!(start.elapsed() < PATIENCE, "the cluster does not settle");
@@ -184,7 +184,7 @@ impl Cluster {
         urls(&self.nodes)
     }
 
-    /// How often the nodes gave an error of this kind.
+    /// How often the nodes have replied an error of this kind.
     pub fn errors(&self, kind: &str) -> u64 {
         let start = format!("errorstat_{kind}:count=");
         let count = |node: &Redis| -> Option<u64> {
@@ -200,13 +200,13 @@ impl Cluster {
         node.expect("a node of the cluster")
     }
 
-    /// The members, as one of the nodes that answer sees them.
-    pub fn members(&self, seen_by: &Redis) -> Vec<Member> {
-        let text = seen_by.text(&["CLUSTER", "NODES"]);
+    /// The members of the cluster, as this node knows them.
+    pub fn members(&self, asked: &Redis) -> Vec<Member> {
+        let text = asked.text(&["CLUSTER", "NODES"]);
         text.lines().filter_map(Member::parse).collect()
     }
 
-    /// The masters with slots, in a settled cluster.
+    /// The masters that have slots.
     pub fn masters(&self) -> Vec<Member> {
         let mut members = self.members(&self.nodes[0]);
         members.retain(|member| member.is_master && !member.slots.is_empty());

@@ -1,4 +1,4 @@
-//! One case as it runs: load, faults that come and go, and what is asked of the history at the end.
+//! One run of a case: it puts load on a service, injects faults, and checks the history at the end.
 
 use std::{
     sync::Arc,
@@ -16,38 +16,38 @@ use crate::{
     writers::{Pressure, Writers},
 };
 
-/// This many calls in a row that succeed end a recovery.
+/// The service has recovered after this many successful calls in a row ...
 const RECOVERED: usize = 50;
-/// And so does that no call fails for longer than any may take.
+/// ... and after this time without a failed call. No call may take longer.
 const QUIET: Duration = Duration::from_millis(1_200);
-/// How long to wait for that beyond the limit, to be able to say how long it took.
+/// How long beyond its limit to wait for a recovery, to report how long it took.
 const PATIENCE: Duration = Duration::from_secs(8);
-/// How long nothing may go wrong before the first fault.
+/// Time without faults before the first fault.
 const CALM: Duration = Duration::from_millis(700);
-/// How long before a failover the Marks may have been acknowledged that it loses.
+/// A failover may lose Marks that were acknowledged this long before it.
 const REPLICATION_LAG: Duration = Duration::from_millis(500);
-/// A machine that stands still for longer than this explains what it does not excuse.
+/// A stall of the machine that is longer than this is noted in the report.
 const NOTABLE_STALL: Duration = Duration::from_millis(500);
-/// Calls a second, on the average; with fewer of them a case proves less than it says.
+/// Least number of calls a second, on average. With fewer, a case proves too little.
 const LEAST_RATE: f64 = 200.0;
-/// No call may outlive its deadline by more.
+/// The longest time that a call may last beyond its deadline.
 const OVERRUN: Duration = Duration::from_millis(50);
 
-/// A fault with its time to recover from it.
+/// The moments of one fault and of the recovery from it.
 #[derive(Debug, Clone, Copy)]
 pub struct Fault {
     pub begin: Moment,
-    /// When it began to be put right.
-    pub lifted: Option<Moment>,
-    /// When it was right again.
+    /// When the repair began.
+    pub repair_began: Option<Moment>,
+    /// When the repair was complete.
     pub end: Moment,
-    /// When the service was seen to have followed, if its calls alone do not show it.
+    /// When the service was seen to use the new master, if its calls alone do not show it.
     pub followed: Option<Moment>,
-    /// When the next one began, or everything ended.
+    /// When the next fault began, or the trial ended.
     pub calm_until: Moment,
 }
 
-/// Whether a failover may lose what was acknowledged just before.
+/// Whether faults may lose Marks that were acknowledged just before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Losses {
     None,
@@ -60,22 +60,22 @@ pub struct Trial {
     _watch: Watch,
     limit: Duration,
     losses: Losses,
-    /// Whether the service closes connections, as it may.
-    goes_away: bool,
+    /// True if the service may close connections.
+    closes_connections: bool,
     late_expiry: Duration,
     faults: Vec<Fault>,
     failures: Vec<String>,
 }
 
 impl Trial {
-    /// Puts load on a service that is ready, and sees that all is well.
+    /// Puts load on a service that is ready, and lets it run for a while.
     pub fn start(server: &Dyndata, limit: Duration, losses: Losses) -> Self {
         let trial = Self::start_unready(server, limit, losses);
         trial.calm();
         trial
     }
 
-    /// Puts load on a service that has nothing to serve from yet.
+    /// Puts load on a service that has no Redis yet.
     pub fn start_unready(server: &Dyndata, limit: Duration, losses: Losses) -> Self {
         Self::with_rate(server, limit, losses, Rate::default())
     }
@@ -88,7 +88,7 @@ impl Trial {
             writers: None,
             limit,
             losses,
-            goes_away: false,
+            closes_connections: false,
             late_expiry: match losses {
                 Losses::None => Duration::ZERO,
                 Losses::Failover => late_replicas(),
@@ -98,7 +98,7 @@ impl Trial {
         }
     }
 
-    /// Puts the load of several writers for each id on these services too.
+    /// Adds a load with several writers for each id, on these services.
     pub fn add_writers(&mut self, servers: [&Dyndata; 2], pressure: Pressure) {
         let addrs = servers.map(|server| server.addr.as_str());
         let pressure = Pressure {
@@ -108,23 +108,23 @@ impl Trial {
         self.writers = Some(Writers::start(&addrs, &self.load.recorder, pressure));
     }
 
-    /// A while in which all is well.
+    /// Lets the load run for a while without a fault.
     pub fn calm(&self) {
         thread::sleep(CALM);
     }
 
-    /// The service will close connections, after GOAWAY.
+    /// Allows the service to close connections, after GOAWAY.
     pub fn expect_goaway(&mut self) {
-        self.goes_away = true;
+        self.closes_connections = true;
     }
 
-    /// Redis itself will let values live longer than they were marked for, by at most this.
+    /// Allows Redis to expire values later than promised, by at most this.
     pub fn expect_late_expiry(&mut self, by: Duration) {
         self.late_expiry = by;
     }
 
-    /// A fault begins.
-    pub fn fault(&mut self) {
+    /// Notes that a fault begins now.
+    pub fn begin_fault(&mut self) {
         let now = self.load.recorder.now();
         if let Some(writers) = &self.writers
             && self.losses == Losses::Failover
@@ -136,29 +136,29 @@ impl Trial {
         }
         self.faults.push(Fault {
             begin: now,
-            lifted: None,
+            repair_began: None,
             end: now,
             followed: None,
             calm_until: now,
         });
     }
 
-    /// From now on it is being put right.
-    pub fn lift(&mut self) {
+    /// Notes that the repair of the fault begins now.
+    pub fn begin_repair(&mut self) {
         let now = self.load.recorder.now();
         if let Some(fault) = self.faults.last_mut() {
-            fault.lifted = Some(now);
+            fault.repair_began = Some(now);
         }
     }
 
-    /// It is over: waits until calls succeed again.
-    pub fn over(&mut self) {
-        let now = self.load.recorder.watch();
-        self.over_since(now);
+    /// Notes that the fault is over now, and waits until the service has recovered.
+    pub fn end_fault(&mut self) {
+        let now = self.load.recorder.count_from_now();
+        self.fault_ended_at(now);
     }
 
-    /// It was over at `end` already.
-    pub fn over_since(&mut self, end: Moment) {
+    /// Notes that the fault was over at `end`, and waits until the service has recovered.
+    pub fn fault_ended_at(&mut self, end: Moment) {
         let Some(fault) = self.faults.last_mut() else {
             return;
         };
@@ -172,14 +172,14 @@ impl Trial {
         }
     }
 
-    /// Enough calls in a row, and none that still waits may be about to fail.
+    /// True after enough successful calls in a row, once no older call can still fail.
     fn has_recovered(&self, end: Moment) -> bool {
         let recorder = &self.load.recorder;
         let quiet = recorder.now().since(recorder.last_failure().max(end));
         recorder.successes() >= RECOVERED && quiet >= QUIET
     }
 
-    /// The service has noticed what it has to follow.
+    /// Notes that the service uses the new master now.
     pub fn followed(&mut self) {
         let now = self.load.recorder.now();
         if let Some(fault) = self.faults.last_mut() {
@@ -187,27 +187,27 @@ impl Trial {
         }
     }
 
-    /// Something else that has to hold.
+    /// Reports a failure unless a condition holds.
     pub fn check(&mut self, holds: bool, otherwise: impl Into<String>) {
         if !holds {
             self.failures.push(otherwise.into());
         }
     }
 
-    /// Ends the load, and judges.
+    /// Ends the load, and checks its history.
     pub fn judge(self) -> Report {
         self.judge_with(|_, _| Vec::new())
     }
 
-    /// The same, with demands of the case's own on what happened under the faults.
-    pub fn judge_with(self, demands: impl FnOnce(&[Operation], &[Fault]) -> Vec<String>) -> Report {
+    /// The same, with further checks of the case. They return failures.
+    pub fn judge_with(self, checks: impl FnOnce(&[Operation], &[Fault]) -> Vec<String>) -> Report {
         let Self {
             load,
             writers,
             _watch,
             limit,
             losses,
-            goes_away,
+            closes_connections,
             late_expiry,
             mut faults,
             mut failures,
@@ -230,7 +230,7 @@ impl Trial {
                     })
                     .collect(),
             },
-            service_stops: goes_away,
+            service_stops: closes_connections,
             stalls: recorder.stalls(),
             late_expiry,
         };
@@ -242,7 +242,7 @@ impl Trial {
                 "only {rate:.0} calls a second: is the machine busy?"
             ));
         }
-        failures.extend(demands(&operations, &faults));
+        failures.extend(checks(&operations, &faults));
         let mut slowest = None;
         for fault in &faults {
             match recovered(&operations, fault) {
@@ -255,7 +255,7 @@ impl Trial {
                 .iter()
                 .filter(|operation| operation.end < first.begin && !operation.is_ok());
             let before = endings(before);
-            // Before the first fault there is nothing to recover from, unless it came first.
+            // Before the first fault, no call has a reason to fail.
             if !before.is_empty() {
                 failures.push(format!("failed before the first fault: {before:?}"));
             }
@@ -274,7 +274,7 @@ impl Trial {
             .max();
         if let Some(longest) = longest.filter(|longest| *longest > NOTABLE_STALL) {
             report.notes.push(format!(
-                "the machine stood still for {} ms",
+                "the machine stalled for {} ms",
                 longest.as_millis()
             ));
         }
@@ -284,8 +284,8 @@ impl Trial {
     }
 }
 
-/// How much longer a replica may let values live. Redis 6 replicates what is left of a time to
-/// live, which starts anew when the replica hears of it; Redis 7 replicates the moment of expiry.
+/// How much later a replica may expire values. Redis 6 replicates the remaining time to live, which
+/// starts again when the replica receives it. Redis 7 replicates the moment of expiry.
 pub fn late_replicas() -> Duration {
     match is_redis_6() {
         true => Duration::from_millis(250),
@@ -293,7 +293,7 @@ pub fn late_replicas() -> Duration {
     }
 }
 
-/// The first moment since which every call succeeded, until the next fault.
+/// The first moment after the fault from which on every call succeeded, until the next fault.
 fn recovered(operations: &[Operation], fault: &Fault) -> Option<Moment> {
     served(operations, fault).map(|since| fault.followed.unwrap_or(since).max(since))
 }
@@ -313,14 +313,14 @@ fn served(operations: &[Operation], fault: &Fault) -> Option<Moment> {
     since
 }
 
-/// The calls that ran wholly within the fault, without its first moments.
+/// The calls that started and ended within a fault. The first `settled` of the fault is left out.
 pub fn during<'a>(
     operations: &'a [Operation],
     fault: &Fault,
     settled: Duration,
 ) -> impl Iterator<Item = &'a Operation> {
     let from = fault.begin.after(settled);
-    let to = fault.lifted.unwrap_or(fault.end);
+    let to = fault.repair_began.unwrap_or(fault.end);
     operations
         .iter()
         .filter(move |operation| operation.start >= from && operation.end <= to)

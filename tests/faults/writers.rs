@@ -1,9 +1,10 @@
-//! Several writers for each id: the load whose histories [`crate::register`] judges.
+//! A load with several writers for each id. [`crate::register`] checks its histories.
 //!
-//! Every id has three writers and three readers, each on a connection of its own, through all
-//! the services that share the store. An id is retired after so many answers, or after four
-//! Marks of unknown outcome, and a fresh one takes its place. What is retired is judged on
-//! threads beside the load, so that neither memory nor the time at the end grows with the run.
+//! Every id has three writers and three readers. Each has its own connection, and the connections
+//! are spread over all services that share the store. An id is finished after a number of
+//! successful calls, or after four Marks with unknown outcome. Then a new id takes its place.
+//! Other threads check the finished ids while the load goes on, so that neither the memory nor the
+//! time at the end grows with the length of the run.
 
 use std::{
     sync::{
@@ -24,44 +25,45 @@ use crate::{
     runner::Pace,
 };
 
-/// Callers of one id. The readers are as many as the writers, because only a read is evidence.
+/// Callers of one id. There are as many readers as writers, because only a read can show an error.
 pub const WRITERS: usize = 3;
 const READERS: usize = 3;
-/// After this many Marks of unknown outcome an id is retired.
+/// After this many Marks with unknown outcome, an id is finished.
 const MAX_UNKNOWN: usize = 4;
-/// After this long it is retired whatever happened, so that an outage ends too.
+/// After this time an id is finished in any case, so that ids also end in an outage.
 const MAX_AGE: Duration = Duration::from_secs(30);
-/// How long an id with such Marks is read after the last of them: a line may deliver them late.
+/// How long such an id is read after its last Mark. A proxy may deliver Marks late.
 const AFTERMATH: Duration = Duration::from_millis(800);
-/// One id in so many has a short time to live, so that values expire between two Marks.
+/// One id in five has a short time to live, so that values expire between two Marks.
 const SHORT_LIVED: u32 = 5;
 const SHORT_TTL: Duration = Duration::from_millis(400);
 const LONG_TTL: Duration = Duration::from_secs(3600);
-/// The first id. Below it are those of the other load.
+/// The first id. The ids of [`crate::load`] are lower.
 const FIRST_ID: u32 = 1_000_000;
-/// Threads that judge, and histories that wait for them. The load waits when there are more.
+/// Threads that check histories, and the number of histories that may wait for them. If more are
+/// finished, the load waits.
 const JUDGES: usize = 2;
 const WAITING: usize = 256;
-/// Violations that are printed in full.
+/// Number of violations that are printed in full.
 const SHOWN: usize = 3;
-/// Pause of a caller whose call has failed.
+/// Pause of a caller after a failed call.
 const AFTER_FAILURE: Duration = Duration::from_millis(40);
 
-/// How much.
+/// How much load there is.
 #[derive(Debug, Clone, Copy)]
 pub struct Pressure {
-    /// Ids at the same time.
+    /// Number of ids at the same time.
     pub ids: u32,
-    /// Answered calls after which an id is retired.
+    /// Number of successful calls after which an id is finished.
     pub calls_per_id: usize,
     /// The longest pause between two calls of one caller.
     pub pause: Duration,
-    /// How much longer Redis itself may let a value live.
+    /// How much later than promised Redis itself may expire a value.
     pub late_expiry: Duration,
 }
 
 impl Pressure {
-    /// What the short version can afford, beside other cases; and the long one.
+    /// Less load in the short version, in which other cases run at the same time.
     pub fn of(pace: &Pace) -> Self {
         Self {
             ids: pace.times(3, 10) as u32,
@@ -72,28 +74,29 @@ impl Pressure {
     }
 }
 
-/// What was done, and what came of it.
+/// The result of this load.
 #[derive(Debug, Clone, Default)]
 pub struct Summary {
     pub operations: usize,
-    /// Ids on which all writers had Marks that took effect or may have.
+    /// Number of ids on which every writer has a Mark that took effect or may have.
     pub ids: usize,
-    /// Marks of unknown outcome.
+    /// Number of Marks with unknown outcome.
     pub unknown: usize,
-    /// Marks that ended with an error and certainly never took effect.
+    /// Number of failed Marks that never took effect.
     pub not_executed: usize,
-    /// Acknowledged Marks that a failover is seen to have lost.
+    /// Number of acknowledged Marks that a failover has lost.
     pub vanished: usize,
     pub violations: Vec<String>,
-    /// When the first violation had been found, from the beginning of the load.
+    /// When the first violation was found, since the start of the load.
     pub first_violation: Option<Duration>,
+    /// Number of ids whose check gave up.
     pub undecided: usize,
     pub longest_check: Duration,
-    /// Spans in which something may have been lost. Without any, all ids are strictly linearizable.
+    /// Number of lossy spans. Without any, all ids must be strictly linearizable.
     pub failovers: usize,
 }
 
-/// A load of several writers for each id, until it is finished or dropped.
+/// A running load with several writers for each id, until it is finished or dropped.
 pub struct Writers {
     shared: Arc<Shared>,
     load: Option<thread::JoinHandle<()>>,
@@ -110,25 +113,25 @@ struct Shared {
     result: Mutex<(Summary, Findings)>,
 }
 
-/// The spans in which a failover may lose what was acknowledged.
+/// The spans in which a failover may lose acknowledged Marks.
 #[derive(Debug, Default)]
 struct Spans {
     closed: Vec<Span>,
     open: Option<Moment>,
 }
 
-/// Everything on one id.
-struct Retired {
+/// All calls on one id.
+struct FinishedId {
     id: u32,
     operations: Vec<Operation>,
     writers: usize,
 }
 
 impl Writers {
-    /// Starts the load on all these services. Its clock is `recorder`'s.
+    /// Starts the load on all these services. It uses the clock of `recorder`.
     pub fn start(addrs: &[&str], recorder: &Recorder, pressure: Pressure) -> Self {
         let shared = Arc::new(Shared {
-            recorder: Arc::new(recorder.beside()),
+            recorder: Arc::new(recorder.on_same_clock()),
             began: Instant::now(),
             stop: AtomicBool::new(false),
             next_id: AtomicU32::new(FIRST_ID),
@@ -136,7 +139,7 @@ impl Writers {
             spans: Mutex::default(),
             result: Mutex::default(),
         });
-        let (retired, histories) = mpsc::channel(WAITING);
+        let (finished, histories) = mpsc::channel(WAITING);
         let histories = Arc::new(Mutex::new(histories));
         let judges = (0..JUDGES).map(|_| {
             let (shared, histories) = (Arc::clone(&shared), Arc::clone(&histories));
@@ -146,7 +149,7 @@ impl Writers {
         let addrs: Vec<_> = addrs.iter().map(ToString::to_string).collect();
         let load = thread::spawn({
             let shared = Arc::clone(&shared);
-            move || run(&addrs, pressure, &shared, &retired)
+            move || run(&addrs, pressure, &shared, &finished)
         });
         Self {
             shared,
@@ -155,13 +158,13 @@ impl Writers {
         }
     }
 
-    /// From `from` on, a failover may lose what was acknowledged.
+    /// Begins a lossy span: from `from` on, a failover may lose acknowledged Marks.
     pub fn losses_begin(&self, from: Moment) {
         self.losses_end();
         self.shared.spans().open = Some(from);
     }
 
-    /// No more: all answers are those of the new masters.
+    /// Ends the lossy span: from now on, only the new masters answer.
     pub fn losses_end(&self) {
         let now = self.shared.recorder.now();
         let mut spans = self.shared.spans();
@@ -170,7 +173,7 @@ impl Writers {
         }
     }
 
-    /// Ends the load, and waits for the judges.
+    /// Ends the load, and waits until all its histories are checked.
     pub fn finish(mut self) -> (Summary, Findings) {
         self.end();
         let (mut summary, findings) = std::mem::take(&mut *self.shared.result());
@@ -203,7 +206,7 @@ impl Shared {
         self.result.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The spans so far, once none is open.
+    /// The lossy spans so far. Waits until none is open.
     fn closed_spans(&self) -> Vec<Span> {
         loop {
             let spans = self.spans();
@@ -224,14 +227,14 @@ fn run(
     addrs: &[String],
     pressure: Pressure,
     shared: &Arc<Shared>,
-    retired: &mpsc::Sender<Retired>,
+    finished: &mpsc::Sender<FinishedId>,
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        // Neighbours have different services.
+        // Callers next to each other use different services.
         let callers: Vec<_> = addrs
             .iter()
             .cycle()
@@ -240,17 +243,17 @@ fn run(
             .collect();
         let ids = (0..pressure.ids).map(|_| async {
             while !shared.stopped() {
-                let history = Life::new(shared, pressure).run(&callers).await;
-                // Fails only if a judge panicked, and then the end says so.
-                _ = retired.send(history).await;
+                let history = ActiveId::new(shared, pressure).run(&callers).await;
+                // This fails only if a judge panicked, which `Writers::end` reports.
+                _ = finished.send(history).await;
             }
         });
         futures_util::future::join_all(ids).await;
     });
 }
 
-/// One id from its first call to its last.
-struct Life<'a> {
+/// An id that is being marked and read.
+struct ActiveId<'a> {
     id: u32,
     ttl: Duration,
     pause: Duration,
@@ -260,17 +263,17 @@ struct Life<'a> {
     shared: &'a Shared,
     answered: AtomicUsize,
     unknown: AtomicUsize,
-    /// Writers that still mark.
+    /// Number of writers that still mark.
     writing: AtomicUsize,
-    /// Writers whose Marks took effect or may have.
+    /// Number of writers whose Marks took effect or may have.
     writers: AtomicUsize,
 }
 
-impl<'a> Life<'a> {
+impl<'a> ActiveId<'a> {
     fn new(shared: &'a Shared, pressure: Pressure) -> Self {
         let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
         let (ttl, pause) = match id % SHORT_LIVED {
-            // Every other pause is longer than the time to live.
+            // Most pauses are longer than the time to live.
             0 => (SHORT_TTL, 6 * SHORT_TTL),
             _ => (LONG_TTL, pressure.pause),
         };
@@ -280,7 +283,7 @@ impl<'a> Life<'a> {
             pause,
             calls: pressure.calls_per_id,
             began: Instant::now(),
-            recorder: Arc::new(shared.recorder.beside()),
+            recorder: Arc::new(shared.recorder.on_same_clock()),
             shared,
             answered: AtomicUsize::new(0),
             unknown: AtomicUsize::new(0),
@@ -289,7 +292,7 @@ impl<'a> Life<'a> {
         }
     }
 
-    async fn run(self, callers: &[Caller]) -> Retired {
+    async fn run(self, callers: &[Caller]) -> FinishedId {
         let callers: Vec<_> = callers
             .iter()
             .map(|caller| caller.recording(&self.recorder))
@@ -300,7 +303,7 @@ impl<'a> Life<'a> {
             futures_util::future::join_all(readers.iter().map(|caller| self.read(caller))),
         )
         .await;
-        Retired {
+        FinishedId {
             id: self.id,
             operations: self.recorder.operations(),
             writers: self.writers.into_inner(),
@@ -316,17 +319,17 @@ impl<'a> Life<'a> {
 
     async fn write(&self, caller: &Caller) {
         let mut took_part = false;
-        // Each marks at least once, so that no id has fewer writers.
+        // Every writer marks at least once.
         loop {
-            pause(self.pause).await;
+            random_pause(self.pause).await;
             let value = self.shared.next_value.fetch_add(1, Ordering::Relaxed);
             let outcome = caller.mark(self.id, value, self.ttl, deadline()).await;
             let fate = fate(&outcome);
-            if fate == Fate::Open {
+            if fate == Fate::Unknown {
                 self.unknown.fetch_add(1, Ordering::Relaxed);
             }
             took_part |= fate != Fate::NoEffect;
-            self.ended(matches!(outcome, Outcome::Marked(_))).await;
+            self.call_ended(matches!(outcome, Outcome::Marked(_))).await;
             if self.is_over() {
                 break;
             }
@@ -343,9 +346,9 @@ impl<'a> Life<'a> {
         };
         let longest = self.pause.min(SHORT_TTL / 2);
         while self.writing.load(Ordering::Relaxed) > 0 {
-            pause(longest).await;
+            random_pause(longest).await;
             let outcome = caller.get(self.id, expire_time(), deadline()).await;
-            self.ended(matches!(outcome, Outcome::Found(_))).await;
+            self.call_ended(matches!(outcome, Outcome::Found(_))).await;
         }
         let last = Instant::now();
         let aftermath = match self.unknown.load(Ordering::Relaxed) {
@@ -357,12 +360,12 @@ impl<'a> Life<'a> {
             if last.elapsed() >= aftermath {
                 break;
             }
-            pause(AFTERMATH / 8).await;
+            random_pause(AFTERMATH / 8).await;
         }
     }
 
-    /// Counts a call; a caller does not hammer what fails.
-    async fn ended(&self, is_ok: bool) {
+    /// Counts a successful call, and waits after a failed one.
+    async fn call_ended(&self, is_ok: bool) {
         if is_ok {
             self.answered.fetch_add(1, Ordering::Relaxed);
         } else {
@@ -371,39 +374,43 @@ impl<'a> Life<'a> {
     }
 }
 
-async fn pause(longest: Duration) {
+async fn random_pause(longest: Duration) {
     tokio::time::sleep(longest.mul_f64(fastrand::f64())).await;
 }
 
-/// Most calls may take as long as a command may; some give up before.
+/// A random deadline. Some deadlines are shorter than the timeout of a Redis command.
 fn deadline() -> Duration {
     Duration::from_millis(fastrand::u64(400..1_200))
 }
 
-fn judge_all(shared: &Shared, histories: &Mutex<mpsc::Receiver<Retired>>, late_expiry: Duration) {
+fn judge_all(
+    shared: &Shared,
+    histories: &Mutex<mpsc::Receiver<FinishedId>>,
+    late_expiry: Duration,
+) {
     loop {
         let next = histories
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .blocking_recv();
-        let Some(retired) = next else { return };
+        let Some(finished) = next else { return };
         let lossy = shared.closed_spans();
         let began = Instant::now();
-        let verdict = register::check(&retired.operations, &lossy, late_expiry);
+        let verdict = register::check(&finished.operations, &lossy, late_expiry);
         let took = began.elapsed();
         let allowances = Allowances {
             lossy,
             late_expiry,
             ..Allowances::default()
         };
-        let mut findings = checker::check(&retired.operations, &allowances);
-        // The other load measures that, and knows when the machine stood still.
+        let mut findings = checker::check(&finished.operations, &allowances);
+        // The other load measures overruns, and knows the stalls of the machine.
         findings.longest_overrun = Duration::ZERO;
         let mut result = shared.result();
         let (summary, all) = &mut *result;
         summary.vanished += findings.lost_in_failover;
         all.add(findings);
-        summary.add(&retired, verdict, took, shared.began.elapsed());
+        summary.add(&finished, verdict, took, shared.began.elapsed());
     }
 }
 
@@ -432,7 +439,7 @@ impl Summary {
         )
     }
 
-    /// One line for all loads without a failover.
+    /// The sum of all loads without a failover.
     pub fn total<'a>(summaries: impl Iterator<Item = &'a Self>) -> Self {
         summaries.filter(|summary| summary.failovers == 0).fold(
             Self::default(),
@@ -448,7 +455,7 @@ impl Summary {
         )
     }
 
-    /// What is wrong, as sentences.
+    /// The failures, as sentences.
     pub fn failures(&self) -> Vec<String> {
         let mut failures: Vec<_> = self.violations.iter().take(SHOWN).cloned().collect();
         let found = self.violations.len();
@@ -470,15 +477,15 @@ impl Summary {
         failures
     }
 
-    fn add(&mut self, retired: &Retired, verdict: Verdict, took: Duration, at: Duration) {
-        self.operations += retired.operations.len();
-        if retired.writers == WRITERS {
+    fn add(&mut self, finished: &FinishedId, verdict: Verdict, took: Duration, at: Duration) {
+        self.operations += finished.operations.len();
+        if finished.writers == WRITERS {
             self.ids += 1;
         }
-        for operation in retired.operations.iter().filter(|it| it.is_mark()) {
+        for operation in finished.operations.iter().filter(|it| it.is_mark()) {
             match fate(&operation.outcome) {
                 Fate::Acknowledged { .. } => {}
-                Fate::Open => self.unknown += 1,
+                Fate::Unknown => self.unknown += 1,
                 Fate::NoEffect => self.not_executed += 1,
             }
         }
@@ -486,7 +493,7 @@ impl Summary {
             Verdict::Linearizable => {}
             Verdict::Violated(what) => {
                 self.first_violation = self.first_violation.or(Some(at));
-                self.violations.push(format!("id {}: {what}", retired.id));
+                self.violations.push(format!("id {}: {what}", finished.id));
             }
             Verdict::Undecided => self.undecided += 1,
         }

@@ -7,7 +7,7 @@ use rcgen::{
     SanType, date_time_ymd,
 };
 
-/// An authority whose certificate is in [`Authority::pem`].
+/// A certificate authority. Its own certificate is in `pem`.
 pub struct Authority {
     pub pem: String,
     issuer: Issuer<'static, KeyPair>,
@@ -20,12 +20,12 @@ pub struct Identity {
     pub key: String,
 }
 
-/// Until when a certificate holds.
+/// The validity period of a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Validity {
     Now,
     Expired,
-    /// From now on, for so long, rounded down to whole seconds.
+    /// Valid for this time, rounded down to whole seconds.
     For(Duration),
 }
 
@@ -44,7 +44,7 @@ impl Authority {
         }
     }
 
-    /// Issues a certificate for a name, which is a URI if it has a colon, and else a host's.
+    /// Issues a certificate for a name: a URI if the name has a colon, else a host name.
     pub fn issue(&self, name: &str, validity: Validity) -> Identity {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::default();

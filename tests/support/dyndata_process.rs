@@ -1,4 +1,4 @@
-//! The dyndata binary as a process, killed when its value is dropped.
+//! The dyndata binary as a process.
 
 use std::{
     cell::RefCell,
@@ -22,7 +22,7 @@ pub fn take_logs() -> Vec<String> {
     LOGS.take()
 }
 
-/// The binary under test.
+/// A process of the binary under test, killed when this value is dropped.
 #[derive(Debug)]
 pub struct Dyndata {
     process: Child,
@@ -32,12 +32,12 @@ pub struct Dyndata {
 }
 
 impl Dyndata {
-    /// With these flags; ready or not.
+    /// Starts the binary with these flags, and waits until it listens. It may not be ready.
     pub fn start(arguments: &[&str]) -> Self {
         Self::start_through(&[], arguments)
     }
 
-    /// On a Redis, and ready.
+    /// Starts the binary on a Redis, and waits until it is ready.
     pub fn on(url: &str, arguments: &[&str]) -> Self {
         let url = format!("--redis-url={url}");
         let server = Self::start(&[&[url.as_str()], arguments].concat());
@@ -45,7 +45,8 @@ impl Dyndata {
         server
     }
 
-    /// Run by another program, which takes the command as its last arguments and replaces itself.
+    /// Starts the binary through another program, which gets the command as its last arguments and
+    /// replaces itself with it.
     pub fn start_through(through: &[&str], arguments: &[&str]) -> Self {
         let directory = Directory::new();
         let addr = format!("127.0.0.1:{}", free_port());
@@ -93,7 +94,7 @@ impl Dyndata {
         self.process.id()
     }
 
-    /// The port of its gRPC listener.
+    /// The port of the gRPC listener.
     pub fn port(&self) -> u16 {
         let port = self
             .addr
@@ -139,7 +140,7 @@ impl Dyndata {
         signal(self.process.id(), "TERM");
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the process. `None` if it takes too long.
     pub fn ended(&mut self, within: Duration) -> Option<ExitStatus> {
         let start = Instant::now();
         loop {

@@ -1,9 +1,9 @@
-//! What every test stands on: real redis-server processes and a real server on port 0.
+//! Shared code of the tests: real redis-server processes, real servers on free ports, and a client.
 #![allow(
     dead_code,
     unreachable_pub,
     unused_imports,
-    reason = "each test binary has this module to itself and uses a part of it"
+    reason = "each test binary includes this module and uses a part of it"
 )]
 
 pub mod certificates;
@@ -30,27 +30,27 @@ pub use dyndata_process::Dyndata;
 pub use redis_server::{Directory, PATIENCE, Redis, eventually, free_port};
 use scripted_proxy::ScriptedProxy;
 
-/// In every secret of these tests: tokens, passwords, private values. Nothing that anybody can
-/// read may have it: see `tests/canary.sh`, which looks at the output of all of them.
+/// A part of every secret in the tests: tokens, passwords, private values. It must appear in no
+/// output. `tests/canary.sh` checks the output of all tests.
 pub const CANARY: &str = "c4n4ry-7f3a9";
 
-/// Fails, with the line, if a secret is in what somebody can read.
+/// Fails if a text that somebody can read contains a secret, and shows the line.
 #[track_caller]
 pub fn assert_no_secret(what: &str, text: &str) {
     if let Some(line) = text.lines().find(|line| line.contains(CANARY)) {
-        // The line is not to be the next place that has it.
+        // The message must not contain the secret either.
         panic!("{what} has a secret: {}", line.replace(CANARY, "SECRET"));
     }
 }
 
-/// The form that an access file has of a token.
+/// The hash of a token, as an access file has it.
 pub fn sha256_hex(text: &str) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
     let bytes = digest.as_ref().iter();
     bytes.map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A server of the test's own, on its own thread, stopped with it.
+/// A running server on a thread of its own, stopped when this value is dropped.
 #[derive(Debug)]
 pub struct Running {
     pub addr: String,
@@ -60,7 +60,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// With the flags of `dyndata serve`, on a free port unless the flags say otherwise.
+    /// Starts a server with these flags of `dyndata serve`. The ports are free ones unless the flags
+    /// name others.
     pub fn start(arguments: &[&str]) -> Self {
         assert!(
             std::env::var_os("REDIS_URL").is_none(),
@@ -103,7 +104,7 @@ impl Running {
         }
     }
 
-    /// On this Redis, and ready.
+    /// Starts a server on this Redis, and waits until it is ready.
     pub async fn on_redis(redis: &Redis, arguments: &[&str]) -> Self {
         let url = format!("--redis-url={}", redis.url());
         let mut all = vec![url.as_str()];
@@ -131,7 +132,7 @@ impl Running {
         }
     }
 
-    /// Waits until `/metrics` has this line: for what happens inside and answers nobody.
+    /// Waits until `/metrics` has this line. Shows events inside the server that no reply shows.
     pub async fn metric(&self, line: &str) {
         let start = Instant::now();
         while !self
@@ -174,13 +175,13 @@ impl Running {
         (status.expect("a status"), body.to_owned())
     }
 
-    /// Asks it to stop, without waiting.
+    /// Tells the server to stop, without waiting.
     pub fn begin_stop(&mut self) {
         drop(self.stop.take());
     }
 
-    /// Stops it; fails the test if it panicked. Does not block this thread, on which the client's
-    /// side of the connection has to answer the GOAWAY.
+    /// Stops the server, and fails the test if the server panicked. The wait does not block this
+    /// thread, on which the client has to answer the GOAWAY.
     pub async fn stop(mut self) {
         self.begin_stop();
         let Some(thread) = self.thread.take() else {
@@ -205,7 +206,7 @@ impl Drop for Running {
     }
 }
 
-/// The generated client, with words for what tests say often.
+/// The generated client, with short forms of frequent calls.
 #[derive(Debug, Clone)]
 pub struct Client(pub DynDataClient<Channel>);
 
@@ -221,7 +222,7 @@ pub fn bytes(value: &[u8]) -> mark_request::Value {
     mark_request::Value::BytesValue(value.to_vec())
 }
 
-/// The same value, as an entry has it.
+/// The same value in the type of an entry.
 pub fn read(value: mark_request::Value) -> Option<entry::Value> {
     Some(match value {
         mark_request::Value::IntValue(int) => entry::Value::IntValue(int),
@@ -288,7 +289,7 @@ pub fn batch(ids: impl IntoIterator<Item = impl ToString>) -> BatchGetRequest {
     }
 }
 
-/// Checks code, reason and domain of an error, and gives its message.
+/// Checks code, reason and domain of an error, and returns its status.
 #[track_caller]
 pub fn assert_error<T: std::fmt::Debug>(
     result: Result<T, Status>,
@@ -309,12 +310,12 @@ pub fn assert_error<T: std::fmt::Debug>(
     assert_eq!(
         status.get_details_retry_info().is_some(),
         code == Code::Unavailable && !is_unknown,
-        "RetryInfo says what may be retried"
+        "exactly the errors that may be retried have RetryInfo"
     );
     status
 }
 
-/// The field that a `BadRequest` blames.
+/// The field in the `BadRequest` of an error.
 #[track_caller]
 pub fn blamed_field(status: &Status) -> String {
     let bad_request = status.get_details_bad_request().expect("a BadRequest");
@@ -336,7 +337,7 @@ pub fn now() -> f64 {
         .as_secs_f64()
 }
 
-/// Checks that a write's error says this of its outcome.
+/// Checks the `outcome` in the error of a write.
 #[track_caller]
 pub fn assert_outcome(status: &Status, outcome: &str) {
     let info = status.get_details_error_info().expect("an ErrorInfo");

@@ -1,7 +1,10 @@
-//! A line to a Redis that misbehaves once, when and how a test says.
+//! A TCP proxy to a Redis that injects one fault at a moment that the test chooses.
 //!
-//! A fault begins with the first piece of bytes from dyndata that has a certain text in it. The
-//! line then does its part, tells the test, and waits for the test before it goes on.
+//! A fault starts with the first chunk of bytes from dyndata that contains a given text. The proxy
+//! then injects the fault, tells the test, and waits until the test lets it continue.
+//!
+//! The fault suite has another proxy. It simulates a faulty network for all connections and for a
+//! span of time, while this one acts on single commands.
 
 use std::{
     net::Ipv4Addr,
@@ -20,30 +23,30 @@ use tokio::{
     task::AbortHandle,
 };
 
-/// What happens to a piece of bytes that has the text of a fault in it.
+/// What the proxy does with the chunk that contains the text of the fault.
 #[derive(Debug, Clone, Copy)]
 pub enum Fault {
-    /// Redis gets it and replies; the reply is lost. The connection closes once the test says so.
+    /// Redis gets the chunk and its reply is dropped. The connection closes when the test says so.
     LoseReply,
-    /// Redis gets it and replies; the reply is lost, and the connection goes on.
+    /// Redis gets the chunk and its reply is dropped. The connection stays open.
     SwallowReply,
-    /// The head of a reply comes that is larger than anything that follows, and the connection goes
-    /// on.
+    /// dyndata gets the header of a reply that is longer than anything that follows. The connection
+    /// stays open.
     EndlessReply,
-    /// The connection closes. Redis gets the piece once the test says so.
+    /// The connection to dyndata closes. Redis gets the chunk when the test says so.
     DeliverLate,
-    /// Redis gets what is before the text, and the rest once the test says so.
+    /// Redis gets the bytes before the text, and the rest when the test says so.
     Split,
-    /// Nothing is read any more. The connection closes once the test says so.
+    /// The proxy stops reading. The connection closes when the test says so.
     Stall,
-    /// Nothing is forwarded before this many GETs have come as well. The replies that follow a
+    /// Redis gets nothing before the proxy has this many GETs too. The replies that follow a
     /// READONLY are held back until the test says so.
     HoldReplies { gets: usize },
-    /// The reply comes this much later.
+    /// The reply is delayed by this time.
     Delay(Duration),
 }
 
-/// A fault that is to come.
+/// A fault that has not happened yet.
 #[derive(Debug)]
 struct Script {
     text: &'static [u8],
@@ -52,7 +55,7 @@ struct Script {
     go: oneshot::Receiver<()>,
 }
 
-/// The test's end of a fault.
+/// The handle with which a test controls a fault.
 #[derive(Debug)]
 pub struct Armed {
     reached: oneshot::Receiver<()>,
@@ -60,13 +63,13 @@ pub struct Armed {
 }
 
 impl Armed {
-    /// Waits until the line has done its part.
+    /// Waits until the proxy has injected the fault.
     pub async fn reached(&mut self) {
         let reached = tokio::time::timeout(super::PATIENCE, &mut self.reached);
-        reached.await.expect("in time").expect("the line is there");
+        reached.await.expect("in time").expect("the proxy runs");
     }
 
-    /// Lets the line go on.
+    /// Lets the proxy continue.
     pub fn go(self) {
         _ = self.go.send(());
     }
@@ -81,11 +84,11 @@ pub struct ScriptedProxy {
 }
 
 impl ScriptedProxy {
-    /// To the Redis on this port.
+    /// Starts a proxy to the Redis on this port.
     pub async fn to(port: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
         let listener = listener.expect("binds");
-        // Small buffers on both sides, so that a stalled line soon makes its peer wait.
+        // Small buffers, so that a stalled proxy soon makes dyndata wait.
         let socket = SockRef::from(&listener);
         socket.set_recv_buffer_size(64 << 10).expect("a socket");
         socket.set_tcp_mss(1460).expect("a socket");
@@ -105,23 +108,23 @@ impl ScriptedProxy {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// New connections lead to the Redis on this port.
-    pub fn lead_to(&self, port: u16) {
+    /// New connections go to the Redis on this port.
+    pub fn forward_to(&self, port: u16) {
         self.target.store(port, Ordering::Relaxed);
     }
 
-    /// Lets a fault come with the next bytes from dyndata that have this text in them.
+    /// Injects a fault at the next chunk from dyndata that contains this text.
     pub fn arm(&self, text: &'static str, fault: Fault) -> Armed {
-        let (reached, reached_by_line) = oneshot::channel();
-        let (go, go_by_test) = oneshot::channel();
+        let (reached, on_reached) = oneshot::channel();
+        let (go, on_go) = oneshot::channel();
         self.scripts.lock().expect("no panic").push(Script {
             text: text.as_bytes(),
             fault,
             reached,
-            go: go_by_test,
+            go: on_go,
         });
         Armed {
-            reached: reached_by_line,
+            reached: on_reached,
             go,
         }
     }
@@ -141,7 +144,7 @@ async fn accept(listener: TcpListener, target: Arc<AtomicU16>, scripts: Arc<Mute
             continue;
         };
         let scripts = Arc::clone(&scripts);
-        // An error ends the connection, as it would without a line.
+        // An error ends the connection, as it would without a proxy.
         tokio::spawn(async move { relay(client, redis, &scripts).await });
     }
 }
@@ -155,38 +158,38 @@ async fn relay(
     loop {
         tokio::select! {
             length = client.read(&mut request) => {
-                let piece = &request[..length?];
-                if piece.is_empty() {
+                let chunk = &request[..length?];
+                if chunk.is_empty() {
                     return Ok(());
                 }
                 let script = {
                     let mut scripts = scripts.lock().expect("no panic");
-                    let place = scripts.iter().position(|it| find(piece, it.text).is_some());
+                    let place = scripts.iter().position(|it| find(chunk, it.text).is_some());
                     place.map(|place| scripts.remove(place))
                 };
                 match script {
-                    None => redis.write_all(piece).await?,
-                    Some(script) => match play(script, piece, client, redis).await? {
+                    None => redis.write_all(chunk).await?,
+                    Some(script) => match inject(script, chunk, client, redis).await? {
                         Some(streams) => (client, redis) = streams,
                         None => return Ok(()),
                     },
                 }
             }
             length = redis.read(&mut reply) => {
-                let piece = &reply[..length?];
-                if piece.is_empty() {
+                let chunk = &reply[..length?];
+                if chunk.is_empty() {
                     return Ok(());
                 }
-                client.write_all(piece).await?;
+                client.write_all(chunk).await?;
             }
         }
     }
 }
 
-/// Gives the streams back if the connection goes on.
-async fn play(
+/// Injects the fault. Returns the streams if the connection stays open.
+async fn inject(
     script: Script,
-    piece: &[u8],
+    chunk: &[u8],
     mut client: TcpStream,
     mut redis: TcpStream,
 ) -> std::io::Result<Option<(TcpStream, TcpStream)>> {
@@ -199,21 +202,21 @@ async fn play(
     let mut reply = vec![0; 1 << 16];
     match fault {
         Fault::LoseReply => {
-            redis.write_all(piece).await?;
+            redis.write_all(chunk).await?;
             _ = redis.read(&mut reply).await?;
             _ = reached.send(());
             _ = go.await;
             Ok(None)
         }
         Fault::SwallowReply => {
-            redis.write_all(piece).await?;
+            redis.write_all(chunk).await?;
             _ = redis.read(&mut reply).await?;
             _ = reached.send(());
             Ok(Some((client, redis)))
         }
         Fault::EndlessReply => {
             client.write_all(b"$400000000\r\n").await?;
-            redis.write_all(piece).await?;
+            redis.write_all(chunk).await?;
             _ = reached.send(());
             Ok(Some((client, redis)))
         }
@@ -221,7 +224,7 @@ async fn play(
             drop(client);
             _ = reached.send(());
             _ = go.await;
-            redis.write_all(piece).await?;
+            redis.write_all(chunk).await?;
             _ = redis.read(&mut reply).await?;
             Ok(None)
         }
@@ -231,9 +234,9 @@ async fn play(
             Ok(None)
         }
         Fault::Split => {
-            let (before, rest) = piece.split_at(find(piece, text).unwrap_or(0));
+            let (before, rest) = chunk.split_at(find(chunk, text).unwrap_or(0));
             redis.write_all(before).await?;
-            // Redis has executed it when it replies.
+            // A reply means that Redis has executed the first part.
             let length = redis.read(&mut reply).await?;
             client.write_all(&reply[..length]).await?;
             _ = reached.send(());
@@ -242,7 +245,7 @@ async fn play(
             Ok(Some((client, redis)))
         }
         Fault::Delay(time) => {
-            redis.write_all(piece).await?;
+            redis.write_all(chunk).await?;
             let length = redis.read(&mut reply).await?;
             tokio::time::sleep(time).await;
             client.write_all(&reply[..length]).await?;
@@ -250,7 +253,7 @@ async fn play(
             Ok(Some((client, redis)))
         }
         Fault::HoldReplies { gets } => {
-            let mut gathered = piece.to_vec();
+            let mut gathered = chunk.to_vec();
             while count(&gathered, b"$3\r\nGET\r\n") < gets {
                 client.read_buf(&mut gathered).await?;
             }
