@@ -1,4 +1,4 @@
-//! Who may call what: every RPC by every kind of caller, on TLS and on plaintext.
+//! Access rules: every RPC by every kind of caller, on TLS and on plaintext.
 
 #![allow(clippy::print_stdout, reason = "figures, for --nocapture")]
 
@@ -26,7 +26,7 @@ use tonic_types::StatusExt as _;
 
 const NAMESPACE: &str = "orders";
 
-/// Every RPC that the server has.
+/// All RPCs of the server.
 const RPCS: [&str; 8] = [
     "dyndata.v1.DynData/Mark",
     "dyndata.v1.DynData/Get",
@@ -38,7 +38,7 @@ const RPCS: [&str; 8] = [
     "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
 
-/// Somebody who calls.
+/// A caller with its credentials.
 struct Caller {
     name: &'static str,
     token: Option<String>,
@@ -46,10 +46,10 @@ struct Caller {
     knows: Known,
 }
 
-/// What the server makes of somebody.
+/// What the server knows about a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Known {
-    /// It does not let it connect.
+    /// The server refuses the connection.
     Refused,
     Nobody,
     Reader,
@@ -59,12 +59,12 @@ enum Known {
     Elsewhere,
 }
 
-/// The code that an RPC must end with; none if there must be no connection.
+/// The code with which an RPC must end. `None` if there must be no connection.
 fn expected(rpc: &str, known: Known) -> Option<Code> {
     let (service, method) = rpc.split_once('/').expect("a method");
     Some(match (service, method, known) {
         (_, _, Known::Refused) => return None,
-        // Probes have no credentials.
+        // Probes send no credentials.
         ("grpc.health.v1.Health", "Check" | "List" | "Watch", _) => Code::Ok,
         (_, _, Known::Nobody) => Code::Unauthenticated,
         (
@@ -135,7 +135,7 @@ async fn every_caller_gets_what_the_access_file_says_on_plaintext() {
     let setup = Setup::new();
     let access = setup.files.path("access.toml");
     let server = Running::start(&["--access-file", &access]);
-    // There are no certificates here.
+    // Callers without TLS have no certificates.
     let mut callers = setup.callers();
     callers.retain(|caller| caller.identity.is_none());
     let cells = check(&callers, async |_| server.channel().await).await;
@@ -144,7 +144,7 @@ async fn every_caller_gets_what_the_access_file_says_on_plaintext() {
 }
 
 #[tokio::test]
-async fn reflection_is_for_whom_the_setting_says() {
+async fn the_setting_decides_who_may_use_reflection() {
     let setup = Setup::new();
     let access = setup.files.path("access.toml");
     let reflection = RPCS[6];
@@ -219,7 +219,7 @@ async fn without_an_access_file_a_certificate_of_the_authority_is_enough_and_nee
     server.stop().await;
 }
 
-/// Certificates, tokens and the access file that knows them.
+/// Certificates and tokens, and the access file that lists them.
 struct Setup {
     authority: Authority,
     files: Directory,
@@ -343,7 +343,7 @@ impl Setup {
     }
 }
 
-/// Makes every call as every caller; gives how many those were.
+/// Makes every call as every caller. Returns the number of calls.
 async fn check(callers: &[Caller], connect: impl AsyncFn(&Caller) -> Channel) -> usize {
     let mut refusals = Vec::new();
     let mut cells = 0;
@@ -357,7 +357,7 @@ async fn check(callers: &[Caller], connect: impl AsyncFn(&Caller) -> Channel) ->
                     assert_eq!(actual, code, "{rpc} by {}: {result:?}", caller.name);
                     if code == Code::Unauthenticated {
                         let status = result.expect_err("refused");
-                        // The outcome belongs to the call, and not to the credentials.
+                        // The outcome depends on the RPC, and not on the credentials.
                         let info = status.get_details_error_info().expect("an ErrorInfo");
                         refusals.push((status.message().to_owned(), info.reason));
                     }
@@ -374,13 +374,13 @@ async fn check(callers: &[Caller], connect: impl AsyncFn(&Caller) -> Channel) ->
             cells += 1;
         }
     }
-    // What is wrong with the credentials is nobody's business.
+    // The error does not say what is wrong with the credentials.
     refusals.dedup();
     assert_eq!(refusals.len(), 1, "{refusals:?}");
     cells
 }
 
-/// Makes one call, to the first answer.
+/// Makes one call, and waits for its first reply.
 async fn call(rpc: &str, channel: Channel, token: Option<&str>) -> Result<(), Status> {
     fn with<T>(message: T, token: Option<&str>) -> Request<T> {
         let mut request = Request::new(message);

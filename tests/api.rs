@@ -1,4 +1,4 @@
-//! What callers see, on every store: each case runs once on the embedded store and once on a real
+//! The API as callers see it. Each case runs once on the embedded store and once on a real
 //! redis-server.
 
 mod support;
@@ -56,7 +56,7 @@ on_every_store![
     ttls_out_of_range_are_refused,
     a_missing_value_is_refused,
     an_empty_id_is_refused,
-    the_longest_id_is_taken,
+    the_longest_id_is_accepted,
     a_longer_id_is_refused,
     control_characters_in_ids_are_refused,
     ids_of_any_other_characters_read_back,
@@ -173,7 +173,7 @@ async fn mark_says_when_the_value_expires(mut client: Client) {
     };
     let expires = client.mark(request).await.expect("marks");
     let expires = seconds_since_epoch(&expires.expect("expire_time"));
-    // Never later than the true expiry, which is 5.5 s after the store got the value.
+    // Never later than the real expiry, which is 5.5 s after the store got the value.
     assert!(
         expires >= before + 5.499 && expires <= now() + 5.5,
         "{expires}"
@@ -189,7 +189,7 @@ async fn a_value_is_gone_when_its_ttl_has_passed(mut client: Client) {
     client.mark(request).await.expect("marks");
     tokio::time::sleep_until(start + Duration::from_millis(250)).await;
     let value = client.get("id").await.expect("gets");
-    // On a machine that stood still meanwhile, the answer says nothing.
+    // If the machine stalled in between, the answer proves nothing.
     if start.elapsed() < Duration::from_millis(300) {
         assert_eq!(value, read(int(1)), "there at 250 ms");
     }
@@ -291,7 +291,7 @@ async fn an_empty_id_is_refused(mut client: Client) {
     assert_eq!(blamed_field(&status), "id");
 }
 
-async fn the_longest_id_is_taken(mut client: Client) {
+async fn the_longest_id_is_accepted(mut client: Client) {
     for id in ["x".repeat(256), "é".repeat(128)] {
         client.mark(mark(&id, int(1))).await.expect("marks");
         assert_eq!(client.get(&id).await.expect("gets"), read(int(1)));

@@ -1,4 +1,4 @@
-//! The binary as people use it: client commands, exit codes, signals, `config check`.
+//! The binary on the command line: client commands, exit codes, signals, `config check`.
 
 mod support;
 
@@ -34,7 +34,7 @@ fn stderr(output: &Output) -> &str {
     std::str::from_utf8(&output.stderr).expect("UTF-8")
 }
 
-/// Runs a client command against a server; gives exit code, standard output, standard error.
+/// Runs a client command against a server. Returns exit code, standard output and standard error.
 fn call(server: &Running, arguments: &[&str]) -> (i32, String, String) {
     let url = format!("http://{}", server.addr);
     let output = dyndata()
@@ -268,7 +268,7 @@ fn help_version_completions_and_man_page_are_there() {
     assert_eq!(run(&["man", "no-such"]).status.code(), Some(64));
 }
 
-/// `dyndata serve` as a process; killed with the test.
+/// A process of `dyndata serve`, killed at the end of the test.
 struct Serving {
     process: Child,
     log: std::sync::mpsc::Receiver<String>,
@@ -279,7 +279,7 @@ impl Serving {
         Self::start_in(arguments, &[])
     }
 
-    /// With more in its environment.
+    /// Starts with more environment variables.
     fn start_in(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let listen = match arguments.contains(&"--listen") {
             true => &[][..],
@@ -293,7 +293,7 @@ impl Serving {
         })
     }
 
-    /// With whatever `prepare` adds to the command.
+    /// Starts with what `prepare` adds to the command.
     fn start_with(prepare: impl FnOnce(&mut Command)) -> Self {
         let mut command = dyndata();
         command.args(["serve", "--admin-listen", "off"]);
@@ -471,7 +471,7 @@ fn a_second_signal_ends_at_once() {
     assert_eq!(serving.exit_code(), Some(1));
 }
 
-/// A peer that keeps the drain waiting: it never answers the GOAWAY.
+/// A peer that never answers the GOAWAY, so that the drain has to wait.
 fn silent_peer(serving: &Serving) -> std::net::TcpStream {
     let listening = serving.line("serving gRPC on ");
     let addr = listening
@@ -521,7 +521,7 @@ fn a_redis_behind_tls_is_reached_if_its_certificate_is_trusted() {
         .nth(1)
         .and_then(|rest| rest.split(' ').next());
     let addr = format!("http://{}", addr.expect("an address"));
-    // More than one TLS record, both ways.
+    // More than one TLS record, in both directions.
     let value = "x".repeat(60_000);
     assert!(
         run(&["mark", "42", &value, "--addr", &addr])

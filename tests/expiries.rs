@@ -1,4 +1,4 @@
-//! A value and its expiry are read together, from a single Redis and from a cluster.
+//! A read returns a value together with its own expiry, from a single Redis and from a cluster.
 
 mod support;
 
@@ -14,11 +14,11 @@ use support::{
 use tonic::Code::{FailedPrecondition, Unavailable};
 
 const GET: &str = "$3\r\nGET\r\n";
-/// A PTTL of some key.
+/// The start of a PTTL command.
 const PTTL: &str = "*2\r\n$4\r\nPTTL\r\n";
 const SLOTS: u16 = 16_384;
 
-/// A node of a cluster, which tells everybody that it is where the proxy listens.
+/// A cluster node that announces the address of the proxy as its own.
 async fn node() -> (Redis, ScriptedProxy) {
     let proxy = ScriptedProxy::to(0).await;
     let redis = Redis::start_with(&[
@@ -39,7 +39,7 @@ fn cluster(redis: &Redis, command: &[&str]) -> redis::Value {
     answer.unwrap_or_else(|error| panic!("CLUSTER {command:?}: {error}"))
 }
 
-/// Whether a node says that the cluster serves.
+/// True if a node reports that the cluster serves.
 fn serves(redis: &Redis) -> bool {
     format!("{:?}", cluster(redis, &["INFO"])).contains("cluster_state:ok")
 }
@@ -81,7 +81,7 @@ async fn marked(client: &mut Client, value: i64, seconds: u64) {
     client.mark(request).await.expect("marks");
 }
 
-/// Either the first value with its ttl of 100 s, or the second one with its 1,000 s.
+/// Checks for either the first value with its TTL of 100 s, or the second one with its 1,000 s.
 #[track_caller]
 fn assert_belong_together(entry: &Entry) {
     let expires = seconds_since_epoch(&entry.expire_time.expect("asked"));
@@ -107,7 +107,7 @@ async fn an_expire_time_belongs_to_its_value() {
                 }
                 reader.get_with_expiry("id").await
             });
-            // Redis has had the GET, but not yet the PTTL.
+            // Redis has executed the GET, but not the PTTL.
             fault.reached().await;
             redis
                 .connect()
@@ -152,7 +152,7 @@ async fn a_batch_with_expire_times_has_no_value_for_another_type() {
     }
 }
 
-/// Two nodes. The first one has all slots; those of two ids are on their way to the second.
+/// Two nodes. The first one has all slots. The slots of two ids are migrating to the second.
 async fn migrating() -> [(Redis, ScriptedProxy); 2] {
     let nodes = [owner().await, node().await];
     let [(first, _), (second, _)] = &nodes;
@@ -180,7 +180,7 @@ async fn migrating() -> [(Redis, ScriptedProxy); 2] {
 }
 
 #[tokio::test]
-async fn a_slot_on_its_way_is_read_and_written_where_it_goes() {
+async fn a_migrating_slot_is_read_and_written_at_its_target() {
     let [(_first, proxy), (second, _second_proxy)] = migrating().await;
     let arguments = ["--redis-timeout=5s", "--redis-mode=cluster"];
     let server = Running::behind(&proxy, &arguments).await;
@@ -207,10 +207,10 @@ async fn a_redirected_batch_keeps_to_one_redis_timeout() {
     let arguments = ["--redis-timeout=1s", "--redis-mode=cluster"];
     let server = Running::behind(&proxy, &arguments).await;
     let mut client = server.client().await;
-    // The second node is connected; then it answers nobody.
+    // The second node is connected, and then stops answering.
     client.batch_get(batch(["id"])).await.expect("gets");
     second.pause(60_000);
-    // Whoever asks the first node twice waits twice.
+    // Each question to the first node takes 700 ms.
     for _ in 0..2 {
         drop(proxy.arm(GET, Fault::Delay(Duration::from_millis(700))));
     }

@@ -1,4 +1,5 @@
-//! Clients that do not finish their requests, or do not take their replies, frame by frame.
+//! Clients that do not finish their requests or do not read their replies, at the level of HTTP/2
+//! frames.
 
 mod support;
 
@@ -33,7 +34,7 @@ const WATCH: &str = "/grpc.health.v1.Health/Watch";
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 const GRPC: &str = "application/grpc";
 const GETS_STARTED: &str = r#"grpc_server_started_total{grpc_type="unary",grpc_service="dyndata.v1.DynData",grpc_method="Get"} "#;
-/// A GetRequest for the id 42, with its prefix.
+/// A GetRequest for the id 42, with the gRPC prefix.
 const GET_42: &[u8] = &[0, 0, 0, 0, 4, 0x12, 2, b'4', b'2'];
 /// A HealthCheckRequest for the whole server.
 const EMPTY: &[u8] = &[0, 0, 0, 0, 0];
@@ -60,14 +61,14 @@ impl Frame {
     }
 }
 
-/// A connection that sends exactly what it is told.
+/// A connection that sends exactly the given bytes.
 struct Peer {
     socket: TcpStream,
     next_stream: u32,
 }
 
 impl Peer {
-    /// With so large a window for each stream.
+    /// Connects with this window for each stream.
     fn connect(addr: &str, window: u32) -> Self {
         let mut socket = TcpStream::connect(addr).expect("connects");
         socket
@@ -93,7 +94,7 @@ impl Peer {
         stream
     }
 
-    /// A whole request; gives its stream.
+    /// Sends a whole request. Returns its stream.
     fn request(&mut self, path: &str, content_type: &str, body: &[u8]) -> u32 {
         let stream = self.open();
         let mut bytes = head(stream, path, content_type);
@@ -102,7 +103,7 @@ impl Peer {
         stream
     }
 
-    /// A request of which more is to come; gives its stream.
+    /// Sends the start of a request. Returns its stream.
     fn begin(&mut self, path: &str, body: &[u8]) -> u32 {
         let stream = self.open();
         let mut bytes = head(stream, path, GRPC);
@@ -113,7 +114,7 @@ impl Peer {
         stream
     }
 
-    /// The next frame; none if none comes for so long.
+    /// The next frame. `None` if no frame arrives in this time.
     fn frame_within(&mut self, timeout: Duration) -> Option<Frame> {
         self.socket
             .set_read_timeout(Some(timeout))
@@ -130,7 +131,7 @@ impl Peer {
         let mut payload = vec![0; length];
         self.socket.read_exact(&mut payload).expect("reads");
         if head[3] == SETTINGS && head[4] == 0 {
-            // The server's window is a megabyte from then on.
+            // From now on, the window of the server is a megabyte.
             self.send(&frame(SETTINGS, 1, 0, &[]));
         }
         Some(Frame {
@@ -141,7 +142,7 @@ impl Peer {
         })
     }
 
-    /// What ends a stream.
+    /// The frame that ends a stream.
     fn end_of(&mut self, stream: u32) -> Frame {
         let start = Instant::now();
         loop {
@@ -155,12 +156,12 @@ impl Peer {
         }
     }
 
-    /// A Get that gets its answer.
+    /// Makes a Get, and checks that it succeeds.
     fn get(&mut self) {
         let stream = self.request(GET, GRPC, GET_42);
         let end = self.end_of(stream);
         assert_eq!(end.kind, HEADERS, "{end:?}");
-        // Room in the connection's window for the next one.
+        // Makes room for the next reply in the window of the connection.
         self.send(&frame(WINDOW_UPDATE, 0, 0, &4_096_u32.to_be_bytes()));
     }
 }
@@ -184,7 +185,7 @@ fn head(stream: u32, path: &str, content_type: &str) -> Vec<u8> {
         ("content-type", content_type),
         ("te", "trailers"),
     ] {
-        // A literal, neither indexed nor compressed.
+        // A literal header, neither indexed nor compressed.
         block.push(0);
         for text in [name, value] {
             block.push(u8::try_from(text.len()).expect("short"));
@@ -222,7 +223,7 @@ fn started_gets(server: &Dyndata) -> usize {
 }
 
 #[tokio::test]
-async fn a_stream_whose_reply_is_not_taken_is_reset_and_delays_no_shutdown() {
+async fn a_stream_with_an_unread_reply_is_reset_and_delays_no_shutdown() {
     for window in [0, 1] {
         for (what, path, content_type, body) in [
             ("Get", GET, GRPC, GET_42),
@@ -240,7 +241,7 @@ async fn a_stream_whose_reply_is_not_taken_is_reset_and_delays_no_shutdown() {
             let stream = peer.request(path, content_type, body);
             let end = peer.end_of(stream);
             assert_eq!(end.reset_reason(), Some(CANCEL), "{what}, window {window}");
-            // Another one, in the middle of which the server is asked to stop.
+            // Another stream, during which the server is told to stop.
             peer.request(path, content_type, body);
             server.begin_stop();
             drop(client);
@@ -316,7 +317,7 @@ async fn requests_without_a_message_keep_nobody_else_out() {
     for _ in 0..200 {
         client.get("42").await.expect("room for a complete call");
     }
-    // And for one whose message comes a little later than its head.
+    // There is also room for a call whose message follows a little later.
     let mut slow = Peer::connect(&server.addr, 65_535);
     let stream = slow.begin(GET, &GET_42[..3]);
     std::thread::sleep(Duration::from_millis(100));
@@ -359,10 +360,10 @@ async fn many_small_questions_to_reflection_at_once_are_all_answered() {
 }
 
 #[tokio::test]
-async fn after_an_early_error_the_rest_of_the_request_is_thrown_away() {
+async fn after_an_early_error_the_rest_of_the_request_is_discarded() {
     let server = Running::start(&[]);
     let mut peer = Peer::connect(&server.addr, 65_535);
-    // A message of a million bytes, larger than any may be.
+    // A message of a million bytes is larger than the limit.
     let stream = peer.begin(MARK, &[0, 0, 15, 66, 64]);
     let end = peer.end_of(stream);
     assert_eq!(end.kind, HEADERS, "{end:?}");
@@ -379,7 +380,7 @@ async fn after_an_early_error_the_rest_of_the_request_is_thrown_away() {
             break;
         }
     }
-    // A request that never ends is reset in the end, without an error.
+    // A request that never ends is finally reset, with NO_ERROR.
     let stream = peer.begin(MARK, &[0, 0, 15, 66, 64]);
     assert_eq!(peer.end_of(stream).kind, HEADERS);
     assert_eq!(peer.end_of(stream).reset_reason(), Some(NO_ERROR));
@@ -389,7 +390,7 @@ async fn after_an_early_error_the_rest_of_the_request_is_thrown_away() {
 }
 
 #[tokio::test]
-async fn a_call_that_finds_no_room_is_told_so_before_its_stream_is_reset() {
+async fn a_call_without_room_gets_an_error_before_its_stream_is_reset() {
     const CALLS: usize = 256;
     let server = Running::start(&[]);
     // More incomplete requests than all workers have room for.
@@ -416,12 +417,12 @@ async fn a_call_that_finds_no_room_is_told_so_before_its_stream_is_reset() {
     server.stop().await;
 }
 
-/// How much memory a server may need for anonymous clients. Twice as much was not enough before
-/// calls were counted; a debug build needs more than what is released.
+/// The most memory that a server may use for clients without credentials. Before calls were counted,
+/// twice as much was not enough. A debug build needs more than a release build.
 const MAX_GROWTH: u64 = 48 << 20;
 
 #[test]
-fn small_replies_that_are_not_taken_need_little_memory() {
+fn small_unread_replies_need_little_memory() {
     let server = Dyndata::start(&["--send-timeout=60s"]);
     let value = [b'x'; 4000];
     // id 42, string_value of 4,000 bytes.
@@ -461,7 +462,7 @@ fn incomplete_health_and_reflection_requests_need_little_memory() {
         for _ in 0..20 {
             let mut peer = Peer::connect(&server.addr, 65_535);
             for _ in 0..100 {
-                // Two megabytes announced, and 8 KiB of them sent.
+                // The message announces two megabytes, and 8 KiB are sent.
                 let mut body = vec![0, 0, 0x20, 0, 0];
                 body.resize(8 * 1024, 0);
                 peer.begin(path, &body);
@@ -502,7 +503,7 @@ async fn complete_requests_that_wait_for_redis_need_little_memory() {
             let ids = (0..1000).map(|number| format!("{number:0256}"));
             client.batch_get(batch(ids)).await
         });
-        // Whole, so that it does not count as incomplete.
+        // Waits until the request is complete, so that it does not count as incomplete.
         let start = Instant::now();
         while metric(&server, "dyndata_calls_in_flight ") != calls.len() {
             assert!(start.elapsed() < PATIENCE, "a call never begins");

@@ -1,4 +1,4 @@
-//! TLS handshakes: peers that say nothing, that say too much, and that come again later.
+//! TLS handshakes: with silent peers, with too much data, and with resumed sessions.
 
 mod support;
 
@@ -25,12 +25,12 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
 
-/// The server closes a connection that has not greeted it after this time.
+/// The server closes a connection without a complete greeting after this time.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// The client preface of HTTP/2 and an empty SETTINGS frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// A server with TLS, and who signed its certificate.
+/// The files of a server with TLS, and the authority of its certificate.
 struct Setup {
     authority: Authority,
     files: Directory,
@@ -56,7 +56,7 @@ impl Setup {
         Running::start(&arguments)
     }
 
-    /// Demands certificates of this authority from callers.
+    /// Starts a server that requires client certificates of this authority.
     fn start_with_client_ca(&self, more: &[&str]) -> Running {
         let ca = self.files.path("ca.pem");
         let mut arguments = vec!["--tls-client-ca", &ca];
@@ -64,7 +64,7 @@ impl Setup {
         self.start(&arguments)
     }
 
-    /// A client that resumes sessions where it can.
+    /// A client that resumes sessions if possible.
     fn client(
         &self,
         version: &'static SupportedProtocolVersion,
@@ -104,7 +104,8 @@ impl Setup {
     }
 }
 
-/// Connects, greets, and waits for the server's first bytes; gives how the handshake went.
+/// Connects, sends the greeting, and waits for the first bytes of the server. Returns the kind of
+/// the handshake.
 fn visit(server: &Running, config: &Arc<ClientConfig>) -> std::io::Result<HandshakeKind> {
     let name = "localhost".try_into().expect("a name");
     let tls = ClientConnection::new(Arc::clone(config), name).expect("a client");
@@ -166,7 +167,7 @@ async fn an_endless_client_hello_is_ended_early() {
         sent += record.len();
         record[5..9].fill(0);
     }
-    // The end comes as an end or as a reset, but not as late as that of a silent connection.
+    // The connection is closed or reset, and earlier than a silent one.
     while matches!(socket.read(&mut [0; 64]), Ok(1..)) {}
     assert!(start.elapsed() < GREETING_TIMEOUT, "{:?}", start.elapsed());
     server.stop().await;
@@ -176,7 +177,7 @@ async fn an_endless_client_hello_is_ended_early() {
 async fn an_unfinished_handshake_does_not_hold_up_a_drain() {
     let setup = Setup::new();
     let server = setup.start(&["--drain-timeout=60s"]);
-    // One that says nothing, and one that says the first half.
+    // One peer sends nothing, and one sends the first half of a handshake.
     let silent = TcpStream::connect(&server.addr).expect("connects");
     let name = "localhost".try_into().expect("a name");
     let mut tls = ClientConnection::new(setup.client(&TLS13, None), name).expect("a client");
@@ -191,7 +192,7 @@ async fn an_unfinished_handshake_does_not_hold_up_a_drain() {
 }
 
 #[tokio::test]
-async fn an_expired_client_certificate_does_not_get_in_by_resumption() {
+async fn an_expired_client_certificate_cannot_resume_a_session() {
     let setup = Setup::new();
     let server = setup.start_with_client_ca(&[]);
     for version in [&TLS13, &TLS12] {
@@ -203,7 +204,7 @@ async fn an_expired_client_certificate_does_not_get_in_by_resumption() {
             let kind = visit(&server, &client).expect("a valid certificate");
             assert_eq!(kind, HandshakeKind::Full, "{version:?}");
         }
-        // Certificates count whole seconds.
+        // The expiry of a certificate has whole seconds.
         tokio::time::sleep(lifetime + Duration::from_secs(1) - issued.elapsed()).await;
         let late = visit(&server, &client);
         assert!(late.is_err(), "{version:?}: {late:?}");
@@ -241,7 +242,7 @@ async fn a_client_certificate_that_expires_is_noticed_at_the_next_handshake() {
     get(&old).await.expect("its connection is there");
     let new = setup.channel(&for_ever, &identity);
     assert!(get(&new).await.is_err(), "a new connection");
-    // The age of a connection ends it, and then there is no other.
+    // The connection is closed at its maximum age, and a new one is refused.
     let start = Instant::now();
     while get(&aging).await.is_ok() {
         assert!(start.elapsed() < PATIENCE, "the connection never ends");

@@ -1,5 +1,4 @@
-//! Health and reflection as callers see them: answers, deadlines, errors and how many watches there
-//! may be.
+//! Health and reflection as callers see them: replies, deadlines, errors, and the limit on watches.
 
 mod support;
 
@@ -17,7 +16,7 @@ use tonic_reflection::pb::v1::{
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
 
-/// Longer than any deadline in these tests, and shorter than the server's own.
+/// Longer than any deadline of a caller here, and shorter than the server's own deadline.
 const FAR_TOO_LATE: Duration = Duration::from_secs(5);
 
 fn service(name: &str) -> HealthCheckRequest {
@@ -90,7 +89,7 @@ async fn a_health_watch_ends_at_its_callers_deadline() {
     server.stop().await;
 }
 
-/// Calls any method with any stream of messages; gives the first reply.
+/// Calls a method with a stream of messages. Returns the first reply.
 async fn streaming(
     channel: &Channel,
     path: String,
@@ -123,7 +122,7 @@ async fn every_error_has_error_info() {
     let mut health = HealthClient::new(channel.clone());
     let result = health.check(service("other")).await;
     assert_error(result, Code::NotFound, "SERVICE_UNKNOWN");
-    // No message at all, and two of them.
+    // No message, and two messages.
     let two = Request::new(tokio_stream::iter([service(""), service("")]));
     for method in ["Check", "List", "Watch"] {
         let path = format!("/grpc.health.v1.Health/{method}");
@@ -221,7 +220,7 @@ async fn a_connection_may_have_as_many_watches_as_streams() {
         assert_eq!(status.status(), ServingStatus::Serving);
         watches.push(watch);
     }
-    // Calls are not concerned.
+    // Other calls are not limited by it.
     let mut client = HealthClient::new(channel);
     client.check(service("")).await.expect("checks");
     drop(watches);
@@ -229,7 +228,7 @@ async fn a_connection_may_have_as_many_watches_as_streams() {
 }
 
 #[tokio::test]
-async fn the_watches_of_a_worker_are_bounded_and_nobody_is_shut_out() {
+async fn the_watches_of_a_worker_are_bounded_and_other_connections_get_some() {
     let flags = ["--workers=1", "--max-concurrent-streams=3000"];
     let server = Running::start(&flags);
     let channel = server.channel().await;
@@ -244,7 +243,7 @@ async fn the_watches_of_a_worker_are_bounded_and_nobody_is_shut_out() {
     };
     assert_eq!(watches.len(), 2_048);
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
-    // Somebody else still gets a few.
+    // Another connection still gets a few.
     let other = server.channel().await;
     let mut few = Vec::new();
     for _ in 0..8 {

@@ -1,5 +1,5 @@
-//! What happens between the service and a real redis-server: keys and values as other programs
-//! see them, credentials, outages, Redis's own errors.
+//! The service on a real redis-server: keys and values as other programs see them, credentials,
+//! outages, and errors of Redis.
 
 mod support;
 
@@ -74,15 +74,15 @@ async fn a_value_without_expiry_has_no_expire_time() {
         .expect("SET");
     let entry = client.get_with_expiry("id").await.expect("gets");
     assert_eq!((entry.value, entry.expire_time), (read(int(5)), None));
-    // A Mark gives it one.
+    // A Mark sets an expiry.
     client.mark(mark("id", int(6))).await.expect("marks");
     let left: i64 = redis.connect().pttl("dyn_data/id").expect("PTTL");
     assert!(left > 0, "{left}");
     server.stop().await;
 }
 
-/// What the application did that this service takes over from: SET and EXPIREAT in a pipeline,
-/// `int(GET)` to read.
+/// The application before this service writes with SET and EXPIREAT in a pipeline, and reads with
+/// `int(GET)`.
 #[tokio::test]
 async fn the_original_application_and_the_service_read_each_other() {
     for (format, key) in [("python-bytes", "dyn_data/b'42'"), ("plain", "dyn_data/42")] {
@@ -130,7 +130,7 @@ async fn prefix_and_database_are_settings() {
 }
 
 #[tokio::test]
-async fn a_unix_socket_serves_as_well() {
+async fn a_unix_socket_works() {
     let redis = Redis::start();
     let url = format!("--redis-url=unix://{}", redis.unix_path());
     let server = Running::start(&[&url]);
@@ -222,7 +222,7 @@ async fn an_outage_fails_every_call_at_once_and_ends_by_itself() {
             let status = result.expect("not an answer without Redis");
             assert_error(Err::<(), _>(status), Unavailable, "BACKEND_UNAVAILABLE");
         }
-        // redis-timeout is 500 ms, for each of the three.
+        // redis-timeout is 500 ms, for each of the three calls.
         assert!(start.elapsed() < Duration::from_millis(1500));
     }
     redis.run();
@@ -239,7 +239,7 @@ async fn an_outage_fails_every_call_at_once_and_ends_by_itself() {
 }
 
 #[tokio::test]
-async fn a_silent_redis_times_out_as_such() {
+async fn a_silent_redis_is_a_timeout() {
     let redis = Redis::start();
     let server = Running::on_redis(&redis, &["--redis-timeout", "100ms"]).await;
     let mut client = server.client().await;
@@ -259,7 +259,7 @@ async fn a_silent_redis_times_out_as_such() {
 }
 
 #[tokio::test]
-async fn another_type_under_the_key_is_said_to_be_so() {
+async fn a_key_of_another_type_is_wrong_type() {
     let redis = Redis::start();
     let server = Running::on_redis(&redis, &[]).await;
     let mut client = server.client().await;
@@ -273,10 +273,10 @@ async fn another_type_under_the_key_is_said_to_be_so() {
         FailedPrecondition,
         "WRONG_TYPE",
     );
-    // MGET answers nil for it.
+    // MGET replies nil for a key of another type.
     let entries = client.batch_get(batch(["list"])).await.expect("gets");
     assert_eq!(entries[0].value, None);
-    // SET replaces what is there.
+    // SET replaces a key of another type.
     client.mark(mark("list", int(1))).await.expect("marks");
     assert_eq!(client.get("list").await.expect("gets"), read(int(1)));
     server.stop().await;
@@ -298,7 +298,7 @@ async fn a_full_redis_refuses_marks_and_still_reads() {
     let result = client.mark(mark("43", int(1))).await;
     assert_error(result, ResourceExhausted, "BACKEND_OUT_OF_MEMORY");
     assert_eq!(client.get("42").await.expect("gets"), read(int(1)));
-    // It refuses the commands of a transaction, reads too.
+    // A full Redis refuses all commands of a transaction, even reads.
     let request = BatchGetRequest {
         ids: vec!["42".to_owned(), "43".to_owned()],
         include_expire_time: true,
@@ -337,7 +337,7 @@ async fn redis_errors_become_their_reasons() {
             .exec(&mut connection)
             .expect(name);
     };
-    // A replica of nobody in particular.
+    // Its master does not exist.
     admin(&["REPLICAOF", "127.0.0.1", "1"]);
     assert_error(
         client.mark(mark("42", int(1))).await,
@@ -411,7 +411,7 @@ async fn short_deadlines_do_not_hide_a_dead_connection() {
     let mut client = server.client().await;
     redis.pause(60_000);
     let start = Instant::now();
-    // Every call gives up long before Redis is late; the link must notice all the same.
+    // Every deadline is far shorter than redis-timeout. The link must still notice.
     while server.http("/readyz").await.0 == 200 {
         assert!(client.get("42").await.is_err());
         assert!(start.elapsed() < PATIENCE, "never noticed");
@@ -442,7 +442,7 @@ async fn replies_of_abandoned_calls_are_never_given_to_others() {
                     id: id.to_string(),
                     ..GetRequest::default()
                 };
-                // Every second call is dropped while its command is on the way.
+                // Every second call is dropped while Redis executes its command.
                 let patience = Duration::from_millis(if id % 2 == 0 { 5 } else { 5_000 });
                 let reply = tokio::time::timeout(patience, client.get_request(request)).await;
                 (id, reply)

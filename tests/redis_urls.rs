@@ -1,4 +1,4 @@
-//! Redis URLs: every form that the docs list, on a real server, and what is refused.
+//! Redis URLs: all forms that the docs list, on a real server, and URLs that are refused.
 
 mod support;
 
@@ -10,11 +10,11 @@ use support::{
     eventually, free_port, int, mark,
 };
 
-/// A password that has to be percent-encoded, and how that looks.
+/// A password that has to be percent-encoded, and its encoded form.
 const PASSWORD: &str = "p@ss:w/rd?#%+&=,[é";
 const ENCODED: &str = "p%40ss%3Aw%2Frd%3F%23%25%2B%26%3D%2C%5B%C3%A9";
 
-/// A Redis with a user `app` who needs [`PASSWORD`]; everybody else may only look on.
+/// A Redis with a user `app`, whose password is [`PASSWORD`].
 fn redis_with_user(arguments: &[&str]) -> Redis {
     let redis = Redis::start_with(arguments);
     let password = format!(">{PASSWORD}");
@@ -25,7 +25,7 @@ fn redis_with_user(arguments: &[&str]) -> Redis {
     redis
 }
 
-/// Serves with these flags, marks something, and looks for it in this database.
+/// Starts a server with these flags, marks a value, and looks for the value in this database.
 async fn assert_served(redis: &Redis, db: i64, user: &str, arguments: &[&str]) {
     let server = Running::start(arguments);
     server.ready().await;
@@ -42,7 +42,7 @@ async fn assert_served(redis: &Redis, db: i64, user: &str, arguments: &[&str]) {
         .lines()
         .filter(|line| line.contains(&db_field) && line.contains(&user_field))
         .count();
-    // One for each worker, besides this one.
+    // One connection for each worker. The connection of the test has no such user or database.
     assert!(logged_in >= 2, "{arguments:?}: {clients}");
     redis::cmd("SELECT")
         .arg(db)
@@ -89,7 +89,7 @@ async fn a_tcp_address_may_have_user_password_and_database() {
         .arg(&["SET", "requirepass", CANARY])
         .exec(&mut redis.connect())
         .expect("CONFIG SET");
-    // The test's own connections have no password; that of the default user is enough to be ready.
+    // Only readiness is checked, because the connections of the test send no password.
     let server = Running::start(&[&format!("--redis-url=redis://:{CANARY}@127.0.0.1:{port}/3")]);
     server.ready().await;
     server.stop().await;
@@ -159,7 +159,7 @@ async fn rediss_may_have_user_password_and_database() {
     }
 }
 
-/// Two sentinels, of which one is not there. The user is that of the data nodes.
+/// A list of sentinels of which one may be missing. The user is for the master.
 #[tokio::test]
 async fn a_list_has_the_user_password_and_database_of_its_first_url() {
     let redis = redis_with_user(&[]);
@@ -179,7 +179,7 @@ async fn a_list_has_the_user_password_and_database_of_its_first_url() {
     }
 }
 
-/// Runs `dyndata` with a URL; gives its exit code and all that it wrote.
+/// Runs `dyndata` with these arguments. Returns its exit code and all output.
 fn run(command: &[&str], arguments: &[&str]) -> (Option<i32>, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_dyndata"))
         .args(command)
@@ -193,7 +193,7 @@ fn run(command: &[&str], arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
-fn what_is_not_supported_is_refused_by_name() {
+fn an_unsupported_part_of_a_url_is_refused_by_its_name() {
     let secret = CANARY;
     for (url, named) in [
         ("redis://h?protocol=resp3", "?protocol"),
@@ -212,7 +212,7 @@ fn what_is_not_supported_is_refused_by_name() {
         (&format!("redis://h#{secret}"), "#"),
         ("redis://h:0", "port"),
         ("redis://", "host"),
-        // Passwords that are not encoded.
+        // Passwords without percent-encoding.
         (&format!("redis://:a?{secret}@h"), "percent-encoded"),
         (&format!("redis://:a#{secret}@h"), "percent-encoded"),
         (&format!("redis://:a/{secret}@h"), "percent-encoded"),
@@ -221,7 +221,7 @@ fn what_is_not_supported_is_refused_by_name() {
         (&format!("redis://app:12#{secret}@h"), "percent-encoded"),
         (&format!("redis://app:%ff{secret}@h"), "UTF-8"),
         (&format!("redis://:a\t{secret}@h"), "control character"),
-        // A user is not told to Redis without a password.
+        // A user without a password cannot log in.
         (&format!("redis://{secret}@h"), "password"),
         ("unix:///s?user=app", "password"),
         ("unix:///s?password=x&db=1", "?password"),

@@ -1,4 +1,4 @@
-//! Certificates and the access file change while the server runs.
+//! Changes of certificates and of the access file while the server runs.
 
 #![allow(clippy::print_stdout, reason = "figures, for --nocapture")]
 
@@ -24,10 +24,10 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
 
-/// How long a change may take to be in force.
+/// The longest time until a change is in force.
 const IN_FORCE: Duration = Duration::from_secs(5);
 
-/// An entry of the access file for the token that [`get`] sends as this name's.
+/// An entry of the access file for the token that [`get`] sends for this name.
 fn entry(name: &str) -> String {
     let hash = sha256_hex(&token(name));
     format!(
@@ -59,7 +59,7 @@ fn connect(server: &Running, authority: &Authority) -> Channel {
     endpoint.tls_config(tls).expect("TLS").connect_lazy()
 }
 
-/// Tries until it works, on a new connection each time.
+/// Waits until a call works, with a new connection for each attempt.
 async fn eventually(what: &str, works: impl AsyncFn() -> bool) {
     let start = Instant::now();
     while !works().await {
@@ -81,7 +81,7 @@ async fn new_files_are_in_force_soon_and_no_call_fails_meanwhile() {
     arguments.extend(["--access-file", &access]);
     let server = Running::start(&arguments);
 
-    // Two callers that call all the time, over one connection each.
+    // Two callers call all the time, each on its own connection.
     let stop = Arc::<AtomicBool>::default();
     let calls = Arc::<AtomicU32>::default();
     let mut load = tokio::task::JoinSet::new();
@@ -96,7 +96,8 @@ async fn new_files_are_in_force_soon_and_no_call_fails_meanwhile() {
         });
     }
 
-    // A certificate of another authority: only who trusts that one gets a connection then.
+    // After the change to a certificate of another authority, only clients that trust it can
+    // connect.
     let second = new.issue("localhost", Validity::Now);
     assert!(get(&connect(&server, &new), "one").await.is_err());
     files.write("cert.pem", &second.cert);
@@ -107,14 +108,15 @@ async fn new_files_are_in_force_soon_and_no_call_fails_meanwhile() {
     .await;
     assert!(get(&connect(&server, &old), "one").await.is_err());
 
-    // Somebody new, and the load's own caller stays.
+    // A new caller is added, and the caller of the load stays.
     files.write("access.toml", &(entry("one") + &entry("two")));
     eventually("access file", async || {
         get(&connect(&server, &new), "two").await.is_ok()
     })
     .await;
 
-    // What makes no sense changes nothing. The key fits no certificate, the file is no TOML.
+    // Invalid files change nothing: a key that does not fit the certificate, and a file that is no
+    // TOML.
     files.write("key.pem", &first.key);
     files.write("access.toml", "caller = ");
     let start = Instant::now();
@@ -130,7 +132,7 @@ async fn new_files_are_in_force_soon_and_no_call_fails_meanwhile() {
         calls.load(Ordering::Relaxed)
     );
 
-    // Whoever is taken out of the file is out, on connections that are there too.
+    // A caller that is removed from the file is refused, also on open connections.
     files.write("key.pem", &second.key);
     files.write("access.toml", &entry("two"));
     let channel = connect(&server, &new);
@@ -186,7 +188,7 @@ async fn the_first_token_in_the_access_file_makes_certificates_optional() {
         get(&connect(&server, &authority), "one").await.is_ok()
     })
     .await;
-    // Without tokens, everybody needs a certificate again.
+    // Without tokens, every caller needs a certificate again.
     files.write("access.toml", by_certificate);
     eventually("no token", async || {
         let refused = get(&connect(&server, &authority), "one").await;

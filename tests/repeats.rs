@@ -1,5 +1,5 @@
-//! What is repeated when a connection to Redis ends under a call, and what must not be: a repeated
-//! Mark could bring back an older value over somebody else's newer one.
+//! Which commands are repeated when a connection to Redis ends during a call. A Mark that Redis may
+//! have executed must not be repeated: it could overwrite a newer value with an older one.
 
 mod support;
 
@@ -53,7 +53,7 @@ async fn a_mark_whose_reply_is_lost_is_not_written_over_a_newer_one() {
 }
 
 #[tokio::test]
-async fn a_mark_that_the_line_delivers_late_was_not_acknowledged() {
+async fn a_mark_that_reaches_redis_late_was_not_acknowledged() {
     let redis = Redis::start();
     let proxy = ScriptedProxy::to(redis.port).await;
     let server = Running::behind(&proxy, &[]).await;
@@ -68,7 +68,7 @@ async fn a_mark_that_the_line_delivers_late_was_not_acknowledged() {
     assert_outcome(&status, "unknown");
     other.mark(mark("id", int(2))).await.expect("marks");
     fault.go();
-    // As its outcome says, it may take effect once, at a later time.
+    // As the outcome `unknown` says, the Mark may take effect once, at a later time.
     while other.get("id").await.expect("gets") != read(int(1)) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -92,7 +92,6 @@ async fn a_read_whose_connection_ends_is_repeated() {
     server.stop().await;
 }
 
-/// Many large Marks fill the socket, so that the last ones stay in the server.
 #[tokio::test]
 async fn a_connection_that_lost_a_reply_is_closed() {
     let redis = Redis::start();
@@ -105,7 +104,7 @@ async fn a_connection_that_lost_a_reply_is_closed() {
     let lost = client.get("id").await;
     assert_error(lost, Unavailable, "BACKEND_TIMEOUT");
     fault.reached().await;
-    // From here on each reply on this connection belongs to the command before.
+    // From here on, each reply on this connection belongs to the command before.
     let recovered = async {
         while !client
             .get("id")
@@ -126,7 +125,7 @@ async fn a_connection_with_a_reply_that_does_not_end_is_closed() {
     let server = Running::behind(&proxy, &[]).await;
     let client = server.client().await;
     let mut fault = proxy.arm(GET, Fault::EndlessReply);
-    // Steadily, so that the connection is never silent.
+    // Calls go on all the time, so that the connection is never silent.
     let mut calls = tokio::task::JoinSet::new();
     let mut ticks = tokio::time::interval(Duration::from_millis(25));
     let answered = async {
@@ -151,9 +150,10 @@ async fn a_connection_with_a_reply_that_does_not_end_is_closed() {
     server.stop().await;
 }
 
+/// Many large Marks fill the socket, so that the last ones stay in the server.
 #[tokio::test]
-async fn only_marks_of_which_nothing_was_sent_are_repeated() {
-    // More than the buffers of two sockets take, and less than a worker holds for its calls.
+async fn only_unsent_marks_are_repeated() {
+    // More than the buffers of two sockets hold, and less than the limit of a worker.
     const MARKS: usize = 40;
     let redis = Redis::start();
     let proxy = ScriptedProxy::to(redis.port).await;
@@ -173,7 +173,7 @@ async fn only_marks_of_which_nothing_was_sent_are_repeated() {
 
     let (mut marked, mut unknown, mut not_executed) = (0, 0, 0);
     for (id, result) in marks.into_iter().enumerate() {
-        // Nothing of the first connection has reached Redis.
+        // No command of the first connection has reached Redis.
         let exists = || redis.connect().exists(format!("dyn_data/{id}"));
         let Err(status) = result.await.expect("ends") else {
             assert_eq!(exists(), Ok(true), "{id}");
@@ -191,8 +191,8 @@ async fn only_marks_of_which_nothing_was_sent_are_repeated() {
             }
         }
     }
-    // What fits into the buffers of two sockets has left. The budget for repetitions is a tenth of
-    // all, and ten.
+    // Marks in the buffers of the two sockets count as sent. The budget for repetitions is ten, plus
+    // a tenth of all calls.
     assert!(unknown > 0, "{marked} marked, {not_executed} not executed");
     assert!(marked > 0, "{unknown} unknown, {not_executed} not executed");
     server.stop().await;
@@ -204,7 +204,7 @@ fn has_outcome(status: &Status, outcome: &str) -> bool {
     info.metadata.get("outcome").is_some_and(|it| it == outcome)
 }
 
-/// A Redis that refuses writes, with a value of its own for each id.
+/// A replica, which refuses writes, with a value for each id.
 fn replica(ids: usize) -> Redis {
     let redis = Redis::start();
     let mut connection = redis.connect();
@@ -220,13 +220,13 @@ fn replica(ids: usize) -> Redis {
     redis
 }
 
-/// Marks until the connection is old enough to be given up. No error but READONLY comes meanwhile.
+/// Marks until the connection is old enough to be replaced. Until then, every error is READONLY.
 async fn mark_until_master(client: &mut Client, value: mark_request::Value) {
     let start = std::time::Instant::now();
     while let Err(status) = client.mark(mark("marked", value.clone())).await {
         let status = assert_error(Err::<(), _>(status), Unavailable, "BACKEND_READONLY");
         assert_outcome(&status, "not_executed");
-        assert!(start.elapsed() < PATIENCE, "never at the master");
+        assert!(start.elapsed() < PATIENCE, "never marked at the master");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -243,19 +243,19 @@ async fn a_mark_that_a_replica_refuses_is_repeated_at_the_master() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_given_up_serves_what_is_in_flight_on_it() {
+async fn a_replaced_connection_completes_its_calls_in_flight() {
     const GETS: usize = 50;
     let (replica, master) = (replica(GETS), Redis::start());
     let proxy = ScriptedProxy::to(replica.port).await;
     let server = Running::behind(&proxy, &["--redis-timeout=5s"]).await;
     let mut client = server.client().await;
     proxy.forward_to(master.port);
-    // Connections that are younger are not given up.
+    // Younger connections are not replaced.
     tokio::time::sleep(Duration::from_millis(2_100)).await;
 
     let mut fault = proxy.arm(SET, Fault::HoldReplies { gets: GETS });
     let marked = marking(&client, mark("marked", int(5)));
-    // The SET is on its way before the first GET.
+    // The SET is sent before the first GET.
     server.metric("dyndata_calls_in_flight 1").await;
     let gets: Vec<_> = (0..GETS)
         .map(|id| {
@@ -264,13 +264,13 @@ async fn a_connection_that_is_given_up_serves_what_is_in_flight_on_it() {
         })
         .collect();
     fault.reached().await;
-    // Repeated on the new connection, while the Gets still wait on the old one.
+    // The Mark is repeated on the new connection, while the Gets still wait on the old one.
     marked.await.expect("ends").expect("marks");
     assert_eq!(client.get("marked").await.expect("gets"), read(int(5)));
     assert!(gets.iter().all(|get| !get.is_finished()));
     fault.go();
     for get in gets {
-        // The replica's value: the master has none.
+        // The value of the replica. The master has none.
         assert_eq!(get.await.expect("ends").expect("gets"), read(int(1)));
     }
     server.stop().await;

@@ -1,4 +1,5 @@
-//! No secret is in anything that the program prints, logs or shows, however much it is told to.
+//! No secret appears in any output, log or admin page of the program, even at the most verbose log
+//! level.
 
 mod support;
 
@@ -10,7 +11,7 @@ use support::{
     free_port, sha256_hex,
 };
 
-/// Runs `dyndata` to its end, with the most talkative log; gives all that it wrote.
+/// Runs `dyndata` to its end, with the most verbose log. Returns all output.
 fn run(arguments: &[&str], environment: &[(&str, &str)]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_dyndata"))
         .args(arguments)
@@ -25,12 +26,12 @@ fn run(arguments: &[&str], environment: &[(&str, &str)]) -> String {
 
 #[track_caller]
 fn assert_clean(what: &str, text: &str) {
-    assert!(!text.is_empty(), "{what}: nothing to look at");
+    assert!(!text.is_empty(), "{what}: no output to check");
     assert_no_secret(what, text);
 }
 
 #[test]
-fn wrong_settings_are_complained_about_without_the_secrets_in_them() {
+fn errors_about_settings_show_no_secret() {
     let files = Directory::new();
     let secret = files.write("secret", CANARY);
     let access = files.write(
@@ -64,7 +65,7 @@ fn wrong_settings_are_complained_about_without_the_secrets_in_them() {
 }
 
 #[test]
-fn a_server_at_work_says_nothing_of_its_secrets_or_its_callers() {
+fn a_running_server_shows_no_secret() {
     let files = Directory::new();
     let authority = Authority::new();
     let identity = authority.issue("localhost", Validity::Now);
@@ -118,7 +119,7 @@ fn a_server_at_work_says_nothing_of_its_secrets_or_its_callers() {
     let addr = format!("https://localhost:{port}");
     let mut written = String::new();
     for arguments in [
-        // The value and the id of a call are its caller's business too.
+        // Ids and values are private too.
         vec!["mark", "42", CANARY, "--token-file", &token],
         vec!["mark", CANARY, "7", "--token-file", &token],
         vec!["get", "42", "--token-file", &token],
@@ -128,7 +129,7 @@ fn a_server_at_work_says_nothing_of_its_secrets_or_its_callers() {
         let how = ["--addr", &addr, "--tls-ca", &ca];
         written += &run(&[&arguments[..], &how].concat(), &[]);
     }
-    // Another password, and the wrong one: what Redis says about it is logged.
+    // With a wrong password, the error of Redis is logged.
     files.write("password", &format!("not-{CANARY}"));
     redis.use_password(CANARY);
     redis.try_to(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
@@ -144,6 +145,6 @@ fn a_server_at_work_says_nothing_of_its_secrets_or_its_callers() {
     assert!(written.contains("expires"), "a Mark was made: {written}");
     assert_clean("clients and admin endpoints", &written);
     let log = std::fs::read_to_string(files.path("log")).expect("a log");
-    assert!(log.contains("TRACE"), "the log is a talkative one");
+    assert!(log.contains("TRACE"), "the log is not verbose");
     assert_clean("the log", &log);
 }

@@ -1,5 +1,4 @@
-//! The server as a program on the network: health, reflection, probes, metrics, limits,
-//! listeners, shutdown.
+//! The server on the network: health, reflection, probes, metrics, limits, listeners, shutdown.
 
 mod support;
 
@@ -74,12 +73,15 @@ async fn a_health_watch_sees_the_shutdown_and_does_not_delay_it() {
     let start = Instant::now();
     server.begin_stop();
     let second = watch.next().await.expect("a status");
-    // NOT_SERVING, unless the end of the stream was faster.
+    // NOT_SERVING, unless the stream ended first.
     assert!(
         second.is_err() || second.is_ok_and(|status| status.status() == ServingStatus::NotServing)
     );
     server.stop().await;
-    assert!(start.elapsed() < PATIENCE, "waited for the watch");
+    assert!(
+        start.elapsed() < PATIENCE,
+        "the shutdown waited for the watch"
+    );
 }
 
 #[tokio::test]
@@ -90,7 +92,7 @@ async fn silent_peers_do_not_keep_probes_out() {
     let mut silent: Vec<_> = (0..400)
         .map(|number| {
             let mut peer = std::net::TcpStream::connect(admin).expect("connects");
-            // Half of them begin a request that never ends.
+            // Half of them start a request that never ends.
             if number % 2 == 0 {
                 _ = peer.write_all(b"GET /livez HTTP/1.1\r\n");
             }
@@ -103,7 +105,7 @@ async fn silent_peers_do_not_keep_probes_out() {
         let took = before.elapsed();
         assert!(took < Duration::from_secs(1), "a probe took {took:?}");
     }
-    // The rest end by themselves, long before a probe of an orchestrator gives up.
+    // The server closes the others long before the probe of an orchestrator times out.
     for peer in &mut silent {
         peer.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         // An end or a reset.
@@ -317,7 +319,7 @@ async fn a_unix_listener_serves_and_tidies_up() {
         drop(client);
         server.stop().await;
         assert!(!path.exists(), "the socket file is left behind");
-        // What a crash leaves behind is not in the way of the second round.
+        // The socket file of a crashed server does not prevent the second round.
         drop(std::os::unix::net::UnixListener::bind(&path).expect("binds"));
     }
     std::fs::remove_file(path).expect("removes");
@@ -334,7 +336,7 @@ async fn an_address_in_use_is_an_error_that_names_it() {
     server.stop().await;
 }
 
-/// The line of `/metrics` that says that one call of a method has begun.
+/// The line of `/metrics` that shows that one call of a method has started.
 fn started(method: &str) -> String {
     format!(
         r#"grpc_server_started_total{{grpc_type="unary",grpc_service="dyndata.v1.DynData",grpc_method="{method}"}} 1"#
@@ -346,7 +348,7 @@ async fn a_shutdown_lets_running_calls_finish() {
     let redis = Redis::start();
     let mut server = Running::on_redis(&redis, &["--redis-timeout=5s"]).await;
     let mut client = server.client().await;
-    // So that the call is there for a while.
+    // Makes the call take a while.
     redis.pause(500);
     let call = tokio::spawn(async move { client.mark(mark("42", int(1))).await });
     server.metric(&started("Mark")).await;
@@ -380,7 +382,7 @@ async fn during_the_shutdown_delay_health_says_not_serving_and_calls_are_served(
         let status = health(&server, service).await.expect("known");
         assert_eq!(status, ServingStatus::NotServing, "{service}");
     }
-    // On a connection that exists, and on new ones.
+    // On the open connection and on new ones.
     while start.elapsed() < Duration::from_secs(1) {
         old.mark(mark("42", int(1))).await.expect("marks");
         server.client().await.get("42").await.expect("gets");
@@ -399,7 +401,7 @@ async fn a_shutdown_takes_no_longer_than_the_drain_timeout() {
     let mut client = server.client().await;
     redis.pause(8_000);
     let call = tokio::spawn(async move { client.get("42").await });
-    // A peer that never says a word after its preface.
+    // A peer that sends nothing after its preface.
     let mut silent = std::net::TcpStream::connect(&server.addr).expect("connects");
     silent
         .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
@@ -460,7 +462,7 @@ async fn connections_beyond_the_limit_are_closed_at_once() {
     server.metric("dyndata_connections 2").await;
     let mut third = std::net::TcpStream::connect(&server.addr).expect("connects");
     assert_eq!(third.read(&mut [0]).expect("a clean end"), 0);
-    // Those that are there are served on, and one that goes makes room.
+    // Open connections are still served. A closed one makes room.
     first.get("42").await.expect("gets");
     drop(second);
     server.metric("dyndata_connections 1").await;
@@ -483,8 +485,8 @@ async fn an_old_connection_is_replaced_without_a_failed_call() {
     };
     while connections(&server.http("/metrics").await.1) < 3 {
         if let Err(status) = client.get("42").await {
-            // The client's own doing: tonic does not repeat a call that it had not sent yet when
-            // the connection began to close. A server's answer would have no cause.
+            // The client failed this call itself: tonic does not repeat an unsent call when the
+            // connection closes. A status of the server would have no source.
             let cause = std::error::Error::source(&status).expect("no answer of the server");
             assert_eq!(status.code(), Code::Cancelled, "{cause:?}");
         }
@@ -513,7 +515,7 @@ async fn health_follows_an_outage_and_not_a_reconnect() {
         status.expect("a status").status()
     };
     assert_eq!(next().await, ServingStatus::Serving);
-    // Too short to be seen twice: the next status is that of the outage after it.
+    // A reconnect is too short to change the health. The next change is that of the outage.
     let kill = |redis: &Redis| {
         redis::cmd("CLIENT")
             .arg(&["KILL", "TYPE", "NORMAL", "SKIPME", "YES"])
@@ -554,7 +556,7 @@ async fn after_a_shutdown_nothing_is_served() {
 #[tokio::test]
 async fn every_worker_serves_the_same_data() {
     let server = Running::start(&["--workers=4"]);
-    // One value, written and read over many connections: all workers share the embedded store.
+    // Many connections reach all workers, and all workers share the embedded store.
     let mut clients = Vec::new();
     for number in 0..8 {
         let mut client = server.client().await;

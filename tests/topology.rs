@@ -1,4 +1,4 @@
-//! Cluster nodes and sentinels that disagree: whom the service believes. Real processes.
+//! Which node the service uses when cluster nodes or sentinels disagree, on real processes.
 
 mod support;
 
@@ -13,10 +13,10 @@ use support::{
 };
 use tonic::{Code, Status};
 
-/// For how long a test watches that something does not happen.
+/// How long a test checks that something does not happen.
 const WATCHED: Duration = Duration::from_secs(4);
 
-/// How many keys a server has.
+/// The number of keys of a server.
 fn keys(redis: &Redis) -> i64 {
     redis::from_redis_value(redis.must(&["DBSIZE"])).expect("a number")
 }
@@ -57,7 +57,7 @@ fn ids(count: usize) -> Vec<String> {
 mod cluster {
     use super::*;
 
-    /// A node that belongs to no cluster yet.
+    /// A node that is in no cluster yet.
     fn node() -> Redis {
         Redis::start_with(&[
             "--cluster-enabled",
@@ -73,7 +73,7 @@ mod cluster {
         node.text(&["CLUSTER", "INFO"]).contains("cluster_state:ok")
     }
 
-    /// Three masters without replicas, which serve what is left if one of them is lost.
+    /// Three masters without replicas. If one is lost, the others still serve their slots.
     fn masters() -> Vec<Redis> {
         let nodes: Vec<_> = (0..3).map(|_| node()).collect();
         create(&nodes);
@@ -103,7 +103,7 @@ mod cluster {
             redis::from_redis_value(nodes[1].must(&["CLUSTER", "KEYSLOT", &key])).expect("a slot")
         };
         let (lost, kept): (Vec<_>, Vec<_>) = ids(60).into_iter().partition(|id| slot(id) <= 5460);
-        mark_all(&mut client, &kept).await.expect("all is well");
+        mark_all(&mut client, &kept).await.expect("all nodes serve");
 
         nodes[0].must(&["FLUSHALL"]);
         nodes[0].must(&["CLUSTER", "RESET", "HARD"]);
@@ -117,7 +117,7 @@ mod cluster {
         }
         server.ready().await;
         let refused = client.mark(mark(&lost[0], int(1))).await;
-        refused.expect_err("nobody has its slot");
+        refused.expect_err("no node has its slot");
         server.stop().await;
     }
 
@@ -127,7 +127,9 @@ mod cluster {
         let server = start("cluster", &urls([&empty].into_iter().chain(&nodes)), &[]);
         server.ready().await;
         let mut client = server.client().await;
-        mark_all(&mut client, &ids(60)).await.expect("all is well");
+        mark_all(&mut client, &ids(60))
+            .await
+            .expect("all nodes serve");
         server.stop().await;
     }
 
@@ -138,16 +140,18 @@ mod cluster {
         let server = start("cluster", &urls([&hung].into_iter().chain(&nodes)), &[]);
         server.ready().await;
         let mut client = server.client().await;
-        mark_all(&mut client, &ids(60)).await.expect("all is well");
+        mark_all(&mut client, &ids(60))
+            .await
+            .expect("all nodes serve");
         server.stop().await;
         hung.thaw();
     }
 
-    /// The outdated node says that all is well and that every slot is its own.
+    /// The outdated node reports that it has all slots.
     #[tokio::test]
-    async fn an_outdated_map_loses_whoever_tells_it_first() {
+    async fn an_outdated_slot_map_is_not_used_even_if_it_comes_first() {
         let (outdated, nodes) = (node(), masters());
-        // One by one: ADDSLOTSRANGE came with Redis 7.0.
+        // ADDSLOTS with every slot, because Redis 6 has no ADDSLOTSRANGE.
         let slots: Vec<_> = (0..16_384).map(|slot: u16| slot.to_string()).collect();
         let slots = slots.iter().map(String::as_str);
         let command: Vec<_> = ["CLUSTER", "ADDSLOTS"].into_iter().chain(slots).collect();
@@ -156,13 +160,15 @@ mod cluster {
         let server = start("cluster", &urls([&outdated].into_iter().chain(&nodes)), &[]);
         server.ready().await;
         let mut client = server.client().await;
-        mark_all(&mut client, &ids(60)).await.expect("all is well");
+        mark_all(&mut client, &ids(60))
+            .await
+            .expect("all nodes serve");
         assert_eq!(keys(&outdated), 0, "marks went to the outdated node");
         server.stop().await;
     }
 
     #[tokio::test]
-    async fn the_map_is_kept_when_every_node_forgets_it() {
+    async fn the_slot_map_is_kept_when_every_node_forgets_it() {
         let nodes = masters();
         let server = start("cluster", &urls(&nodes), &["--workers=1"]);
         server.ready().await;
@@ -175,7 +181,7 @@ mod cluster {
             assert!(start.elapsed() < PATIENCE, "still ready");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        // The map leads to nodes that refuse; without one there would be nobody to ask.
+        // The old map leads to nodes that refuse. Without a map, there would be no node to ask.
         let refused = client.mark(mark("1", int(1))).await;
         assert_error(refused, Code::Unavailable, "BACKEND_BUSY");
         create(&nodes);
@@ -187,8 +193,8 @@ mod cluster {
 mod sentinel {
     use super::*;
 
-    /// A sentinel that believes in `master` since `epoch`. Sentinels of different masters do not
-    /// hear of each other, so each keeps its belief.
+    /// A sentinel that reports `master` as the master since `epoch`. Sentinels of different masters
+    /// do not find each other, so each keeps its own view.
     struct Sentinel {
         redis: Redis,
     }
@@ -202,12 +208,12 @@ mod sentinel {
             let mut this = Self {
                 redis: Redis::prepare(&[]),
             };
-            this.believe("127.0.0.1", master, epoch, more);
+            this.report_master("127.0.0.1", master, epoch, more);
             this
         }
 
-        /// Ends it and starts it again, on the same port, with another belief.
-        fn believe(&mut self, host: &str, master: u16, epoch: u32, more: &str) {
+        /// Starts the sentinel again, on the same port, with another master.
+        fn report_master(&mut self, host: &str, master: u16, epoch: u32, more: &str) {
             self.redis.kill();
             let config = format!(
                 "{more}\n\
@@ -224,7 +230,7 @@ mod sentinel {
         start("sentinel", &urls, more)
     }
 
-    /// How often a link came up, of all workers.
+    /// The metric that counts the connections to Redis.
     async fn connects(server: &Running) -> String {
         let (_, metrics) = server.http("/metrics").await;
         let line = metrics
@@ -233,7 +239,7 @@ mod sentinel {
         line.expect("a metric").to_owned()
     }
 
-    /// Marks for a while, none of which may be acknowledged.
+    /// Tries to Mark for a while, and checks that no Mark is acknowledged.
     async fn assert_nothing_is_marked(server: &Running) {
         let mut client = server.client().await;
         let start = Instant::now();
@@ -296,10 +302,10 @@ mod sentinel {
         mark_all(&mut client, &ids(10)).await.expect("a master");
         assert_eq!((keys(&deposed), keys(&new)), (10, 0));
 
-        sentinels[1].believe("127.0.0.1", new.port, 2, "");
+        sentinels[1].report_master("127.0.0.1", new.port, 2, "");
         let start = Instant::now();
         while keys(&new) == 0 {
-            assert!(start.elapsed() < PATIENCE, "the new master is not followed");
+            assert!(start.elapsed() < PATIENCE, "the new master is not used");
             _ = mark_all(&mut client, &ids(1)).await;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -317,7 +323,7 @@ mod sentinel {
         let server = start_behind(&sentinels, &[]);
         server.ready().await;
         let before = connects(&server).await;
-        // Each worker asks once a second; the stale one must have been asked.
+        // Each worker asks the sentinels once a second, so it has asked the stale one.
         tokio::time::sleep(2 * WATCHED).await;
         assert_eq!(connects(&server).await, before);
         assert_eq!(keys(&deposed), 0);
@@ -335,7 +341,7 @@ mod sentinel {
         sentinels[2].redis.kill();
         let server = start_behind(&sentinels, &[]);
         assert_nothing_is_marked(&server).await;
-        sentinels[2].believe("127.0.0.1", second.port, 3, "");
+        sentinels[2].report_master("127.0.0.1", second.port, 3, "");
         server.ready().await;
         let mut client = server.client().await;
         mark_all(&mut client, &ids(10)).await.expect("a master");
@@ -343,7 +349,7 @@ mod sentinel {
         server.stop().await;
     }
 
-    /// The user of the sentinels may ask for the address alone.
+    /// The user of the sentinels may only ask for the address of the master.
     #[tokio::test]
     async fn without_epochs_the_majority_decides() {
         let user = "user default on nopass ~* &* +@all -sentinel \
@@ -366,7 +372,7 @@ mod sentinel {
         server.stop().await;
     }
 
-    /// Two of three sentinels hang; the one that answers decides, and calls do not suffer.
+    /// Two of three sentinels hang. The third one decides, and calls go on.
     #[tokio::test]
     async fn hung_sentinels_do_not_end_a_connection() {
         let master = Redis::start();
@@ -383,7 +389,7 @@ mod sentinel {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         assert_eq!(connects(&server).await, before);
-        // A new connection is made with what one sentinel says.
+        // The answer of one sentinel is enough for a new connection.
         master.try_to(&["CLIENT", "KILL", "TYPE", "NORMAL", "SKIPME", "YES"]);
         eventually_marks(&mut client, &ids(10)).await;
         server.stop().await;
@@ -404,7 +410,7 @@ mod sentinel {
         }
         let sentinels = sentinels.map(|redis| {
             let mut sentinel = Sentinel { redis };
-            sentinel.believe("localhost", master.port, 1, more);
+            sentinel.report_master("localhost", master.port, 1, more);
             sentinel
         });
         let urls: Vec<_> = sentinels
@@ -425,7 +431,7 @@ mod sentinel {
     }
 }
 
-/// A lookup that hangs is left behind when the process ends.
+/// The process does not wait for a hung lookup when it ends.
 #[test]
 fn a_hung_name_resolution_does_not_hold_the_shutdown() {
     let directory = Directory::new();
@@ -440,7 +446,7 @@ fn a_hung_name_resolution_does_not_hold_the_shutdown() {
         .arg("true")
         .output();
     if silent.is_err() || !can.is_ok_and(|output| output.status.success()) {
-        // Only root may do this. `src/event_loop.rs` has a unit test of the same that anybody can run.
+        // Only root can do this. `src/event_loop.rs` has a unit test of the same for all users.
         return;
     }
     let url = "--redis-url=redis://hangs.test.example:6379";

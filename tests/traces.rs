@@ -1,4 +1,4 @@
-//! Traces, as a real OTLP receiver gets them.
+//! Traces, as an OTLP receiver gets them.
 
 mod support;
 
@@ -23,7 +23,7 @@ use tonic::{Request, Response, Status, metadata::MetadataValue};
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
 
-/// The collector's service: it keeps what it gets.
+/// A collector that keeps all requests.
 #[derive(Debug, Clone, Default)]
 struct Collector(Arc<Mutex<Vec<ExportTraceServiceRequest>>>);
 
@@ -54,7 +54,7 @@ impl Collector {
         format!("http://{addr}")
     }
 
-    /// The spans of the trace, once there are `count`.
+    /// Waits until the trace has `count` spans, and returns them.
     async fn spans(&self, count: usize) -> Vec<Span> {
         let start = Instant::now();
         loop {
@@ -77,7 +77,7 @@ impl Collector {
     }
 }
 
-/// The binary, because the SDK's settings are the environment's.
+/// A process of the binary, because the settings of the SDK are environment variables.
 struct Serving(Child);
 
 impl Serving {
@@ -182,7 +182,7 @@ async fn a_callers_trace_goes_on_through_the_call_and_the_store() {
     assert!(call.start_time_unix_nano <= store.start_time_unix_nano);
     assert!(store.end_time_unix_nano <= call.end_time_unix_nano);
 
-    // What fails is seen to have failed, in both.
+    // A failed call has the error status in both spans.
     redis.kill();
     client.get(traced("01")).await.expect_err("no redis");
     let spans = collector.spans(4).await;
@@ -192,7 +192,7 @@ async fn a_callers_trace_goes_on_through_the_call_and_the_store() {
         let reason = attribute(&span.attributes, "error.type");
         assert_eq!(reason, text("BACKEND_UNAVAILABLE"), "{span:?}");
     }
-    // Whose caller does not sample is not sent.
+    // A call that its caller does not sample is not exported.
     client.get(traced("00")).await.expect_err("no redis");
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     assert_eq!(collector.spans(4).await.len(), 4);
@@ -204,7 +204,7 @@ async fn a_callers_trace_goes_on_through_the_call_and_the_store() {
     assert_eq!(attribute(&resource, "service.name"), text("dyndata"));
 }
 
-/// The spans of a kind, of which there is one.
+/// The only span of a kind.
 fn spans_of(spans: &[Span], kind: SpanKind) -> [Span; 1] {
     let of_kind: Vec<_> = spans
         .iter()

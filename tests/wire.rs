@@ -1,4 +1,4 @@
-//! Calls as bytes on the wire, without the manners of a gRPC client.
+//! Calls that no gRPC client would send, as bytes on the wire.
 
 mod support;
 
@@ -22,7 +22,7 @@ use tonic::Code;
 const GET: &str = "/dyndata.v1.DynData/Get";
 const CHECK: &str = "/grpc.health.v1.Health/Check";
 const WATCH: &str = "/grpc.health.v1.Health/Watch";
-/// A GetRequest for the id 42, with its prefix.
+/// A GetRequest for the id 42, with the gRPC prefix.
 const MESSAGE: [u8; 9] = [0, 0, 0, 0, 4, 0x12, 2, b'4', b'2'];
 
 struct Caller {
@@ -43,7 +43,7 @@ impl Caller {
         Self { sender, addr }
     }
 
-    /// The response to a POST, with `application/grpc` unless the headers say otherwise.
+    /// The response to a POST. The content type is `application/grpc` unless the headers have one.
     async fn post(
         &mut self,
         path: &str,
@@ -61,7 +61,7 @@ impl Caller {
         self.sender.send_request(request).await.expect("a reply")
     }
 
-    /// The grpc-status of a call with these very bytes.
+    /// The grpc-status of a call with exactly these bytes.
     async fn call(&mut self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Code {
         let body = Full::new(Bytes::copy_from_slice(body)).boxed();
         grpc_status(self.post(path, headers, body).await).await
@@ -92,18 +92,18 @@ async fn an_unknown_method_is_unimplemented_and_counted_as_other() {
 }
 
 #[tokio::test]
-async fn what_is_no_message_is_an_invalid_argument() {
+async fn a_malformed_message_is_an_invalid_argument() {
     let server = Running::start(&[]);
     let mut caller = Caller::connect(&server).await;
     for (path, body) in [GET, CHECK, WATCH].into_iter().flat_map(|path| {
         [
-            // A field of type 7, which does not exist.
+            // A field with wire type 7, which does not exist.
             &[0, 0, 0, 0, 2, 0x0f, 0x00][..],
-            // Not UTF-8: an id, and a service.
+            // An id and a service that are not UTF-8.
             &[0, 0, 0, 0, 6, 0x12, 0x01, 0xff, 0x0a, 0x01, 0xff],
-            // Shorter than it says.
+            // A message shorter than its length.
             &[0, 0, 0, 0, 9, 0x12],
-            // Nothing at all.
+            // No message.
             &[],
         ]
         .map(|body| (path, body))
@@ -137,7 +137,7 @@ async fn a_callers_deadline_is_kept() {
 }
 
 #[tokio::test]
-async fn what_is_not_grpc_is_an_unsupported_media_type() {
+async fn another_content_type_is_an_unsupported_media_type() {
     let server = Running::start(&[]);
     let mut caller = Caller::connect(&server).await;
     for (content_type, status) in [
@@ -184,7 +184,7 @@ async fn a_health_call_ends_at_its_callers_deadline() {
     let mut caller = Caller::connect(&server).await;
     for method in ["Check", "List", "Watch"] {
         let path = format!("/grpc.health.v1.Health/{method}");
-        // The message never comes.
+        // The message is never sent.
         let body = BoxBody::new(StreamBody::new(tokio_stream::pending()));
         let call = async {
             let reply = caller.post(&path, &[("grpc-timeout", "200m")], body).await;
@@ -269,10 +269,10 @@ async fn a_message_may_come_in_pieces_and_must_be_the_only_one() {
 }
 
 #[tokio::test]
-async fn a_length_that_lies_is_refused_before_the_message_comes() {
+async fn a_too_large_length_is_refused_before_the_message_arrives() {
     let server = Running::start(&[]);
     let mut caller = Caller::connect(&server).await;
-    // Four gigabytes announced, nothing sent, and the stream left open.
+    // The length is four gigabytes, nothing is sent, and the stream stays open.
     let announced = Ok(Frame::data(Bytes::from_static(&[
         0, 0xff, 0xff, 0xff, 0xff,
     ])));
