@@ -1,4 +1,4 @@
-"""The admin listener under attack: if probes fail, an orchestrator restarts a healthy process."""
+"""Attacks on the admin listener. If its probes fail, an orchestrator restarts a healthy process."""
 
 import contextlib
 import time
@@ -11,13 +11,13 @@ SMALL_BUFFER = 4_096
 
 
 def silent(attacker: Attacker) -> None:
-    """400 connections to the admin listener that send nothing; what is closed is opened anew."""
+    """400 connections to the admin listener that send nothing; closed ones are replaced."""
     keep_crowd(attacker, 400, address=attacker.admin)
 
 
 def slow_heads(attacker: Attacker) -> None:
-    """400 connections to the admin listener whose request's head comes a byte at a time and never
-    ends."""
+    """400 connections to the admin listener that send the head of a request a byte at a time, and never
+    its end."""
 
     def drip(connection: Connection) -> None:
         connection.send(b"GET /livez HTTP/1.1\r\nX: " if not connection.frames_sent else b"x")
@@ -32,7 +32,7 @@ def unread_replies(attacker: Attacker) -> None:
     def begin(connection: Connection) -> None:
         if connection.frames_sent:
             return
-        # As much as the server takes at once; it stops reading soon.
+        # Sends as much as the server reads at once; it soon stops reading.
         connection.deadline = time.monotonic() + 0.01
         try:
             connection.send(ask)
@@ -46,12 +46,12 @@ def unread_replies(attacker: Attacker) -> None:
 
 
 def request_flood(attacker: Attacker) -> None:
-    """Requests for the costliest page, each on a connection of its own, 32 of them at a time."""
+    """Requests for the most expensive page, each on its own connection, 32 at a time."""
     ask = b"GET /metrics HTTP/1.1\r\nHost: security.test\r\nConnection: close\r\n\r\n"
     while attacker.running():
         connections = crowd(attacker, 32, address=attacker.admin)
         for connection in connections:
-            # One that is closed to make room counts as answered.
+            # A connection that the server closes to make room counts as answered.
             with contextlib.suppress(Closed):
                 connection.send(ask)
         until = time.monotonic() + 1

@@ -20,20 +20,20 @@ from pathlib import Path
 from security import frames
 from security.connection import Closed, Connection, Stalled
 
-# Between two connections of a flood. An attacker would not wait; without it, a long attack would
-# run out of local ports, and what it then measures is the kernel.
+# Pause between two connections of a flood. A real attacker would not wait, but a long attack would run
+# out of local ports here, and then measure the kernel.
 PAUSE_SECONDS = 0.01
-# A connection that is to be closed for what it does has to be within this.
+# The time within which the server must close a connection that breaks a rule.
 CLOSED_WITHIN_SECONDS = 5
 
 
 class NotAsExpected(Exception):
-    """The server did not do what bounds this attack."""
+    """The server did not bound this attack."""
 
 
 @dataclass
 class Attacker:
-    """What an attack is handed: where to go, for how long, and where to keep count."""
+    """The argument of an attack: addresses, duration, and counters."""
 
     address: tuple[str, int]
     seconds: float
@@ -56,7 +56,7 @@ class Attacker:
         return time.monotonic() < self.ends
 
     def rest(self) -> None:
-        """Waits for the end of the attack's time."""
+        """Waits until the attack's time is over."""
         time.sleep(max(0.0, self.ends - time.monotonic()))
 
     def open(self, **how) -> Connection:
@@ -71,7 +71,7 @@ class Attacker:
 
     @contextlib.contextmanager
     def connection(self, **how) -> Iterator[Connection]:
-        """A connection for the time of a block, which ends with it if the server closes it."""
+        """A connection for the time of a block. The block ends early if the server closes the connection."""
         connection = self.open(**how)
         try:
             yield connection
@@ -87,14 +87,14 @@ class Attacker:
         connection.close()
 
     def again(self, attack: Callable[[Connection], None], **how) -> None:
-        """Connects and attacks again and again."""
+        """Attacks on new connections, one after the other, until the attack's time is over."""
         while self.running():
             with self.connection(**how) as connection:
                 attack(connection)
             time.sleep(PAUSE_SECONDS)
 
     def until_closed(self, connection: Connection) -> Iterator[None]:
-        """Goes on until the server has had the time to close the connection."""
+        """Repeats the loop's body for as long as the server may take to close the connection."""
         connection.deadline = connection.opened + CLOSED_WITHIN_SECONDS
         while time.monotonic() < connection.deadline:
             yield
@@ -130,13 +130,13 @@ def host_and_port(address: str) -> tuple[str, int]:
 
 
 def call(connection: Connection, stream: int, path: str, payload: bytes, **changes: str) -> None:
-    """Sends a whole call."""
+    """Sends a complete call."""
     connection.send(frames.headers(stream, frames.request(path, **changes)))
     connection.send_body(stream, payload)
 
 
 def status(connection: Connection, stream: int, seconds: float = 3) -> str:
-    """The gRPC status of a call, or what came in its place."""
+    """The gRPC status of a call, or what came instead."""
     answer = lambda: connection.answers.get(stream, {})
     http = lambda: answer().get(":status", "")
     ended = lambda: (
@@ -180,7 +180,7 @@ def main() -> int:
     try:
         ATTACKS[options.attack].run(attacker)
     except Exception:
-        # The row must not pass because its attack broke.
+        # An attack that fails to run must not pass.
         attacker.complaints[traceback.format_exc()] += 1
     print(json.dumps(attacker.report()), flush=True)
     return 0

@@ -1,4 +1,4 @@
-"""Requests that do not end: bodies that never come whole, and those that go on after the answer."""
+"""Request bodies that never end, and bodies that go on after the answer."""
 
 import itertools
 import time
@@ -9,17 +9,17 @@ from security.attacker import Attacker, status
 from security.connection import Closed, Connection
 from security.floods import STREAMS, stream_ids
 
-# Between two looks at what the server has ended.
+# Pause between two checks of which calls the server has ended.
 PAUSE_SECONDS = 0.05
-# What the server may read of a body after it has answered: 4 MiB and a window of 1, within 2 s, and
-# what a busy machine may add.
+# The limits of a body that goes on after its answer: 4 MiB and a window of 1 MiB, and 2 s. The rest is
+# a margin for a busy machine.
 DISCARDED_BYTES = 5 << 20
 DISCARDED_SECONDS = 5
 
 
 class OpenCalls:
-    """A connection whose calls never end: HEADERS, and as much of a body as there is room for. What
-    the server ends is begun anew."""
+    """A connection whose calls never end: HEADERS, and as much of a body as the windows allow. A call
+    that the server ends is replaced by a new one."""
 
     def __init__(
         self,
@@ -31,18 +31,18 @@ class OpenCalls:
         end: bool = False,
     ):
         self.connection = connection
-        # How the server ended calls: how many with each status.
+        # The number of calls that the server ended with each status.
         self.ended: Counter[str] = Counter()
         self._block = block
         self._body = body
         self._calls = calls
         self._end = end
         self._ids = itertools.count(1, 2)
-        # What is still to be sent, by stream.
+        # The unsent rest of each stream's body.
         self._left: dict[int, bytes] = {}
 
     def go_on(self) -> None:
-        """Looks what has ended, begins as many anew, and sends what there is room for."""
+        """Replaces the calls that have ended, and sends as much of the bodies as the windows allow."""
         connection = self.connection
         connection.receive()
         for stream in self._left.keys() & connection.over:
@@ -71,7 +71,7 @@ class OpenCalls:
 
 
 def keep_open(attacker: Attacker, connections: int, *call: bytes, **how) -> None:
-    """Keeps calls open on so many connections for the time of the attack."""
+    """Keeps calls open on a number of connections until the attack ends."""
     settings = how.pop("settings", {})
 
     def start() -> OpenCalls:
@@ -96,7 +96,7 @@ def keep_open(attacker: Attacker, connections: int, *call: bytes, **how) -> None
 
 
 def unfinished_bodies(attacker: Attacker) -> None:
-    """Requests of almost the largest size that lack their last byte: gathered, and never run."""
+    """Requests of almost the largest size without their last byte, which the server has to buffer."""
     most_of_it = frames.message(bytes(257_000), length=258_000)
     block = frames.request(frames.BATCH_GET)
 
@@ -113,27 +113,27 @@ def unfinished_bodies(attacker: Attacker) -> None:
 
 
 def unfinished_heads(attacker: Attacker) -> None:
-    """10 connections with 256 calls each that have HEADERS and never a body: none of them is work
-    yet, so none may take the place of a call."""
+    """10 connections with 256 calls each that have HEADERS and never a body. None of them may count as
+    a call in flight."""
     keep_open(attacker, 10, frames.request(frames.GET))
 
 
 def unfinished_heads_everywhere(attacker: Attacker) -> None:
-    """The same on 200 connections, with the start of a message, so that every worker has as many
-    unfinished bodies as it allows."""
+    """The same on 200 connections, with the start of a message, so that every worker reaches its limit
+    of unfinished bodies."""
     keep_open(attacker, 200, frames.request(frames.MARK), frames.message(b"", length=100))
 
 
 def unfinished_bodies_everywhere(attacker: Attacker) -> None:
-    """Requests of almost 250 KB that lack their end, on 50 connections of each of four processes: as
-    many bytes on every worker as it allows."""
+    """Requests of almost 250 KB without their end, on 50 connections of each of four processes, so that
+    every worker reaches its limit of buffered bytes."""
     body = frames.message(bytes(249_000), length=250_000)
     keep_open(attacker, 50, frames.request(frames.BATCH_GET), body, calls=8)
 
 
 def slow_bodies(attacker: Attacker) -> None:
-    """Slow loris: HEADERS, and then a byte of DATA a second. A call ends when its request has not
-    come within 3 s, whatever its caller's deadline."""
+    """Slow loris: HEADERS, and then a byte of DATA a second. A call must end when its request is not
+    complete after 3 s, whatever the deadline of its caller."""
     streams = list(stream_ids(128))
     paths = (frames.GET, frames.MARK, frames.BATCH_GET, frames.HEALTH_CHECK)
     with attacker.connection() as connection:

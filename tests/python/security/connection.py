@@ -1,4 +1,4 @@
-"""One attacking connection: a socket that says what became of it."""
+"""One attacking connection, which records how it ended."""
 
 import contextlib
 import select
@@ -12,7 +12,7 @@ from hpack import Decoder, HPACKError
 
 from security import frames
 
-# A server that has said GOAWAY for an error is to close within this.
+# After a GOAWAY with an error, the server must close within this time.
 GOAWAY_GRACE_SECONDS = 3
 READ_BYTES = 65_536
 
@@ -22,12 +22,12 @@ class Closed(Exception):
 
 
 class Stalled(Exception):
-    """The server took nothing more until the attack's time was up."""
+    """The server stopped reading before the attack ended."""
 
 
 class Connection:
-    """A client without manners. It reads what the server sends whenever it writes, so that a GOAWAY
-    is seen and neither side waits for the other; with `reads=False` it never does."""
+    """An HTTP/2 client that may break the rules. It reads whenever it writes, so that it sees a GOAWAY
+    and neither side waits for the other. With `reads=False` it never reads."""
 
     def __init__(
         self,
@@ -52,19 +52,19 @@ class Connection:
         self.frames_sent = 0
         self.resets: Counter[str] = Counter()
         self.reset_streams: set[int] = set()
-        # Reset, or ended by the server's last frame.
+        # The streams that the server has reset or ended.
         self.over: set[int] = set()
         self.answers: dict[int, dict[str, str]] = {}
         self.data_bytes = 0
-        # What the server still takes in DATA, on all streams together.
+        # The window of the connection for DATA.
         self.send_window = frames.DEFAULT_WINDOW
-        # And on each stream: what it takes at first, and what was added to that or used of it.
+        # The window of a stream is the first one plus this change.
         self._first_window = frames.DEFAULT_WINDOW
         self._stream_windows: Counter[int] = Counter()
         self.raw = b""
         self._buffer = bytearray()
-        # For the server's SETTINGS, which hold from when they are acknowledged, and its PINGs, for
-        # whose answer a graceful end waits. Never sent in the middle of something else.
+        # Answers to the server's SETTINGS, which apply once they are acknowledged, and to its PINGs, for
+        # which a graceful end waits. They are sent between other frames.
         self._ack = b""
         self._decoder = Decoder()
         plain = socket.socket()
@@ -86,7 +86,7 @@ class Connection:
         return self
 
     def settle(self) -> "Connection":
-        """Waits for the server's windows, so that much can be sent without offending it."""
+        """Waits until the server has announced its windows, so that a lot can be sent without an error."""
         if self.reads:
             self.read_until(lambda: self.send_window > frames.DEFAULT_WINDOW, 1)
         else:
@@ -94,7 +94,7 @@ class Connection:
         return self
 
     def send(self, payload: bytes, count: int = 1) -> None:
-        """Sends `count` frames that were glued together."""
+        """Sends `count` frames, which are in one payload."""
         rest = memoryview(self._ack + payload)
         self._ack = b""
         while rest:
@@ -109,17 +109,17 @@ class Connection:
             self.receive()
 
     def room(self, stream: int) -> int:
-        """What the server takes now in DATA on a stream."""
+        """The bytes of DATA that the server accepts now on a stream."""
         return min(self.send_window, self._first_window + self._stream_windows[stream])
 
     def send_data(self, stream: int, payload: bytes, *, end: bool = False) -> None:
-        """Sends one frame of DATA, and keeps count of it."""
+        """Sends one frame of DATA, and updates the windows."""
         self.send_window -= len(payload)
         self._stream_windows[stream] -= len(payload)
         self.send(frames.data(stream, payload, end=end))
 
     def send_body(self, stream: int, payload: bytes, *, end: bool = True) -> None:
-        """Sends a request body, as the server has room for it. Who does not read cannot know."""
+        """Sends a request body as the windows allow. With `reads=False` it ignores them."""
         parts = frames.pieces(payload)
         for at, part in enumerate(parts):
             left = max(0.1, self.deadline - time.monotonic())
@@ -128,12 +128,12 @@ class Connection:
                 self.stalled = True
                 raise Stalled
             if stream in self.reset_streams or (self.reads and self.room(stream) < len(part)):
-                # The server has answered already, and takes no more.
+                # The server has already answered and accepts no more.
                 return
             self.send_data(stream, part, end=end and at == len(parts) - 1)
 
     def receive(self) -> None:
-        """Takes in what has come; raises Closed at the end of the connection."""
+        """Reads all that has arrived; raises Closed at the end of the connection."""
         while True:
             try:
                 chunk = self.socket.recv(READ_BYTES)
@@ -147,11 +147,11 @@ class Connection:
             self._parse(chunk)
 
     def read_for(self, seconds: float) -> None:
-        """Takes in what comes within a time; raises Closed at the end of the connection."""
+        """Reads for a time; raises Closed at the end of the connection."""
         self.read_until(lambda: False, seconds)
 
     def read_until(self, ready, seconds: float) -> bool:
-        """Takes in what comes until `ready()`; False if it is not within the time."""
+        """Reads until `ready()` is true. Returns False if that takes longer than the time."""
         until = time.monotonic() + seconds
         while not ready():
             if (left := until - time.monotonic()) <= 0:
@@ -168,7 +168,7 @@ class Connection:
         return self.closed
 
     def fate(self) -> str:
-        """What became of the connection; to be asked at its end."""
+        """How the connection ended. Call this once, at the end."""
         if self.goaway and not self.goaway.startswith("NO_ERROR") and not self.closed:
             if not self.is_closed_within(GOAWAY_GRACE_SECONDS):
                 return f"GOAWAY {self.goaway} but not closed"
@@ -182,7 +182,7 @@ class Connection:
         return "stalled" if self.stalled else "open"
 
     def close_write(self) -> None:
-        """Says that nothing more will come."""
+        """Closes the sending half of the connection."""
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_WR)
 
@@ -207,7 +207,7 @@ class Connection:
         poll.poll(max(1, seconds * 1000))
 
     def _end(self) -> None:
-        """After a failed write: what the server said before is still there to be read."""
+        """Reads what the server sent before a write failed, up to the end of the connection."""
         while True:
             self.receive()
             self._poll(select.POLLIN, 0.1)

@@ -1,4 +1,4 @@
-"""Many connections that do nothing, or nothing that gRPC would do."""
+"""Many connections that are idle, or that do nothing useful."""
 
 import time
 from collections.abc import Callable
@@ -8,12 +8,12 @@ from security.attacker import Attacker, NotAsExpected
 from security.connection import Closed, Connection
 
 PREFACE_SECONDS = 5
-# The preface timeout, and what a busy machine may add.
+# The preface timeout, and a margin for a busy machine.
 CLOSED_WITHIN_SECONDS = PREFACE_SECONDS + 1.5
 
 
 def crowd(attacker: Attacker, size: int, **how) -> list[Connection]:
-    """Many connections; a refused one counts as closed."""
+    """Opens many connections; a refused one counts as closed."""
     connections = []
     for _ in range(size):
         try:
@@ -26,8 +26,8 @@ def crowd(attacker: Attacker, size: int, **how) -> list[Connection]:
 def keep_crowd(
     attacker: Attacker, size: int, go_on: Callable[[Connection], None] | None = None, **how
 ) -> None:
-    """Keeps so many connections open for the time of the attack: what the server closes is opened
-    anew. `go_on` is called for each of them, five times a second."""
+    """Keeps a number of connections open until the attack ends. A connection that the server closes is
+    replaced. `go_on` is called for each connection five times a second."""
     while attacker.running():
         began = time.monotonic()
         for connection in list(attacker.held):
@@ -43,7 +43,7 @@ def keep_crowd(
 
 
 def living(connections: list[Connection]) -> list[Connection]:
-    """Those that the server has not closed."""
+    """The connections that the server has not closed."""
     left = []
     for connection in connections:
         try:
@@ -55,8 +55,8 @@ def living(connections: list[Connection]) -> list[Connection]:
 
 
 def unfinished_preface(attacker: Attacker) -> None:
-    """900 connections that say 0 to 23 bytes of the preface, and no more. Not 1,000, which is what one
-    address may have: the good client has some of those."""
+    """900 connections that send 0 to 23 bytes of the preface, and no more. One address may have 1,000
+    connections, and the good clients need some of those."""
     began = time.monotonic()
     connections = []
     for number in range(900):
@@ -72,15 +72,15 @@ def unfinished_preface(attacker: Attacker) -> None:
 
 
 def silent_after_preface(attacker: Attacker) -> None:
-    """500 connections that say the preface and SETTINGS and then nothing: what a pool does, too, so
-    they may stay until the keepalive finds that nobody answers."""
+    """500 connections that send the preface and SETTINGS and then nothing. A pool of connections does the
+    same, so they may stay until nobody answers the keepalive."""
     for connection in crowd(attacker, 500):
         connection.greet()
     attacker.rest()
 
 
 def idle_crowd(attacker: Attacker, size: int, cap: int, source: str | None = None) -> None:
-    """Idle connections beyond a cap: those beyond are closed at once, the others stay."""
+    """More idle connections than a limit allows. Those beyond it are closed at once, the others stay."""
     connections = crowd(attacker, size, source=source)
     attacker.expect(len(connections) == size, f"only {len(connections)} of {size} could connect")
     for connection in connections:
@@ -99,14 +99,14 @@ def idle_crowd(attacker: Attacker, size: int, cap: int, source: str | None = Non
 
 
 def idle_5000(attacker: Attacker) -> None:
-    """5,000 idle connections to a server with --max-connections=1000, two of which are the good
-    client's."""
+    """5,000 idle connections to a server with --max-connections=1000. Two of the 1,000 belong to the good
+    client."""
     idle_crowd(attacker, 5_000, 1_000)
 
 
 def idle_5000_one_peer(attacker: Attacker) -> None:
-    """5,000 idle connections from one address to a server with --max-connections-per-peer=1000;
-    others are still let in."""
+    """5,000 idle connections from one address to a server with --max-connections-per-peer=1000. Other
+    addresses can still connect."""
     idle_crowd(attacker, 5_000, 1_000, source="127.0.0.9")
     for last in (10, 11, 12):
         another = attacker.open(source=f"127.0.0.{last}").greet()

@@ -7,8 +7,8 @@ from security.attacker import Attacker
 from security.connection import Connection
 
 BURST = 100
-# Streams of one connection; those beyond are refused. More than that many refusals, and the
-# connection is closed.
+# The limit of open streams on a connection; further streams are refused. A connection with more
+# refusals than MAX_LOCAL_RESETS is closed.
 STREAMS = 256
 MAX_LOCAL_RESETS = 1024
 
@@ -26,8 +26,7 @@ def bursts(write, count: int = BURST):
 
 
 def rapid_reset(attacker: Attacker, **how) -> None:
-    """CVE-2023-44487: requests that are cancelled in the same breath, so that they never count as
-    concurrent."""
+    """CVE-2023-44487: requests that are cancelled at once, so that they never count as concurrent."""
     block = frames.request(frames.GET)
 
     def attack(connection: Connection) -> None:
@@ -40,8 +39,8 @@ def rapid_reset(attacker: Attacker, **how) -> None:
 
 
 def paced_reset(attacker: Attacker) -> None:
-    """The same, slowly enough that each call has begun when it is cancelled: what an impatient
-    client does, at the highest rate at which it can."""
+    """The same, slowly enough that each call has begun when it is cancelled. An impatient client does
+    this, at a lower rate."""
     block = frames.request(frames.GET)
 
     def attack(connection: Connection) -> None:
@@ -63,7 +62,7 @@ def continuation_flood(attacker: Attacker) -> None:
         b"",
         small,
         small * (frames.LARGEST_FRAME // len(small)),
-        # One header whose value goes on for ever.
+        # One header whose value never ends.
         b"b" * frames.LARGEST_FRAME,
     )
     endless_value = bytes([0]) + frames.integer(1, 7) + b"a" + frames.integer(2**27, 7)
@@ -81,8 +80,8 @@ def continuation_flood(attacker: Attacker) -> None:
 
 
 def made_you_reset(attacker: Attacker) -> None:
-    """CVE-2025-8671: frames after which the server itself resets the stream, which then no longer
-    counts as concurrent while its call goes on."""
+    """CVE-2025-8671: frames that make the server reset the stream. The stream then no longer counts as
+    concurrent, while its call may still run."""
     block = frames.request(frames.GET)
     call = frames.message(frames.get_request("42"))
     whole = lambda stream: frames.headers(stream, block) + frames.data(stream, call, end=True)
@@ -128,7 +127,7 @@ def made_you_reset(attacker: Attacker) -> None:
                     break
         finally:
             attacker.notes[f"{name}: {connection.fate()}"] += 1
-            # The refusals of streams beyond the limit come on top.
+            # Refused streams beyond the limit count as well.
             resets = sum(connection.resets.values())
             attacker.expect(resets <= 2 * MAX_LOCAL_RESETS, f"{name}: more than 2,048 resets")
 
@@ -155,7 +154,7 @@ def empty_data(attacker: Attacker) -> None:
 
 
 def flood(attacker: Attacker, payload: bytes, count: int, *, reads: bool = True) -> None:
-    """The same frames for the whole time, over connections that are opened anew when closed."""
+    """Sends the same frames until the attack ends. A connection that is closed is replaced."""
 
     def attack(connection: Connection) -> None:
         connection.greet()
@@ -166,26 +165,26 @@ def flood(attacker: Attacker, payload: bytes, count: int, *, reads: bool = True)
 
 
 def settings_flood(attacker: Attacker) -> None:
-    """CVE-2019-9515: SETTINGS, each of which is to be acknowledged and applied to every stream."""
+    """CVE-2019-9515: SETTINGS frames. The server has to acknowledge each one and apply it to all streams."""
     pair = frames.settings(initial_window_size=1) + frames.settings(initial_window_size=65_535)
     flood(attacker, pair * BURST, 2 * BURST)
 
 
 def ping_flood(attacker: Attacker) -> None:
-    """CVE-2019-9512: PINGs, each of which is to be answered."""
+    """CVE-2019-9512: PINGs. The server has to answer each one."""
     flood(attacker, frames.ping() * BURST, BURST)
 
 
 def unread_acks(attacker: Attacker) -> None:
-    """PINGs and SETTINGS from a client that never reads the answers: a server that queues them
-    grows without end."""
+    """PINGs and SETTINGS from a client that never reads the answers. A server that queues the answers
+    would grow without end."""
     pair = frames.ping() + frames.settings(initial_window_size=65_535)
     flood(attacker, pair * BURST, 2 * BURST, reads=False)
 
 
 def ignored_frames(attacker: Attacker) -> None:
-    """CVE-2019-9513 and its like: PRIORITY, unknown kinds, and WINDOW_UPDATEs of 1, which ask for
-    nothing and are to be looked at all the same."""
+    """CVE-2019-9513 and others: PRIORITY, unknown frames, and WINDOW_UPDATEs of 1. They ask for nothing,
+    but the server has to read them."""
     shuffle = b"".join(
         frames.frame(frames.PRIORITY, 0, stream, (stream + 2).to_bytes(4, "big") + b"\x10")
         for stream in stream_ids(BURST)
@@ -207,7 +206,7 @@ def stream_flood(attacker: Attacker) -> None:
             for _ in attacker.until_closed(connection):
                 connection.send(next(opening), BURST)
                 opened += BURST
-                # What was sent when the connection was closed was not looked at.
+                # The server did not read frames that were on their way when it closed the connection.
                 if opened <= MAX_LOCAL_RESETS:
                     connection.read_for(0.05)
                     living = opened - connection.resets["REFUSED_STREAM"]

@@ -77,7 +77,7 @@ def data(stream: int, payload: bytes = b"", *, end: bool = False) -> bytes:
 
 
 def pieces(payload: bytes) -> list[bytes]:
-    """A payload as what fits into one frame each; an empty one is one piece."""
+    """Splits a payload into pieces that fit into a frame; an empty payload is one piece."""
     return [payload[at : at + LARGEST_FRAME] for at in range(0, len(payload) or 1, LARGEST_FRAME)]
 
 
@@ -96,7 +96,7 @@ def integer(value: int, bits: int, first: int = 0) -> bytes:
 
 
 def field(name: str, value: str | bytes, first: int = 0) -> bytes:
-    """A literal header field with a literal name; by default one that enters no table."""
+    """A literal header field with a literal name; by default it is not added to the table."""
     value = value.encode() if isinstance(value, str) else value
     return bytes([first]) + integer(len(name), 7) + name.encode() + integer(len(value), 7) + value
 
@@ -120,7 +120,7 @@ def request(path: str, *extra: tuple[str, str], **changes: str) -> bytes:
 
 
 def message(payload: bytes, *, length: int | None = None, compressed: int = 0) -> bytes:
-    """A gRPC message with its prefix, which may lie."""
+    """A gRPC message with its prefix, whose length may be wrong on purpose."""
     return struct.pack(">BI", compressed, len(payload) if length is None else length) + payload
 
 
@@ -143,7 +143,7 @@ def get_request(id: str) -> bytes:
 
 
 def mark_request(id: str, value: bytes) -> bytes:
-    """With a time to live of an hour, so that it outlives the attack."""
+    """A Mark with a time to live of an hour, which is longer than the attack."""
     hour = length_delimited(6, b"\x08" + varint(3600))
     return length_delimited(2, id.encode()) + length_delimited(5, value) + hour
 

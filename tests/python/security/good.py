@@ -24,7 +24,7 @@ DEADLINE_SECONDS = 1
 
 
 class Window:
-    """The calls that began between two lines of input."""
+    """Counts of the calls that began between two lines of input."""
 
     def __init__(self):
         self.lock = threading.Lock()
@@ -67,7 +67,7 @@ class Window:
 
 
 class Client:
-    """Connections, and the calls that go over them in turn."""
+    """The connections, and the calls that use them in turn."""
 
     def __init__(self, address: str, ca: Path | None, token: str | None, number: int):
         self.window = Window()
@@ -79,13 +79,13 @@ class Client:
             id = f"good-{number}-{at}"
             mark = frames.length_delimited(2, id.encode()) + b"\x18\x64"
             entry = frames.length_delimited(1, id.encode()) + b"\x10\x64"
-            # In Python without a deserializer, a message is its bytes.
+            # Without a deserializer, grpcio returns a message as bytes.
             self.calls.append((channel.unary_unary(frames.MARK), mark, b"\x0a"))
             reply = frames.length_delimited(1, entry)
             self.calls.append((channel.unary_unary(frames.GET), frames.get_request(id), reply))
 
     def channel(self, address: str, ca: Path | None) -> grpc.Channel:
-        # Else the two would share one connection; and a client that lost it tries again at once.
+        # With its own pool, each channel has its own connection. The client reconnects soon after a loss.
         options = [
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.initial_reconnect_backoff_ms", 100),
@@ -131,7 +131,7 @@ def main() -> int:
 
     token = options.token_file.read_text().strip() if options.token_file else None
     client = Client(options.address, options.ca, token, options.number)
-    # What is there now stays; looking through it again and again would show as latency.
+    # Exempts all present objects from garbage collection, whose pauses would show as latency.
     gc.collect()
     gc.freeze()
     threading.Thread(target=client.run, daemon=True).start()

@@ -9,34 +9,34 @@ from security.connection import Closed, Connection, Stalled
 from security.floods import BURST, STREAMS, bursts, stream_ids
 from security.malformed import INVALID_ARGUMENT, OK, RESOURCE_EXHAUSTED
 
-# As the rows set it, and what a busy machine may add.
+# The server's --send-timeout in these attacks, and a margin for a busy machine.
 SEND_TIMEOUT_SECONDS = 2
 RESET_WITHIN_SECONDS = SEND_TIMEOUT_SECONDS + 1.5
-# Room in this process for a receive buffer that is soon full.
+# The size of a receive buffer that is soon full.
 SMALL_BUFFER = 4_096
 
 
 def unfinished_checks(attacker: Attacker) -> None:
-    """80 health Checks on one connection, each with 1.9 MB of a message of 4 MB that never ends."""
+    """80 health Checks on one connection. Each sends 1.9 MB of a message of 4 MB, and never the rest."""
     body = frames.message(bytes(1_900_000), length=4_000_000)
     keep_open(attacker, 1, frames.request(frames.HEALTH_CHECK), body, calls=80)
 
 
 def unfinished_reflection(attacker: Attacker) -> None:
-    """Reflection streams on 10 connections, each with almost the whole of a message of 4 MB."""
+    """Reflection streams on 10 connections. Each sends almost all of a message of 4 MB."""
     body = frames.message(bytes(3_900_000), length=4_000_000)
     keep_open(attacker, 10, frames.request(frames.REFLECTION), body, calls=16)
 
 
 def unfinished_everywhere(attacker: Attacker) -> None:
-    """Health Checks with 1,000 bytes of a message that never ends, on 100 connections of each of
-    two processes: as many on every worker as it allows."""
+    """Health Checks with 1,000 bytes of a message that never ends, on 100 connections of each of two
+    processes, so that every worker reaches its limit."""
     body = frames.message(bytes(1_000), length=1_001)
     keep_open(attacker, 100, frames.request(frames.HEALTH_CHECK), body)
 
 
 def lying_lengths(attacker: Attacker) -> None:
-    """Messages of health and reflection that are longer or shorter than they say, or are none."""
+    """Messages of health and reflection whose length prefix is wrong, or that are not messages."""
     ask = frames.length_delimited(1, b"dyndata.v1.DynData")
     cases = (
         (frames.message(ask), OK),
@@ -55,13 +55,13 @@ def lying_lengths(attacker: Attacker) -> None:
         paths = (frames.HEALTH_CHECK, frames.HEALTH_WATCH, frames.REFLECTION)
         path = paths[attacker.connections % len(paths)]
         for stream, (payload, expected) in zip(stream_ids(len(cases)), cases, strict=True):
-            # A good Watch or reflection stream goes on.
+            # A valid Watch or reflection stream does not end.
             if expected == OK and path != frames.HEALTH_CHECK:
                 continue
             call(connection, stream, path, payload)
             answer = status(connection, stream, 1)
             attacker.notes[f"status {answer}"] += 1
-            # A reflection stream may end well after what is no message.
+            # A reflection stream may end with OK after bytes that are not a message.
             fine = (expected, OK) if path == frames.REFLECTION else (expected,)
             attacker.expect(answer in fine, f"{path}: {payload[:20]!r}: {answer}, not {expected}")
 
@@ -75,16 +75,16 @@ def watch_flood(attacker: Attacker) -> None:
 
 
 def check_flood(attacker: Attacker) -> None:
-    """Whole health Checks, as many as there is room for, whose answers are taken."""
+    """Complete health Checks on all streams, whose answers are read."""
     ask = frames.message(b"")
     keep_open(attacker, 8, frames.request(frames.HEALTH_CHECK), ask, end=True)
 
 
 def open_watches(attacker: Attacker) -> None:
-    """Health watches and reflection streams, which have no deadline, as many as there is room for,
-    by a client that takes no message."""
+    """Health watches and reflection streams, which have no deadline, on all streams of a client that
+    takes no message."""
     check = frames.message(b"")
-    # The file that contains this symbol, again and again.
+    # Asks a hundred times for the file that contains this symbol.
     ask = frames.message(frames.length_delimited(4, b"dyndata.v1.DynData")) * 100
     for number in range(8):
         connection = attacker.open().greet(initial_window_size=0).settle()
@@ -100,8 +100,8 @@ def open_watches(attacker: Attacker) -> None:
 
 
 def never_taken(attacker: Attacker, name: str, block: bytes, body: bytes, *, end: bool) -> None:
-    """Whole connections of calls whose answers cannot leave, since the window is 0: each stream is
-    over within --send-timeout."""
+    """Opens calls on all streams with a window of 0, so that the server cannot send the answers. Each
+    stream must be over within --send-timeout."""
     while attacker.running():
         held = []
         for _ in range(8):
@@ -143,8 +143,7 @@ def window_0_errors(attacker: Attacker) -> None:
 
 
 def unread_errors(attacker: Attacker) -> None:
-    """Calls without credentials and with wrong content types, by clients that never read: what they
-    are answered has nowhere to go."""
+    """Calls without credentials and with wrong content types, by clients that never read the answers."""
     ask = frames.message(frames.get_request("42"))
     blocks = (frames.request(frames.GET), frames.request(frames.GET, content_type="text/plain"))
 

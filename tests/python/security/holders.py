@@ -1,5 +1,5 @@
-"""What makes the server hold memory: readers that do not read, and headers that grow when they are
-unpacked. Requests that do not end are in bodies.py."""
+"""Attacks on the server's memory: clients that do not read replies, and headers that grow when they
+are decoded. bodies.py has the requests that do not end."""
 
 import gzip
 import time
@@ -11,12 +11,12 @@ from security.floods import STREAMS, stream_ids
 
 VALUE_BYTES = 65_536
 BATCH = 1_000
-# Room in this process for a receive buffer that is soon full.
+# The size of a receive buffer that is soon full.
 SMALL_BUFFER = 4_096
 
 
 def mark_value(attacker: Attacker, id: str, size: int) -> str:
-    """Marks a value of so many bytes, and gives its id."""
+    """Marks a value of this size, and returns its id."""
     with attacker.connection() as connection:
         connection.greet()
         call(connection, 1, frames.MARK, frames.message(frames.mark_request(id, bytes(size))))
@@ -26,14 +26,14 @@ def mark_value(attacker: Attacker, id: str, size: int) -> str:
 
 
 def mark_largest(attacker: Attacker) -> str:
-    """Marks the largest value that is allowed, and gives its id."""
-    # The id is short, so that a batch of it is, too.
+    """Marks the largest value that is allowed, and returns its id."""
+    # A short id keeps the request of a batch small.
     return mark_value(attacker, "L", VALUE_BYTES)
 
 
 def slow_readers(attacker: Attacker, path: str, payload: bytes, connections: int, **how) -> None:
-    """Many streams on some connections ask for large replies and take none of them. A connection
-    that the server closes is opened anew."""
+    """Many streams ask for large replies and take none of them. A connection that the server closes is
+    replaced."""
     settings = how.pop("settings", {"initial_window_size": 0})
     window = how.pop("window", 0)
     block = frames.request(path)
@@ -65,7 +65,7 @@ def slow_readers(attacker: Attacker, path: str, payload: bytes, connections: int
                 continue
             refused = {at for at, said in connection.answers.items() if "grpc-status" in said}
             if len(refused | connection.reset_streams) >= STREAMS:
-                # Every stream was refused or reset: nothing is held any more, so anew.
+                # The server has refused or reset every stream, so this connection holds no memory any more.
                 attacker.let_go(connection)
                 readers[at] = start()
     for connection in readers:
@@ -76,27 +76,27 @@ def slow_readers(attacker: Attacker, path: str, payload: bytes, connections: int
 
 
 def window_0_gets(attacker: Attacker) -> None:
-    """Gets of the largest value, with a window of 0: the reply is ready and cannot leave."""
+    """Gets of the largest value, with a window of 0: the server has the reply and cannot send it."""
     id = mark_largest(attacker)
     slow_readers(attacker, frames.GET, frames.get_request(id), 8)
 
 
 def window_0_batches(attacker: Attacker) -> None:
-    """BatchGets that name the largest value a thousand times: a request of some kilobytes, whose
-    reply would be of 64 MiB."""
+    """BatchGets that name the largest value a thousand times: a request of a few kilobytes for a reply
+    of 64 MiB."""
     id = mark_largest(attacker)
     slow_readers(attacker, frames.BATCH_GET, frames.batch_get_request([id] * BATCH), 2)
 
 
 def small_replies(attacker: Attacker) -> None:
-    """Gets of 4,000 bytes on 100 connections of each of two processes, with a window of 0: replies
-    that are too small to be worth a thought, and that many of them are not."""
+    """Gets of 4,000 bytes on 100 connections of each of two processes, with a window of 0. One such reply
+    is small, but all of them together are not."""
     id = mark_value(attacker, "S", 4_000)
     slow_readers(attacker, frames.GET, frames.get_request(id), 100)
 
 
 def window_1_dribble(attacker: Attacker) -> None:
-    """A window that is opened a byte at a time, so that a reply always makes some progress."""
+    """A window that grows by a byte at a time, so that each reply makes slow progress."""
     id = mark_largest(attacker)
     block = frames.request(frames.GET)
     payload = frames.message(frames.get_request(id))
@@ -118,7 +118,7 @@ def window_1_dribble(attacker: Attacker) -> None:
 
 
 def slow_socket(attacker: Attacker) -> None:
-    """The largest windows, and a socket that is never read: what is written has nowhere to go."""
+    """The largest windows, and a socket that is never read, so that the server cannot write."""
     id = mark_largest(attacker)
     slow_readers(
         attacker,
@@ -133,7 +133,7 @@ def slow_socket(attacker: Attacker) -> None:
 
 
 def slow_socket_batches(attacker: Attacker) -> None:
-    """The same with the largest replies that there are."""
+    """The same with the largest replies."""
     id = mark_largest(attacker)
     slow_readers(
         attacker,
@@ -178,8 +178,8 @@ def header_bomb(attacker: Attacker) -> None:
 
 
 def hpack_bomb(attacker: Attacker) -> None:
-    """An entry of almost 4 KiB in the dynamic table, named sixteen thousand times in one frame: 16
-    KiB that would be 64 MiB."""
+    """An entry of almost 4 KiB in the dynamic table, referred to sixteen thousand times in one frame:
+    16 KiB that decode to 64 MiB."""
     entry = frames.field("x", "v" * 4_000, first=0x40)
     newest = b"\xbe"
     start = frames.request(frames.GET) + entry
@@ -195,7 +195,7 @@ def hpack_bomb(attacker: Attacker) -> None:
 
 
 def gzip_bomb(attacker: Attacker) -> None:
-    """64 MiB of zeros in 64 KiB of gzip; to be refused, not inflated."""
+    """64 MiB of zeros in 64 KiB of gzip. The server must refuse it and not decompress it."""
     bomb = frames.message(gzip.compress(bytes(64 << 20), 9), compressed=1)
 
     def attack(connection: Connection) -> None:

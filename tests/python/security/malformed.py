@@ -1,4 +1,4 @@
-"""Bytes that are not gRPC, not HTTP/2, or not what they say they are."""
+"""Bytes that are not gRPC or not HTTP/2, and lengths that are wrong."""
 
 from security import frames
 from security.attacker import Attacker, call, status
@@ -11,7 +11,7 @@ OK, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNIMPLEMENTED = "0", "3", "8", "12"
 
 
 def http_1(attacker: Attacker) -> None:
-    """HTTP/1.1 on the gRPC port: told what is wrong, and closed."""
+    """HTTP/1.1 on the gRPC port: the server says what is wrong, and closes."""
     requests = (
         b"GET / HTTP/1.1\r\nHost: security.test\r\n\r\n",
         b"POST /dyndata.v1.DynData/Get HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n",
@@ -27,7 +27,7 @@ def http_1(attacker: Attacker) -> None:
             connection.send(bytes_sent)
             connection.read_for(6)
         finally:
-            # The server may have closed before the whole of a long request was there.
+            # The server may close before it has read all of a long request.
             if len(bytes_sent) < 1_000:
                 said = connection.raw.startswith(b"HTTP/1.1 505 ")
                 attacker.expect(said, f"answered with {connection.raw[:20]!r}, not HTTP/1.1 505")
@@ -56,8 +56,8 @@ def other_protocols(attacker: Attacker) -> None:
 
 
 def lying_lengths(attacker: Attacker) -> None:
-    """gRPC prefixes that are longer and shorter than their message, and frames longer than allowed
-    or than what comes."""
+    """Length prefixes of gRPC that do not fit their message, and frames that are longer than allowed or
+    that never end."""
     ask = frames.get_request("42")
     cases = (
         (frames.message(ask, length=len(ask) + 1), INVALID_ARGUMENT),
@@ -97,8 +97,8 @@ def lying_lengths(attacker: Attacker) -> None:
 
 
 def random_frames(attacker: Attacker) -> None:
-    """Frames of every kind with random flags, streams and payloads, and good frames cut short or
-    with a bit flipped."""
+    """Frames of every kind with random flags, streams and payloads, and valid frames that are cut short
+    or have a flipped bit."""
     block = frames.request(frames.GET)
     good = (
         frames.headers(1, block)
@@ -127,15 +127,15 @@ def random_frames(attacker: Attacker) -> None:
     def attack(connection: Connection) -> None:
         connection.greet()
         connection.send(b"".join(some_frame() for _ in range(10)) + spoiled(), 15)
-        # In half of the cases the connection goes on, in half it is left in the middle of a frame.
+        # Half of the connections go on; the others are left in the middle of a frame.
         connection.read_for(0.01)
 
     attacker.again(attack)
 
 
 def wrong_calls(attacker: Attacker) -> None:
-    """Unknown services and methods, wrong content types and methods, wrong or missing headers: each
-    has its answer, and none of them UNKNOWN."""
+    """Unknown services and methods, wrong content types and HTTP methods, wrong or missing headers. Each
+    has a defined answer, and none of them is UNKNOWN."""
     ask = frames.message(frames.get_request("42"))
     cases = (
         ("/dyndata.v1.DynData/Delete", {}, UNIMPLEMENTED),
@@ -166,8 +166,8 @@ def wrong_calls(attacker: Attacker) -> None:
 
 
 def malformed_requests(attacker: Attacker) -> None:
-    """Header blocks that RFC 9113 calls malformed: the stream or the connection ends, and no call
-    is made."""
+    """Header blocks that RFC 9113 calls malformed. The stream or the connection ends, and no call
+    happens."""
     blocks = (
         frames.request("", method=""),
         frames.request(frames.GET, (":path", "/again")),
@@ -176,7 +176,7 @@ def malformed_requests(attacker: Attacker) -> None:
         frames.request(frames.GET, (":status", "200")),
         frames.request("no slash"),
         frames.field("te", "trailers") + frames.request(frames.GET),
-        # An index that no table has, a table size beyond what was agreed, a string cut short.
+        # An index that is in no table, a table larger than agreed, a string that is cut short.
         b"\xff\xff\xff\x7f",
         b"\x3f\xff\xff\x7f",
         b"\x00\x7f",

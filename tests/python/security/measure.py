@@ -17,24 +17,23 @@ from support.processes import ROOT, clean_environment, stop
 
 WARM_UP_SECONDS = 0.5
 QUIET_SECONDS = 0.75
-# The quiet p99 is the median of the last windows': of the machine as it is now, without the one
-# moment at which it did something else.
+# The quiet p99 is the median over the last windows, so that one disturbed window does not matter.
 QUIET_WINDOWS = 5
 
 
 @dataclass
 class Quiet:
-    """The p99 of the last windows in which nothing was attacked."""
+    """The p99 of each of the last windows without an attack."""
 
     calls: deque[float] = field(default_factory=lambda: deque(maxlen=QUIET_WINDOWS))
     connections: deque[float] = field(default_factory=lambda: deque(maxlen=QUIET_WINDOWS))
 
 
 class GoodClient:
-    """The well-behaved clients, for the time of a block: the one that stays, and the newcomers."""
+    """The well-behaved clients for the time of a block: the long-lived one and the newcomers."""
 
     def __init__(self, server: Server, ca: Path | None, token_file: Path | None, quiet: Quiet):
-        """`quiet` has what was measured on servers before this one."""
+        """`quiet` has the measurements on earlier servers."""
         self.ca = ca
         self.token_file = token_file
         self._quiet = quiet
@@ -58,7 +57,7 @@ class GoodClient:
         stop(self.newcomers)
 
     def window(self) -> dict:
-        """How the calls since the last window went."""
+        """The results of the calls since the last window."""
         say(self.process)
         return json.loads(self.process.stdout.readline())
 
@@ -66,12 +65,12 @@ class GoodClient:
         say(self.newcomers)
 
     def end_newcomers(self) -> dict:
-        """How new connections and the admin listener's probes went since they began."""
+        """The results of new connections and probes since `begin_newcomers`."""
         say(self.newcomers)
         return json.loads(self.newcomers.stdout.readline())
 
     def be_quiet(self) -> dict:
-        """Measures while nothing is attacked."""
+        """Measures a window without an attack."""
         self.window()
         self.begin_newcomers()
         time.sleep(QUIET_SECONDS)
@@ -108,7 +107,7 @@ def say(process: subprocess.Popen) -> None:
 
 
 class Usage:
-    """Who had the processors."""
+    """The use of the processors from now on."""
 
     def __init__(self, server: Server, good: GoodClient):
         self._ours = lambda: (
@@ -117,7 +116,7 @@ class Usage:
         self._before = busy_seconds() - self._ours()
 
     def others(self, seconds: float) -> float:
-        """Cores that somebody else kept busy; to be asked when the attackers have ended."""
+        """The number of cores that other processes kept busy. Valid once the attackers have ended."""
         return max(0.0, (busy_seconds() - self._ours() - self._before) / seconds)
 
 

@@ -25,17 +25,17 @@ SOURCE = "127.0.0.77"
 CONNECTIONS_PER_SECOND = 20
 CONNECTION_DEADLINE_SECONDS = 5
 PROBES_PER_SECOND = 10
-# What Kubernetes gives a probe if nothing else is said.
+# The default timeout of a probe in Kubernetes.
 PROBE_DEADLINE_SECONDS = 1
 PROBE_PATHS = ("/livez", "/readyz", "/metrics")
 
 
 class Failed(Exception):
-    """An answer came, and it is not the right one."""
+    """The answer is not the right one."""
 
 
 class Measurement:
-    """Attempts that begin on a clock, whatever became of those before."""
+    """Attempts that begin at a fixed rate, whatever happens to earlier ones."""
 
     def __init__(self, attempt, per_second: float, deadline: float):
         self.milliseconds: list[float] = []
@@ -72,7 +72,7 @@ class Measurement:
 
 
 class Newcomers:
-    """Where they go, and what they say there."""
+    """The addresses of the server, and the bytes of a call."""
 
     def __init__(self, options: argparse.Namespace):
         self.address = host_and_port(options.address)
@@ -92,7 +92,7 @@ class Newcomers:
         )
 
     async def connect(self, _number: int) -> None:
-        """A new connection, and the status of a Get on it."""
+        """Opens a new connection and makes one Get on it."""
         name = "localhost" if self.tls else None
         reader, writer = await asyncio.open_connection(
             *self.address, ssl=self.tls, server_hostname=name, local_addr=(SOURCE, 0)
@@ -106,7 +106,7 @@ class Newcomers:
             writer.transport.abort()
 
     async def probe(self, number: int) -> None:
-        """A probe or a scrape, as an orchestrator or a Prometheus makes it."""
+        """Makes a probe or a scrape, as an orchestrator or Prometheus does."""
         path = PROBE_PATHS[number % len(PROBE_PATHS)]
         reader, writer = await asyncio.open_connection(*self.admin, local_addr=(SOURCE, 0))
         try:

@@ -1,4 +1,4 @@
-"""What the server has to be after an attack: as it was before."""
+"""Checks that the server is as it was before an attack."""
 
 import http.client
 import ssl
@@ -10,14 +10,14 @@ from security.connection import Closed, Connection
 from security.measure import GoodClient
 from security.server import Server, ServerGone
 
-# How soon the server has to be as it was, but for what its allocator keeps: mimalloc gives pages
-# back when it is used again, and may sit on all that an attack made it take.
+# The memory that the allocator may keep. mimalloc returns pages only when it is used again, so it may
+# keep all the memory that an attack needed.
 LASTING_GROWTH_MEBIBYTES = 64
 RECOVERY_SECONDS = 10
 
 
 def recover(server: Server, good: GoodClient, memory: float, connections: int) -> str | None:
-    """Waits for the server to be as it was before the attack; says what is not."""
+    """Waits until the server is as it was before the attack; returns what is not."""
     until = time.monotonic() + RECOVERY_SECONDS
     good.window()
     while True:
@@ -45,7 +45,7 @@ def recover(server: Server, good: GoodClient, memory: float, connections: int) -
 
 
 def serves(server: Server, good: GoodClient) -> str | None:
-    """Asks over a new connection."""
+    """Makes a call on a new connection; returns what is wrong with the answer."""
     context = None
     if good.ca:
         context = ssl.create_default_context(cafile=str(good.ca))

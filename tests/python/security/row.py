@@ -16,19 +16,19 @@ from support.processes import ROOT, clean_environment, stop
 
 LEAST_SUCCESS_PERCENT = 99.9
 LARGEST_RATIO = 3.0
-# The p99 of a short run is that of its eight slowest calls, on a machine that may have other work:
-# it shows disasters only.
+# The p99 of a short run depends on its few slowest calls, and the machine may have other work. It can
+# only show disasters.
 SHORT_SECONDS = 20
 LARGEST_RATIO_WHEN_SHORT = 20.0
-# A quiet p99 below this is taken as this, or the noise of a busy machine would decide.
+# A smaller quiet p99 counts as this, since the noise of a busy machine would decide below it.
 QUIET_FLOOR_MILLISECONDS = 3.0
-# Of new connections, whatever is attacked: far more than they need, and far less than a client
-# waits for one. Their p99 when nothing is attacked is in the table.
+# The limit for the p99 of new connections: far more than they need, and far less than a client waits.
+# The table has their p99 without an attack.
 LARGEST_CONNECTION_MILLISECONDS = 500
 LEAST_CONNECTIONS_PERCENT = 99
 ATTACKER_GRACE_SECONDS = 20
 LOWER_PRIORITY = 10
-# More of the processors than this used by others may be why calls were slow.
+# If other processes use more cores than this, they may be the reason for slow calls.
 NOISE_CORES = 0.25
 LARGEST_LOG_LINES_PER_SECOND = 20
 
@@ -37,7 +37,7 @@ LARGEST_LOG_LINES_PER_SECOND = 20
 class Options:
     """How the attacks are run."""
 
-    # Of each attack, in seconds.
+    # The duration of each attack.
     seconds: float
     seed: int
     # Attacks that have nothing to do with TLS go through it as well.
@@ -46,7 +46,7 @@ class Options:
 
 @dataclass
 class Row:
-    """What an attack came to."""
+    """The result of an attack."""
 
     name: str
     seconds: float
@@ -128,7 +128,7 @@ def run_attack(
     quiet_p99 = good.quiet_p99()
     connections_before, lines_before = server.connections(), server.log_lines()
     usage = Usage(server, good)
-    # What was before is not of this row.
+    # Starts a new window; the earlier calls do not count for this row.
     reconnects_before = good.window()["reconnects"]
     began = time.monotonic()
     good.begin_newcomers()
@@ -185,7 +185,7 @@ def judge(
         complaints.append(f"{row.log_lines} lines of log, which an attacker can thus fill")
     row.slow_only = not complaints
     probes = newcomers["probes"]
-    # An orchestrator acts on several in a row; one may be closed to make room for others.
+    # One probe may be closed to make room for others. An orchestrator acts on several failures in a row.
     if sum(probes["failures"].values()) > max(1, len(probes["milliseconds"]) // 100):
         complaints.append(f"probes of the admin listener: {probes['failures']}")
     if attack.lets_others_connect:
@@ -247,12 +247,12 @@ def gather(
 
 
 def merged(reports: list[dict]) -> dict:
-    """The reports of the attack's processes as one."""
+    """The sum of the reports of the attack's processes."""
     whole = {"sent": 0, "connections": 0}
     whole |= {name: Counter() for name in ("fates", "notes", "complaints")}
     for report in reports:
         for name in whole:
-            # A Counter is not made by adding a dict.
+            # Only a Counter can be added to a Counter.
             more = report[name]
             whole[name] += Counter(more) if isinstance(more, dict) else more
     return whole

@@ -1,4 +1,4 @@
-"""What a TLS port must bear. Only run against a server that has --tls-cert."""
+"""Attacks on a TLS port, for servers with --tls-cert."""
 
 import shutil
 import socket
@@ -32,12 +32,12 @@ def half_open_handshakes(attacker: Attacker) -> None:
 
 
 def silent_handshakes(attacker: Attacker) -> None:
-    """990 connections that send no ClientHello; what is closed is opened anew."""
+    """990 connections that send no ClientHello; closed ones are replaced."""
     keep_crowd(attacker, 990)
 
 
 def half_hellos(attacker: Attacker) -> None:
-    """990 connections that send half a ClientHello; what is closed is opened anew."""
+    """990 connections that send half a ClientHello; closed ones are replaced."""
     hello = client_hello()
 
     def begin(connection: Connection) -> None:
@@ -50,8 +50,8 @@ def half_hellos(attacker: Attacker) -> None:
 
 
 def unfinished_handshakes(attacker: Attacker) -> None:
-    """Connections that send a whole ClientHello, which the server signs an answer to, and then
-    never finish: 200 at once, again as soon as they are closed."""
+    """200 connections that send a whole ClientHello, for which the server signs an answer, and never
+    finish. They are replaced as soon as they are closed."""
     hello = client_hello()
     while attacker.running():
         connections = crowd(attacker, 200)
@@ -63,7 +63,7 @@ def unfinished_handshakes(attacker: Attacker) -> None:
 
 
 def dripping_handshakes(attacker: Attacker) -> None:
-    """A ClientHello a byte every 100 ms: always some progress, and never the end in time."""
+    """A ClientHello with a byte every 100 ms, which is too slow to be complete in time."""
     hello = client_hello()
     connections = crowd(attacker, 200)
     for at in range(65):
@@ -74,8 +74,8 @@ def dripping_handshakes(attacker: Attacker) -> None:
 
 
 def handshake_flood(attacker: Attacker) -> None:
-    """Whole handshakes as fast as possible, each closed at once: the server's signature is the
-    costliest thing that an anonymous peer can ask for."""
+    """Complete handshakes as fast as possible, each closed at once. The server's signature costs more than
+    anything else that an anonymous peer can ask for."""
     context = attacker.tls("h2")
     while attacker.running():
         with attacker.connection(tls=context) as connection:
@@ -83,7 +83,7 @@ def handshake_flood(attacker: Attacker) -> None:
 
 
 def plaintext_on_tls(attacker: Attacker) -> None:
-    """HTTP/2 and HTTP/1.1 without TLS on the TLS port: closed at once."""
+    """HTTP/2 and HTTP/1.1 without TLS on the TLS port; the server closes at once."""
     variants = (
         frames.PREFACE + frames.settings(),
         b"GET / HTTP/1.1\r\nHost: security.test\r\n\r\n",
@@ -100,7 +100,7 @@ def plaintext_on_tls(attacker: Attacker) -> None:
 
 
 def garbage_after_handshake(attacker: Attacker) -> None:
-    """A good handshake, and then records that were not encrypted by it."""
+    """A valid handshake, and then records that are not encrypted with its keys."""
     variants = (
         b"\x17\x03\x03\x00\x40" + attacker.random.randbytes(64),
         b"\x16\x03\x03\x00\x10" + attacker.random.randbytes(16),
@@ -112,7 +112,7 @@ def garbage_after_handshake(attacker: Attacker) -> None:
     def attack(connection: Connection) -> None:
         connection.greet()
         connection.read_for(0.05)
-        # Past the TLS client, onto its socket.
+        # Writes to the socket directly, without TLS.
         connection.socket = socket.socket(fileno=connection.socket.detach())
         connection.socket.setblocking(False)
         garbage = variants[attacker.connections % len(variants)]
@@ -142,12 +142,12 @@ def renegotiation(attacker: Attacker) -> None:
         )
         return done.stdout + done.stderr
 
-    # Each handshake has the certificate verified, in as many lines as it takes.
+    # Each handshake prints a line for each certificate that it verifies.
     once = said("").count("verify return:")
     attacker.expect(once > 0, "openssl says nothing of the certificate")
     while attacker.running():
         attacker.connections += 1
-        # R on a line of its own asks for renegotiation.
+        # A line with only R asks for renegotiation.
         answer = said("R\n" * 20)
         attacker.expect("RENEGOTIATING" in answer, "openssl did not ask for renegotiation")
         renegotiated = answer.count("verify return:") > once
@@ -156,8 +156,8 @@ def renegotiation(attacker: Attacker) -> None:
 
 
 def wrong_alpn(attacker: Attacker) -> None:
-    """Clients that offer http/1.1 or nothing known: refused in the handshake. One that offers none
-    at all may be served, if it then speaks HTTP/2."""
+    """Clients that offer http/1.1 or unknown protocols are refused in the handshake. A client that offers
+    none may be served, if it then speaks HTTP/2."""
     ask = frames.message(frames.get_request("42"))
     while attacker.running():
         for protocols in (("http/1.1",), ("spdy/3", "h3")):

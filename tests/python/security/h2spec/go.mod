@@ -1,4 +1,4 @@
-module dyndata/tests/security/h2spec
+module dyndata/tests/python/security/h2spec
 
 go 1.19
 
