@@ -14,8 +14,8 @@ cd "$(dirname "$0")/.."
 dyndata=${DYNDATA:-target/release/dyndata}
 directory=$(realpath -m "${EXAMPLES_DIRECTORY:-.tools/examples}")
 
-# A certificate authority of our own, and a certificate for localhost that it signs. What serves must
-# not be an authority itself: rustls, among others, refuses that.
+# Makes a certificate authority, and a certificate for localhost that it signs. A server cannot use the
+# certificate of an authority: rustls, among others, refuses that.
 certificates() {
     local days=30 curve="-newkey ec -pkeyopt ec_paramgen_curve:prime256v1"
     # shellcheck disable=SC2086 # several words
@@ -35,8 +35,8 @@ END
     rm cert.csr cert.extensions
 }
 
-# A token for the examples, and the access file that knows it by its hash. They may read and write in
-# the namespace "examples", and in the one without a name, which the Flask application uses.
+# Makes a token for the examples, and an access file with its hash. The token may read and write the
+# namespace "examples" and the default namespace, which the Flask application uses.
 access() {
     local made
     made=$("$dyndata" token new --name examples --allow read,write --namespace ,examples)
@@ -47,14 +47,14 @@ access() {
 dyndata=$(realpath "$dyndata")
 mkdir -p "$directory"
 cd "$directory"
-# Made once, and again a day before they expire.
+# Makes new certificates a day before the old ones expire.
 if ! openssl x509 -checkend 86400 -noout -in cert.pem >/dev/null 2>&1; then
-    # openssl tells how it goes, which matters only if it does not.
+    # openssl reports its progress, which matters only if it fails.
     told=$(certificates 2>&1) || { echo "$told" >&2 && exit 1; }
 fi
 test -s access.toml || access
 
-# What the examples, and `dyndata get` and its like, take from the environment.
+# The environment of the examples, and of `dyndata get` and the other client commands.
 printf 'export %s=%q\n' >./env \
     DYNDATA_ADDR https://localhost:50051 \
     DYNDATA_CLIENT_TLS_CA "$directory/ca.pem" \

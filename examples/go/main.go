@@ -1,5 +1,4 @@
-// Mark, Get and BatchGet, what absence looks like, and the reason of an error; with retries that gRPC
-// does by itself.
+// Mark, Get and BatchGet, an absent id, and the reason of an error. gRPC retries calls by itself.
 //
 //	go generate    # needs buf: npm install @bufbuild/buf
 //	. ../../.tools/examples/env    # see ../serve.sh
@@ -27,11 +26,11 @@ import (
 
 const (
 	namespace = "examples"
-	// For one call, its retries included.
+	// The deadline of one call, including its retries.
 	deadline = 2 * time.Second
-	// Safe for Mark too, as each id has one writer. RESOURCE_EXHAUSTED is here for an overloaded server:
-	// it says in grpc-retry-pushback-ms when to come back, and gRPC waits for that long
-	// instead of its backoff.
+	// Safe for Mark as long as each id has one writer. RESOURCE_EXHAUSTED is here for an overloaded
+	// server, which names a time in grpc-retry-pushback-ms. gRPC waits for that long instead of its
+	// backoff.
 	serviceConfig = `{"methodConfig": [{
 		"name": [{"service": "dyndata.v1.DynData"}],
 		"retryPolicy": {
@@ -112,7 +111,7 @@ func dial() (pb.DynDataClient, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A channel: it connects with the first call, and again by itself.
+	// The channel connects with the first call, and reconnects by itself.
 	channel, err := grpc.NewClient(
 		strings.TrimPrefix(os.Getenv("DYNDATA_ADDR"), "https://"),
 		grpc.WithTransportCredentials(authorities),
@@ -125,7 +124,7 @@ func dial() (pb.DynDataClient, error) {
 	return pb.NewDynDataClient(channel), nil
 }
 
-// bearer is a token that goes with each call, and over TLS only.
+// bearer is a token that is sent with each call, and only over TLS.
 type bearer string
 
 func (token bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
@@ -134,8 +133,8 @@ func (token bearer) GetRequestMetadata(context.Context, ...string) (map[string]s
 
 func (bearer) RequireTransportSecurity() bool { return true }
 
-// describe says what an id holds. An entry without a value is an id that nobody marked lately: an
-// answer, not an error.
+// describe returns the value of an id as text. An entry without a value means that the id is not
+// marked, which is not an error.
 func describe(entry *pb.Entry) string {
 	switch value := entry.Value.(type) {
 	case *pb.Entry_IntValue:
@@ -149,7 +148,7 @@ func describe(entry *pb.Entry) string {
 	}
 }
 
-// explain gives the code, the reason that programs can switch on, and the words for people.
+// explain returns the code, the reason (for programs) and the message (for people).
 func explain(err error) string {
 	call, ok := status.FromError(err)
 	if !ok {
@@ -160,6 +159,6 @@ func explain(err error) string {
 			return fmt.Sprintf("%s (%s): %s", call.Code(), info.Reason, call.Message())
 		}
 	}
-	// Not from dyndata: gRPC itself says so, because the server cannot be reached for example.
+	// An error of gRPC itself, for example because it cannot reach the server.
 	return fmt.Sprintf("%s: %s", call.Code(), call.Message())
 }

@@ -1,4 +1,4 @@
-// Mark, Get and BatchGet, what absence looks like, and the reason of an error.
+// Mark, Get and BatchGet, an absent id, and the reason of an error.
 //
 //     npm ci
 //     . ../../.tools/examples/env    # see ../serve.sh
@@ -12,7 +12,7 @@ import protoLoader from "@grpc/proto-loader";
 
 const NAMESPACE = "examples";
 const DEADLINE_MILLISECONDS = 2000;
-// Safe for Mark too, as each id has one writer. An overloaded server says when, and grpc-js obeys.
+// Safe for Mark as long as each id has one writer. An overloaded server tells grpc-js when to retry.
 const RETRY_POLICY = {
   maxAttempts: 4,
   initialBackoff: "0.1s",
@@ -65,7 +65,7 @@ function connect() {
   );
 }
 
-// One call as a promise, with a deadline for all of it.
+// One call as a promise, with a deadline that includes its retries.
 function call(client, method, request) {
   const deadline = Date.now() + DEADLINE_MILLISECONDS;
   return new Promise((resolve, reject) => {
@@ -73,19 +73,19 @@ function call(client, method, request) {
   });
 }
 
-// An entry without a value is an id that nobody marked lately: an answer, not an error.
+// An entry without a value means that the id is not marked, which is not an error.
 function describe(entry) {
   return `${entry.id} is ${entry.value ? entry[entry.value] : "not marked"}`;
 }
 
-// The code, the reason that programs can switch on, and the words for people.
+// The code, the reason (for programs) and the message (for people).
 function explain(error) {
   const code = grpc.status[error.code] ?? error.name;
   const reason = errorInfo(error)?.reason;
   return `${code}${reason ? ` (${reason})` : ""}: ${error.details ?? error.message}`;
 }
 
-// Only what dyndata itself says has one, not that the server cannot be reached for example.
+// Only errors of dyndata have details. Errors of gRPC itself, such as a lost connection, have none.
 function errorInfo(error) {
   const [bytes] = error.metadata?.get("grpc-status-details-bin") ?? [];
   if (!bytes) return undefined;
@@ -100,6 +100,6 @@ function timestamp({ seconds, nanos }) {
 
 main().catch((error) => {
   console.error("error:", explain(error));
-  // Not only exitCode: a TLS handshake that is never answered outlives client.close().
+  // Setting exitCode is not enough: a TLS handshake without an answer outlives client.close().
   process.exit(1);
 });

@@ -1,4 +1,4 @@
-"""A Flask application on the two functions of dyn_data.py; set up as that says.
+"""A Flask application that uses the two functions of dyn_data.py. Set it up as that file says.
 
     flask --app app run
     curl -X PUT -d 100 http://127.0.0.1:5000/dyn_data/42
@@ -11,7 +11,7 @@ from flask import Flask, request
 
 app = Flask(__name__)
 
-# What the caller of this application can do about it: mend the request, or come back later.
+# The HTTP status tells the caller to correct the request or to try again later.
 HTTP_STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,

@@ -1,4 +1,4 @@
-"""Mark, Get and BatchGet, what absence looks like, and the reason of an error.
+"""Mark, Get and BatchGet, an absent id, and the reason of an error.
 
 Set up as dyn_data.py says; its stub has TLS, the token and the retries.
 
@@ -38,19 +38,19 @@ def main():
 
 
 def describe(entry):
-    """An entry without a value is an id that nobody marked lately: an answer, not an error."""
+    """An entry without a value means that the id is not marked, which is not an error."""
     kind = entry.WhichOneof("value")
     return f"{entry.id} is {getattr(entry, kind) if kind else 'not marked'}"
 
 
 def explain(error):
-    """The code, the reason that programs can switch on, and the words for people."""
+    """The code, the reason (for programs) and the message (for people)."""
     status = rpc_status.from_call(error)
     for detail in status.details if status else ():
         info = ErrorInfo()
         if detail.Unpack(info):
             return f"{error.code().name} ({info.reason}): {error.details()}"
-    # Not from dyndata: gRPC itself says so, because the server cannot be reached for example.
+    # An error of gRPC itself, for example because it cannot reach the server.
     return f"{error.code().name}: {error.details()}"
 
 

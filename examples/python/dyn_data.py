@@ -1,4 +1,4 @@
-"""The two functions of the application that wrote Redis itself, as calls of dyndata.
+"""The two functions of an application that wrote to Redis itself, now as calls of dyndata.
 
     pip install -r requirements.txt
     python -m grpc_tools.protoc -I ../../proto --python_out=. --grpc_python_out=. dyndata/v1/dyndata.proto
@@ -18,7 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 
 ONLINE_LAST_SECONDS = 60
 DEADLINE_SECONDS = 2
-# Safe for Mark too, as each id has one writer. An overloaded server says when, and gRPC obeys.
+# Safe for Mark as long as each id has one writer. An overloaded server tells gRPC when to retry.
 RETRY_POLICY = {
     "maxAttempts": 4,
     "initialBackoff": "0.1s",
@@ -29,19 +29,19 @@ RETRY_POLICY = {
 
 
 def mark_dyn_data(id, value):
-    """Keeps an id's number for the next minute."""
+    """Stores the number of an id for the next minute."""
     ttl = Duration(seconds=ONLINE_LAST_SECONDS)
     stub().Mark(MarkRequest(id=str(id), int_value=value, ttl=ttl), timeout=DEADLINE_SECONDS)
 
 
 def get_dyn_data(id):
-    """The id's number, or 0 if there is none: what is not set reads as 0 in protobuf."""
+    """The number of an id, or 0 if there is none, since an unset field reads as 0 in protobuf."""
     return stub().Get(GetRequest(id=str(id)), timeout=DEADLINE_SECONDS).entry.int_value
 
 
 @functools.cache
 def stub():
-    """One channel for the process, made by its first call: a channel does not survive a fork."""
+    """The channel of this process. The first call makes it, since a channel does not survive a fork."""
     address = os.environ["DYNDATA_ADDR"].removeprefix("https://")
     authorities = Path(os.environ["DYNDATA_CLIENT_TLS_CA"]).read_bytes()
     token = Path(os.environ["DYNDATA_TOKEN_FILE"]).read_text().strip()

@@ -7,9 +7,9 @@ set -euo pipefail
 
 proto=$(dirname "$0")/../../proto
 
-# call METHOD REQUEST: --timeout is sent as the deadline. The token comes from a pipe, so that it is in
-# no list of processes. Without --schema, buf asks the server's reflection (then with
-# --reflect-header '*'), and says of one that it cannot reach only that there is no such service.
+# call METHOD REQUEST: --timeout is sent as the deadline. The token comes from a pipe, so that no list
+# of processes shows it. Without --schema, buf would use reflection (and need --reflect-header '*'). If
+# it could not reach the server, it would then only say that there is no such service.
 call() {
     buf curl --protocol grpc --cacert "$DYNDATA_CLIENT_TLS_CA" --timeout 2s \
         --header "@"<(echo "authorization: Bearer $(<"$DYNDATA_TOKEN_FILE")") \
@@ -18,7 +18,7 @@ call() {
 
 call Mark '{"namespace": "examples", "id": "alice", "int_value": 100, "ttl": "30s"}'
 call Get '{"namespace": "examples", "id": "alice"}'
-# An entry without a value is an id that nobody marked lately: an answer, not an error.
+# An entry without a value means that the id is not marked, which is not an error.
 call BatchGet '{"namespace": "examples", "ids": ["alice", "bob"]}'
-# An error has a reason that programs can switch on; the exit code is gRPC's, times 8.
+# An error has a reason for programs. The exit code is the gRPC code times 8.
 call Get '{"namespace": "examples", "id": ""}' 2>&1 || echo "exit code $?"

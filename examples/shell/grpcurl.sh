@@ -5,12 +5,12 @@
 #     examples/shell/grpcurl.sh
 set -euo pipefail
 
-# grpcurl puts the variable into the header itself, so that the token is in no list of processes.
+# grpcurl replaces the variable itself, so that no list of processes shows the token.
 DYNDATA_TOKEN=$(<"$DYNDATA_TOKEN_FILE")
 export DYNDATA_TOKEN
 
-# shellcheck disable=SC2016 # it is not this shell that expands DYNDATA_TOKEN
-# call METHOD REQUEST: both limits in seconds, for connecting and for the call.
+# shellcheck disable=SC2016 # grpcurl expands DYNDATA_TOKEN, not this shell
+# call METHOD REQUEST: the limits for connecting and for the call are in seconds.
 call() {
     grpcurl -cacert "$DYNDATA_CLIENT_TLS_CA" -connect-timeout 2 -max-time 2 \
         -expand-headers -H 'authorization: Bearer ${DYNDATA_TOKEN}' \
@@ -19,7 +19,7 @@ call() {
 
 call Mark '{"namespace": "examples", "id": "alice", "int_value": 100, "ttl": "30s"}'
 call Get '{"namespace": "examples", "id": "alice"}'
-# An entry without a value is an id that nobody marked lately: an answer, not an error.
+# An entry without a value means that the id is not marked, which is not an error.
 call BatchGet '{"namespace": "examples", "ids": ["alice", "bob"]}'
-# An error has a reason that programs can switch on; the exit code is gRPC's and 64.
+# An error has a reason for programs. The exit code is the gRPC code plus 64.
 call Get '{"namespace": "examples", "id": ""}' 2>&1 || echo "exit code $?"

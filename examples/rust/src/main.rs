@@ -1,5 +1,5 @@
-//! Mark, Get and BatchGet, what absence looks like, and the reason of an error; with retries of
-//! what the server says may be retried, when it says so.
+//! Mark, Get and BatchGet, an absent id, and the reason of an error. Calls are retried when the
+//! server says that they may be, after the time that it names.
 //!
 //! ```sh
 //! . ../../.tools/examples/env    # see ../serve.sh
@@ -21,7 +21,7 @@ use tonic::{
 use tonic_types::StatusExt as _;
 
 const NAMESPACE: &str = "examples";
-/// For one call, its retries included.
+/// The deadline of one call, including its retries.
 const DEADLINE: Duration = Duration::from_secs(2);
 
 #[tokio::main(flavor = "current_thread")]
@@ -107,13 +107,13 @@ impl Client {
         let authorities = fs::read_to_string(env::var("DYNDATA_CLIENT_TLS_CA")?)?;
         let token = fs::read_to_string(env::var("DYNDATA_TOKEN_FILE")?)?;
         let mut token = MetadataValue::try_from(format!("Bearer {}", token.trim()))?;
-        // Then it is in no debug output, and in no table of HPACK.
+        // Keeps the token out of debug output and out of HPACK tables.
         token.set_sensitive(true);
         let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authorities));
-        // Connects again by itself, once it is connected.
+        // The channel reconnects by itself once it has been connected.
         let endpoint = Endpoint::from_shared(env::var("DYNDATA_ADDR")?)?
             .tls_config(tls)?
-            // For connecting again; it does not bound the TLS handshake, hence the other one.
+            // The limit for a reconnect. It does not include the TLS handshake, hence the outer timeout.
             .connect_timeout(DEADLINE);
         let channel = timeout(DEADLINE, endpoint.connect())
             .await
@@ -124,8 +124,9 @@ impl Client {
         })
     }
 
-    /// Makes a call, and again while the server says when and the deadline allows it. The server
-    /// says nothing if a write may have taken effect: a repetition could bring an older value back.
+    /// Makes a call and retries it while the server names a time to retry and the deadline allows it.
+    /// The server names none if a write may have taken effect, since a retry could restore an older
+    /// value.
     async fn call<M: Clone, R>(
         &self,
         message: M,
@@ -150,12 +151,12 @@ impl Client {
     }
 }
 
-/// When the server says that the call may be repeated, if it says so.
+/// The delay after which the server allows a retry, if it allows one.
 fn retry_after(status: &Status) -> Option<Duration> {
     status.get_details_retry_info()?.retry_delay
 }
 
-/// An entry without a value is an id that nobody marked lately: an answer, not an error.
+/// An entry without a value means that the id is not marked, which is not an error.
 fn describe(entry: &Entry) -> String {
     let id = &entry.id;
     match &entry.value {
@@ -166,17 +167,17 @@ fn describe(entry: &Entry) -> String {
     }
 }
 
-/// The code, the reason that programs can switch on, and the words for people.
+/// The code, the reason (for programs) and the message (for people).
 fn explain(status: &Status) -> String {
     let (code, message) = (status.code(), status.message());
     match status.get_details_error_info() {
         Some(info) => format!("{code:?} ({}): {message}", info.reason),
-        // Not from dyndata: tonic itself says so, when the connection breaks for example.
+        // An error of tonic itself, for example because the connection broke.
         None => format!("{code:?}: {message}"),
     }
 }
 
-/// An error and its causes; tonic's own say little without them.
+/// An error with its causes, since tonic's own messages say little.
 fn chain(mut error: &dyn Error) -> String {
     let mut text = error.to_string();
     while let Some(source) = error.source() {
