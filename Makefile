@@ -88,7 +88,7 @@ check:
 
 .PHONY: bench
 bench:
-	benches/setup.sh
+	tests/setup.sh bench
 	$(CARGO) build --release --locked
 	CARGO_TARGET_DIR=target/benches $(CARGO) build --release --locked --manifest-path benches/Cargo.toml
 	target/benches/release/bench $(if $(QUICK),--quick) $(if $(COUNTS),counts)

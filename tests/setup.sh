@@ -56,7 +56,7 @@ group_proxies() {
 group_examples() {
     group_clients
     need openssl openssl
-    example_python
+    stubs examples/python
     example_go
     example_node
 }
@@ -119,6 +119,20 @@ group_fuzz() {
     cargo_install cargo-fuzz "$cargo_fuzz"
     # libFuzzer is compiled with the targets.
     need c++ g++
+}
+
+# The peers of dyndata in the benchmark, and the programs that measure them.
+group_bench() {
+    need redis-server redis-server
+    need redis-benchmark redis-tools
+    need h2load nghttp2-client
+    need webdis webdis
+    need setpriv util-linux
+    # perf and strace count system calls; one of them is enough.
+    command -v perf >/dev/null || need strace strace
+    python_environment
+    mkdir -p .tools/bench-python
+    stubs .tools/bench-python
 }
 
 group_package() {
@@ -254,12 +268,10 @@ cargo_install() {
     fi
 }
 
-example_python() {
-    (
-        cd examples/python
-        ../../.tools/python/bin/python -m grpc_tools.protoc -I ../../proto \
-            --python_out=. --grpc_python_out=. dyndata/v1/dyndata.proto
-    )
+# stubs DIRECTORY generates the Python code of the contract.
+stubs() {
+    .tools/python/bin/python -m grpc_tools.protoc -I proto \
+        --python_out="$1" --grpc_python_out="$1" dyndata/v1/dyndata.proto
 }
 
 example_go() {

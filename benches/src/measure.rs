@@ -355,7 +355,7 @@ fn machine(redis: &mut Redis) -> Result<Machine> {
     });
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let h2load = Command::new("h2load").arg("--version").output();
-    let h2load = h2load.context("cannot run h2load; benches/setup.sh installs it")?;
+    let h2load = h2load.context("cannot run h2load; make bench installs it")?;
     Ok(Machine {
         unix_time: SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)?

@@ -80,10 +80,7 @@ pub struct Programs {
 impl Programs {
     fn python(&self) -> (PathBuf, PathBuf) {
         let tools = self.benches.join("../.tools");
-        (
-            tools.join("bench-venv/bin/python"),
-            tools.join("bench-python"),
-        )
+        (tools.join("python/bin/python"), tools.join("bench-python"))
     }
 
     /// An error that says what is missing.
@@ -93,8 +90,8 @@ impl Programs {
             Kind::Quickstart => (self.peers.join("quickstart"), "make bench"),
             Kind::Manager => (self.peers.join("manager"), "make bench"),
             Kind::Deadpool => (self.peers.join("deadpool"), "make bench"),
-            Kind::Python => (self.python().0, "benches/setup.sh"),
-            Kind::Webdis => ("/usr/bin/webdis".into(), "benches/setup.sh"),
+            Kind::Python => (self.python().0, "make bench"),
+            Kind::Webdis => ("/usr/bin/webdis".into(), "make bench"),
         });
         for (path, remedy) in needed {
             ensure!(

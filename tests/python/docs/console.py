@@ -44,11 +44,11 @@ VARIES = (
 class Session:
     """The state that the commands of one page share."""
 
-    def __init__(self, redis_port):
+    def __init__(self, binary, redis_port):
         self.ports = {port: str(free_port()) for port in PORTS} | {"6379": str(redis_port)}
         self.environment = clean_environment() | {
             # The Python of the tests comes first: it has the packages that a page's application needs.
-            "PATH": f"{ROOT}/target/release:{ROOT}/.tools/bin:{ROOT}/.tools/python/bin"
+            "PATH": f"{binary.parent}:{ROOT}/.tools/bin:{ROOT}/.tools/python/bin"
             f":{os.environ['PATH']}",
             # Where the pages' commands rely on the defaults.
             "DYNDATA_ADDR": f"http://127.0.0.1:{self.ports['50051']}",

@@ -116,8 +116,8 @@ def reason_not_to_run(command):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if list(page.examples())], ids=named)
-def test_commands_print_what_the_page_has(page):
-    with redis_server() as redis_port, Session(redis_port) as session:
+def test_commands_print_what_the_page_has(page, release_binary):
+    with redis_server() as redis_port, Session(release_binary, redis_port) as session:
         if page is README:
             failures = run_readme(session)
         else:
