@@ -147,16 +147,19 @@ group_package-install() {
     need setpriv util-linux
     need redis-server redis-server
     need mandb man-db
+    python_environment
 }
 
 group_package-systemd() {
     need systemd-nspawn systemd-container
     need debootstrap debootstrap
+    python_environment
 }
 
-group_image() {
+group_package-image() {
     need buildah buildah
     need debootstrap debootstrap
+    python_environment
 }
 
 # need PROGRAM PACKAGE installs a package of the distribution unless the program is there; with sudo

@@ -1,7 +1,4 @@
-"""Processes that the tests start: their environment, when they are ready, how they end.
-
-Needs nothing but Python's standard library, so that a script can use it without an environment.
-"""
+"""Processes that the tests start: their environment, when they are ready, how they end."""
 
 import contextlib
 import os
@@ -39,21 +36,21 @@ def clean_environment(**changes):
     return kept | changes
 
 
-def run(arguments, stdin=b""):
+def run(arguments, stdin=b"", *, seconds=CALL_SECONDS):
     """Runs a program to its end, within a deadline. The caller judges its exit code."""
     return subprocess.run(
         [str(argument) for argument in arguments],
         input=stdin,
         capture_output=True,
-        timeout=CALL_SECONDS,
+        timeout=seconds,
         env=clean_environment(),
         check=False,
     )
 
 
-def output(arguments, stdin=b""):
+def output(arguments, stdin=b"", *, seconds=CALL_SECONDS):
     """The bytes that a program writes to standard output; the program must succeed."""
-    done = run(arguments, stdin)
+    done = run(arguments, stdin, seconds=seconds)
     if done.returncode != 0:
         said = (done.stdout + done.stderr).decode(errors="replace").strip()
         raise AssertionError(f"{arguments[0]} exited with {done.returncode}: {said}")

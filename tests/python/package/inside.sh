@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What systemd.sh runs inside the machine that it has booted.
+# test_systemd.py runs this in the Debian that it has booted.
 set -euo pipefail
 
 main() {
