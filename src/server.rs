@@ -322,7 +322,7 @@ fn connection_readings(refused: &Arc<AtomicU64>, liveness: &Liveness) -> [Readin
         ),
         Reading::gauge(
             "dyndata_workers_moving",
-            "Workers whose event loop turns",
+            "Workers whose event loop is not stuck",
             move || i64::try_from(liveness.moving()).unwrap_or(i64::MAX),
         ),
     ]

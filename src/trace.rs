@@ -59,7 +59,7 @@ impl Tracing {
         {
             Ok(exporter) => exporter,
             Err(error) => {
-                tracing::error!(%error, variable = endpoint, "no traces");
+                tracing::error!(%error, variable = endpoint, "cannot send traces");
                 return None;
             }
         };

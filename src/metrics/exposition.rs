@@ -152,7 +152,7 @@ impl RecorderCollector {
     fn calls(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let mut family = encoder.encode_descriptor(
             "grpc_server_started",
-            "Calls that began",
+            "Calls that started",
             None,
             MetricType::Counter,
         )?;
@@ -163,7 +163,7 @@ impl RecorderCollector {
 
         let mut family = encoder.encode_descriptor(
             "grpc_server_handled",
-            "Calls that ended, by code; Canceled if the caller went away first",
+            "Calls that ended, by code; the code is Canceled if the client left before the end",
             None,
             MetricType::Counter,
         )?;
@@ -186,7 +186,7 @@ impl RecorderCollector {
 
         let mut family = encoder.encode_descriptor(
             "grpc_server_handling",
-            "How long calls took, from their headers to their status",
+            "Duration of calls, from the request headers to the status",
             Some(&Unit::Seconds),
             MetricType::Histogram,
         )?;
@@ -202,7 +202,7 @@ impl RecorderCollector {
     fn operations(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let mut family = encoder.encode_descriptor(
             "dyndata_store_operation",
-            "How long the store took, as seen by calls, retries included",
+            "Duration of store operations, including retries",
             Some(&Unit::Seconds),
             MetricType::Histogram,
         )?;
@@ -217,7 +217,7 @@ impl RecorderCollector {
 
         let mut family = encoder.encode_descriptor(
             "dyndata_store_errors",
-            "Operations that the store failed, by the reason that the caller was given",
+            "Store operations that failed, by the reason in the error",
             None,
             MetricType::Counter,
         )?;
@@ -256,7 +256,7 @@ impl RecorderCollector {
         for (name, help, value) in [
             (
                 "dyndata_calls_in_flight",
-                "Calls of the service that are being worked on",
+                "Calls of dyndata.v1.DynData that are in flight",
                 i64::try_from(in_flight),
             ),
             (

@@ -27,7 +27,7 @@ pub(crate) fn readings() -> Vec<Reading> {
     vec![
         Reading::seconds(
             "process_cpu_seconds",
-            "Processor time that was used, in seconds",
+            "CPU time that the process has used, in seconds",
             || {
                 let ticks = stat(USER_TICKS).zip(stat(SYSTEM_TICKS));
                 ticks.map_or(0.0, |(user, system)| {
@@ -37,12 +37,12 @@ pub(crate) fn readings() -> Vec<Reading> {
         ),
         Reading::gauge(
             "process_resident_memory_bytes",
-            "Memory that is resident, in bytes",
+            "Resident memory, in bytes",
             || stat(RESIDENT_PAGES).map_or(0, |pages| pages * PAGE_BYTES),
         ),
         Reading::gauge(
             "process_open_fds",
-            "Files and sockets that are open",
+            "Number of open file descriptors",
             || {
                 fs::read_dir("/proc/self/fd").map_or(0, |files| {
                     // Without the one that reads the directory.
@@ -50,17 +50,13 @@ pub(crate) fn readings() -> Vec<Reading> {
                 })
             },
         ),
-        Reading::gauge(
-            "process_max_fds",
-            "Files and sockets that may be open",
-            || {
-                let limit = rlimit::Resource::NOFILE.get_soft();
-                limit.map_or(0, |limit| i64::try_from(limit).unwrap_or(i64::MAX))
-            },
-        ),
+        Reading::gauge("process_max_fds", "Limit of open file descriptors", || {
+            let limit = rlimit::Resource::NOFILE.get_soft();
+            limit.map_or(0, |limit| i64::try_from(limit).unwrap_or(i64::MAX))
+        }),
         Reading::gauge(
             "process_start_time_seconds",
-            "When the process started, in seconds since 1970",
+            "Start time of the process, in seconds since 1970",
             move || start,
         ),
     ]

@@ -9,14 +9,16 @@ pub(super) fn announce(config: &Config, addr: &ListenAddr, admin: Option<SocketA
     match &config.store {
         StoreConfig::Memory { max_entries } => {
             tracing::info!(store = "embedded", max_entries, "store");
-            tracing::warn!("no REDIS_URL: the data is this process's alone and is lost on exit");
+            tracing::warn!(
+                "no REDIS_URL: the data belongs to this process only and is lost on exit"
+            );
         }
         StoreConfig::Redis(redis) => {
             tracing::info!(store = "redis", mode = %redis.mode, url = %redis.urls, "store");
         }
     }
     if config.security.insecure {
-        tracing::warn!("--insecure: callers may be unknown and unencrypted");
+        tracing::warn!("--insecure: callers need neither credentials nor encryption");
     }
     if let Some(admin) = admin {
         tracing::info!("serving /metrics, /livez and /readyz on http://{admin}");

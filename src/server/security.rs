@@ -98,7 +98,7 @@ impl Security {
         let tls = self.tls.as_ref()?.subscribe();
         Some(Reading::gauge(
             "dyndata_tls_certificate_expiry_timestamp_seconds",
-            "When the certificate of the gRPC listener expires, in seconds since 1970",
+            "Expiry of the certificate of the gRPC listener, in seconds since 1970",
             move || tls.borrow().expires,
         ))
     }

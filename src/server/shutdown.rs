@@ -22,8 +22,8 @@ impl ShutdownDelay {
         }
     }
 
-    /// Lets the drain begin at once. Called before the shutdown, there will be no delay. Returns
-    /// false if there was nothing to end: the server has no delay, or the drain has begun.
+    /// Lets the drain begin at once. If it is called before the shutdown, there will be no delay.
+    /// Returns false if there is no delay to end: the settings have none, or the drain has begun.
     pub fn end(&self) -> bool {
         self.over
             .send_if_modified(|over| !std::mem::replace(over, true))
@@ -39,7 +39,7 @@ impl ShutdownDelay {
             delay = %humantime::format_duration(self.delay),
             "shutting down: NOT_SERVING, and calls are served until the drain"
         );
-        // Only a sender that is gone is an error, and this one has it.
+        // Waiting fails only without a sender, and `self` has one.
         _ = timeout(self.delay, over.wait_for(|over| *over)).await;
         self.end();
     }

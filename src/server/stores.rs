@@ -90,17 +90,17 @@ impl Stores {
             ),
             Reading::gauge(
                 "dyndata_store_links",
-                "Links to the store that there are to be: one for each worker",
+                "Number of links to the store that this process should have: one for each worker",
                 count(StoreStatus::links),
             ),
             Reading::gauge(
                 "dyndata_store_links_up",
-                "Links to the store that are up",
+                "Number of links to the store that are up",
                 count(StoreStatus::links_up),
             ),
             Reading::counter(
                 "dyndata_store_connects",
-                "How often a link to the store has come up",
+                "Number of times that a link to the store has come up",
                 move || connects.connects(),
             ),
         ];
@@ -108,7 +108,7 @@ impl Stores {
             let store = Arc::clone(store);
             readings.push(Reading::gauge(
                 "dyndata_memory_entries",
-                "Entries in the embedded store, expired ones not yet swept included",
+                "Entries in the embedded store, including expired ones that are not swept yet",
                 move || i64::try_from(store.len()).unwrap_or(i64::MAX),
             ));
         }

@@ -131,7 +131,7 @@ async fn serve(config: WorkerConfig, mut incoming: mpsc::Receiver<Socket>, open:
     if timeout(drain_timeout, finished).await.is_err() {
         tracing::warn!(
             connections = connections.len(),
-            "drain timeout: closing what has not finished"
+            "drain timeout: closing the connections that are left"
         );
     }
 }

@@ -40,7 +40,7 @@ pub(crate) fn answer(
 ) -> Result<impl Stream<Item = Result<Bytes, Error>> + Send + 'static, Error> {
     let files = FILES.as_ref().map_err(|error| {
         // The files are built in, so a test would have failed first.
-        tracing::error!(%error, "no reflection");
+        tracing::error!(%error, "reflection does not work");
         Error::Internal
     })?;
     let questions = Questions {

@@ -138,7 +138,7 @@ impl Future for Http2Stream {
                 .poll(&mut this.request, &this.deadlines, cx)
                 .is_ready()
         {
-            tracing::debug!("a request makes no progress, or sends too much; resetting its stream");
+            tracing::debug!("resetting a stream: its request makes no progress, or sends too much");
             this.respond.send_reset(Reason::ENHANCE_YOUR_CALM);
             return Poll::Ready(());
         }
@@ -197,7 +197,9 @@ impl Sending {
                                 deadlines.enter(Instant::now() + send_timeout)
                             });
                             ready!(stalled.poll_passed(cx));
-                            tracing::debug!("a reply is not taken; resetting its stream");
+                            tracing::debug!(
+                                "resetting a stream: its client does not read the reply"
+                            );
                             self.stream.send_reset(Reason::CANCEL);
                             return Poll::Ready(false);
                         }
