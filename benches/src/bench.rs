@@ -67,7 +67,7 @@ struct Args {
 enum Command {
     /// Print system calls and heap allocations per Get, and compare nothing
     Counts,
-    /// Write the tables of the page and the plot again, from the results of the last full run
+    /// Print the results of the last full run again, and write the page's tables and the plot
     Page,
 }
 
@@ -84,7 +84,9 @@ fn main() -> Result<()> {
         Some(Command::Counts) => counts::run(&programs),
         Some(Command::Page) => {
             let text = fs::read_to_string(args.benches.join(FULL_RESULTS))?;
-            write_page(&args, &results::from_lines(&text)?)
+            let rows = results::from_lines(&text)?;
+            report::print(&rows);
+            write_page(&args, &rows)
         }
         None => compare(&args, programs),
     }

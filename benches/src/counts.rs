@@ -1,10 +1,10 @@
-//! Costs that can be counted, and so do not depend on how fast the machine is: system calls and
-//! heap allocations per Get.
+//! System calls and heap allocations per Get. They are counted, so they do not depend on the speed of
+//! the machine.
 //!
-//! Both are counted by the kernel while the server runs as it is: system calls by tracepoint,
-//! allocations by probes on the entry points of mimalloc that Rust's allocator interface calls.
-//! Where perf cannot be used, strace counts system calls; it slows the server so much that more
-//! or fewer calls share one read or write than usual.
+//! The kernel counts both on the unchanged server: system calls by tracepoints, and allocations by
+//! probes on the functions of mimalloc that Rust's allocator interface calls. Without perf, strace
+//! counts the system calls. It slows the server down, which changes how many calls share a read or a
+//! write.
 
 use std::{
     fs,
@@ -30,10 +30,10 @@ use crate::{
     subjects::{Kind, Programs, Subject},
 };
 
-/// Enough that what is not a Get (accepting connections, timers) vanishes in the quotient.
+/// Number of Gets. It is large enough to make other work (accepting, timers) negligible.
 const CALLS: u64 = 100_000;
 
-/// All system calls, then those that a server spends its time in.
+/// The event of all system calls, and the calls in which a server spends its time.
 const ALL: &str = "raw_syscalls:sys_enter";
 const SYSTEM_CALLS: [&str; 11] = [
     "epoll_wait",
@@ -49,7 +49,7 @@ const SYSTEM_CALLS: [&str; 11] = [
     "futex",
 ];
 
-/// What the mimalloc crate calls for `alloc`, `alloc_zeroed` and `realloc`.
+/// The functions that the mimalloc crate calls for `alloc`, `alloc_zeroed` and `realloc`.
 const ALLOCATIONS: [&str; 3] = [
     "mi_malloc_aligned",
     "mi_zalloc_aligned",
@@ -57,7 +57,7 @@ const ALLOCATIONS: [&str; 3] = [
 ];
 const PROBE_GROUP: &str = "dyndata_bench";
 
-/// Counts and prints.
+/// Counts, and prints the results.
 pub fn run(programs: &Programs) -> Result<()> {
     let kinds = [Kind::Dyndata, Kind::Quickstart, Kind::Manager];
     programs.check(&kinds)?;
@@ -111,8 +111,8 @@ fn system_call_events() -> Vec<(String, String)> {
     all.into_iter().chain(named).collect()
 }
 
-/// How often each event happened in the server during `CALLS` Gets. The events are pairs of what
-/// to call them and how perf does.
+/// How often each event happened in the server during `CALLS` Gets. An event is a pair: a name for the
+/// output, and the name that perf knows.
 fn with_perf(
     subject: &Subject,
     keys: &KeySet,
@@ -131,7 +131,7 @@ fn with_perf(
         let line = text
             .lines()
             .find(|line| line.contains(&format!(",{event},")));
-        let line = line.with_context(|| format!("perf said nothing of {event}: {text}"))?;
+        let line = line.with_context(|| format!("no count of {event} from perf: {text}"))?;
         let count = line.split(',').next().unwrap_or_default().parse();
         Ok((name.clone(), count.with_context(|| line.to_owned())?))
     };
@@ -159,7 +159,7 @@ fn with_strace(
     Ok(counts.collect())
 }
 
-/// What `counter` has written to `file` after `CALLS` Gets.
+/// Runs `counter` during `CALLS` Gets, and returns what it has written to `file`.
 fn counted(mut counter: Command, file: &str, subject: &Subject, keys: &KeySet) -> Result<String> {
     let name = counter.get_program().to_string_lossy().into_owned();
     let mut counter = Counter(
@@ -169,7 +169,7 @@ fn counted(mut counter: Command, file: &str, subject: &Subject, keys: &KeySet) -
             .spawn()
             .with_context(|| format!("cannot run {name}"))?,
     );
-    // Attached well before the first call; what an idle server does meanwhile is next to nothing.
+    // Time for the counter to attach. An idle server does almost nothing in this time.
     thread::sleep(Duration::from_millis(1_000));
     if let Some(status) = counter.0.try_wait()? {
         bail!("the counter ended: {status}");
@@ -189,13 +189,13 @@ struct Counter(std::process::Child);
 
 impl Drop for Counter {
     fn drop(&mut self) {
-        // Both fail only where it has ended already.
+        // Both fail only if it has already ended.
         _ = self.0.kill();
         _ = self.0.wait();
     }
 }
 
-/// Probes in the kernel, removed in the end.
+/// Probes in the kernel, removed when this value is dropped.
 struct Probes;
 
 impl Probes {
@@ -224,7 +224,7 @@ impl Drop for Probes {
     fn drop(&mut self) {
         let mut perf = Command::new("perf");
         perf.args(["probe", "-q", "--del", &format!("{PROBE_GROUP}:*")]);
-        // They cost nothing once the program has ended, if they should stay.
+        // If the removal fails, the probes cost nothing after the program has ended.
         _ = perf.output();
     }
 }

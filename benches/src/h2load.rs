@@ -1,5 +1,4 @@
-//! nghttp2's h2load, a second generator. It costs less than ours and looks at nothing but the
-//! HTTP status.
+//! nghttp2's h2load, a second generator. It costs less than ours, and checks only the HTTP status.
 
 use std::{fs, net::SocketAddr, process::Command, time::Duration};
 
@@ -11,7 +10,7 @@ use crate::{
     redis_server::Directory,
 };
 
-/// The same request over and over, for `duration`. `directory` is for the request's bytes.
+/// Repeats one request for `duration`. The request is written to a file in `directory`.
 pub fn run<P>(
     target: SocketAddr,
     workload: &Workload,
@@ -52,7 +51,7 @@ pub fn run<P>(
     Ok(Outcome {
         calls,
         all_calls: calls,
-        // It does not look.
+        // h2load does not check the gRPC status.
         refused: 0,
         elapsed: duration,
         latencies: None,

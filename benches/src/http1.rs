@@ -1,4 +1,4 @@
-//! HTTP/1.1 with keep-alive, as far as webdis needs it: one request at a time on a connection.
+//! An HTTP/1.1 client for webdis: one request at a time on a connection with keep-alive.
 
 use std::net::SocketAddr;
 

@@ -1,4 +1,4 @@
-//! What is asked and what must come back: random ids, requests encoded once, expected replies.
+//! The workloads: random ids, encoded requests and expected replies.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,16 +10,16 @@ use peer::proto::{
 };
 use prost::Message;
 
-/// How many random ids a run asks for.
+/// Number of random ids in a run.
 pub const IDS: usize = 10_000;
 
-/// How long what the generator marks lives.
+/// The time to live of the Marks.
 pub const MARK_TTL: Duration = Duration::from_secs(300);
 
-/// How many different batches are asked for.
+/// Number of different batches.
 const BATCHES: usize = 100;
 
-/// The bytes of gRPC's frame header: a flag and the length.
+/// The size of the header of a gRPC frame: a flag and the length.
 const FRAME_HEADER: usize = 5;
 
 /// One kind of call.
@@ -40,7 +40,7 @@ impl Operation {
         }
     }
 
-    /// The Redis command that each call must have run, as `INFO commandstats` names it.
+    /// The Redis command that each call runs, with its name in `INFO commandstats`.
     pub fn redis_command(self) -> &'static str {
         match self {
             Self::Get => "get",
@@ -60,8 +60,8 @@ impl std::fmt::Display for Operation {
     }
 }
 
-/// Random ids. The value of an id follows from the id and a salt, so that nothing has to be
-/// remembered to check an answer.
+/// Random ids. The value of an id is computed from the id and a salt, so that a reply can be checked
+/// without a table.
 pub struct KeySet {
     ids: Vec<String>,
     salt: u64,
@@ -88,7 +88,7 @@ impl KeySet {
         &self.ids
     }
 
-    /// What `id` holds.
+    /// The value of an id.
     pub fn value(&self, id: &str) -> i64 {
         // FNV-1a.
         let hash = id
@@ -105,7 +105,7 @@ impl KeySet {
     }
 }
 
-/// Encoded requests of one kind, with what each must be answered.
+/// Encoded requests of one kind, with their expected replies.
 pub struct Workload {
     pub operation: Operation,
     requests: Vec<Bytes>,
@@ -115,14 +115,14 @@ pub struct Workload {
 enum Replies {
     /// The reply to each request, byte for byte.
     Known(Vec<Bytes>),
-    /// A reply with an expiry in the right place.
+    /// A reply with the right expire time.
     Marked,
-    /// A reply with any expiry: no store behind it.
+    /// A reply with any expire time, from the peer without a store.
     Constant,
 }
 
 impl Workload {
-    /// gRPC frames. `constant`: the answers come from the peer that has no store.
+    /// A workload of gRPC frames. `constant` is true for the peer without a store.
     pub fn grpc(operation: Operation, keys: &KeySet, constant: bool) -> Self {
         let entry = |id: String| {
             let value = if constant {
@@ -189,7 +189,7 @@ impl Workload {
         }
     }
 
-    /// webdis's HTTP/1.1 requests with its JSON replies.
+    /// A workload of HTTP/1.1 requests with JSON replies, for webdis.
     pub fn webdis(operation: Operation, keys: &KeySet) -> Self {
         let (requests, replies) = match operation {
             Operation::Get => keys
@@ -230,18 +230,18 @@ impl Workload {
         }
     }
 
-    /// The request of the `call`-th call; the requests take turns.
+    /// The request of the `call`-th call. The requests take turns.
     pub fn request(&self, call: u64) -> Bytes {
         self.requests[self.index(call)].clone()
     }
 
-    /// Checks what the `call`-th call was answered.
+    /// Checks the reply to the `call`-th call.
     pub fn check(&self, call: u64, reply: &[u8]) -> Result<()> {
         match &self.replies {
             Replies::Known(replies) => {
                 let expected = &replies[self.index(call)];
-                // Encoders may order fields as they like, but nearly all agree: decode only
-                // where the bytes differ.
+                // Encoders may choose the order of fields, but nearly all use the same. So decode
+                // the reply only if the bytes differ.
                 if reply == expected {
                     return Ok(());
                 }
@@ -309,7 +309,7 @@ fn message<M: Message + Default>(reply: &[u8]) -> Result<M> {
 }
 
 fn same<M: Message + Default + PartialEq>(expected: &[u8], reply: &[u8]) -> Result<bool> {
-    // webdis's replies are no gRPC frames: what differs there is wrong.
+    // The replies of webdis are no gRPC frames, so different bytes are wrong.
     let Ok(expected) = message::<M>(expected) else {
         return Ok(false);
     };

@@ -1,9 +1,9 @@
-//! The generator: calls over HTTP/2 (or HTTP/1.1 for webdis) from one thread, every answer
-//! checked.
+//! The generator: it makes calls over HTTP/2 (or HTTP/1.1 for webdis) from one thread, and checks
+//! every reply.
 //!
-//! Closed loop: each stream asks again as soon as it is answered. A generator that costs little
-//! matters on a small machine: it speaks to the `h2` crate directly, sends frames that were
-//! encoded beforehand, and compares replies byte for byte.
+//! The loop is closed: each stream sends its next call as soon as it has a reply. The generator must
+//! cost little on a small machine. So it uses the `h2` crate directly, encodes the frames
+//! beforehand, and compares replies byte for byte.
 
 use std::{
     net::SocketAddr,
@@ -23,13 +23,13 @@ use tokio::{net::TcpStream, runtime, task::JoinSet, time};
 
 use crate::{http1, keys::Workload};
 
-/// How long a call may take before the run is given up.
+/// The longest time that a call may take. After it, the run fails.
 pub const CALL_LIMIT: Duration = Duration::from_secs(20);
 
-/// gRPC's DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED and UNAVAILABLE: not now.
+/// DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED and UNAVAILABLE: the server is too busy.
 const REFUSALS: [&str; 3] = ["4", "8", "14"];
 
-/// How many connections, and how many calls at a time on each.
+/// The number of connections, and of calls at the same time on each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     pub connections: usize,
@@ -42,36 +42,35 @@ impl std::fmt::Display for Shape {
     }
 }
 
-/// What the generator speaks.
+/// The protocol of a subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     Grpc,
-    /// HTTP/1.1 has no streams: every stream of a shape becomes a connection.
+    /// HTTP/1.1 has no streams, so every stream of a shape becomes a connection.
     Http1,
 }
 
-/// What one closed-loop run saw, by whichever generator.
+/// The result of a closed-loop run, by either generator.
 pub struct Outcome<P> {
-    /// Calls answered, all of them rightly, between the two probes.
+    /// Correct replies between the two probes.
     pub calls: u64,
-    /// Calls answered in the whole run.
+    /// Correct replies in the whole run.
     pub all_calls: u64,
-    /// Calls that were told to come back later, in the whole run.
+    /// Refused calls in the whole run.
     pub refused: u64,
     pub elapsed: Duration,
     /// In nanoseconds.
     pub latencies: Option<Histogram<u64>>,
-    /// What the caller's probe said at the beginning and at the end.
+    /// The results of the probe at the start and at the end.
     pub before: P,
     pub after: P,
 }
 
-/// What the tasks of a run share. All of them run on one thread, so that nothing here is ever
-/// contended.
+/// State that the tasks of a run share. All tasks run on one thread, so there is no contention.
 pub struct Control {
     pub workload: Workload,
     stop: AtomicBool,
-    /// How many calls are made at most.
+    /// The largest number of calls.
     limit: AtomicU64,
     issued: AtomicU64,
     completed: AtomicU64,
@@ -94,7 +93,7 @@ impl Control {
         }))
     }
 
-    /// The number of the next call, unless the run is over.
+    /// The number of the next call. `None` if the run is over.
     pub fn next(&self) -> Option<u64> {
         if self.stop.load(Relaxed) {
             return None;
@@ -111,8 +110,7 @@ impl Control {
         }
     }
 
-    /// Ends the run, unless the server is merely too busy: that is counted. The first failure is
-    /// the one that is told.
+    /// Counts a refused call. Any other error ends the run. The first one is reported.
     pub fn failed(&self, error: Error) {
         if error.is::<Refused>() {
             self.refused.fetch_add(1, Relaxed);
@@ -136,25 +134,26 @@ impl Control {
         self.refused.load(Relaxed)
     }
 
-    /// The latencies since the last time.
+    /// The latencies since the last call of this function.
     pub fn take_latencies(&self) -> Result<Histogram<u64>> {
         let mut latencies = self.latencies.lock().map_err(|_| anyhow!("poisoned"))?;
         Ok(std::mem::replace(&mut latencies, new_histogram()?))
     }
 
-    /// The failure, if there was one.
+    /// The error that ended the run, if there was one.
     pub fn result(&self) -> Result<()> {
         let mut failure = self.failure.lock().map_err(|_| anyhow!("poisoned"))?;
         failure.take().map_or(Ok(()), Err)
     }
 }
 
-/// Nanoseconds up to a minute, to three digits.
+/// A histogram of nanoseconds up to a minute, with three significant digits.
 pub fn new_histogram() -> Result<Histogram<u64>> {
     Ok(Histogram::new_with_bounds(100, 60_000_000_000, 3)?)
 }
 
-/// Asks for `duration` after `warm_up`; `probe` is called right before and after.
+/// Makes calls for `warm_up` and then for `duration`. Calls `probe` right before and after
+/// `duration`.
 pub fn closed_loop<P>(
     target: SocketAddr,
     protocol: Protocol,
@@ -190,7 +189,7 @@ pub fn closed_loop<P>(
         let elapsed = start.elapsed();
         let latencies = control.take_latencies()?;
 
-        // What is under way is still answered, so that Redis's count of commands must agree.
+        // Waits for the replies of running calls, so that the count of commands in Redis must match.
         control.stop();
         let drained = time::timeout(CALL_LIMIT, async {
             while streams.join_next().await.is_some() {}
@@ -211,7 +210,7 @@ pub fn closed_loop<P>(
     })
 }
 
-/// Makes each of the first `count` calls once.
+/// Makes the first `count` calls of a workload.
 pub fn call_all(target: SocketAddr, workload: Workload, shape: Shape, count: u64) -> Result<()> {
     let control = Control::new(workload)?;
     control.limit.store(count, Relaxed);
@@ -224,7 +223,7 @@ pub fn call_all(target: SocketAddr, workload: Workload, shape: Shape, count: u64
     })
 }
 
-/// Asks until it is answered rightly: a server may listen before it has reached Redis.
+/// Calls until a reply is correct, because a server may listen before it is connected to Redis.
 pub fn wait_until_served(target: SocketAddr, workload: Workload) -> Result<()> {
     let template = request_template(&workload)?;
     runtime()?.block_on(async {
@@ -249,7 +248,7 @@ pub fn runtime() -> Result<runtime::Runtime> {
         .build()?)
 }
 
-/// HTTP/2 connections whose windows never limit what is measured.
+/// Opens HTTP/2 connections whose windows are too large to limit the calls.
 pub async fn connect(target: SocketAddr, count: usize) -> Result<Vec<SendRequest<Bytes>>> {
     let mut clients = Vec::with_capacity(count);
     for _ in 0..count {
@@ -261,7 +260,7 @@ pub async fn connect(target: SocketAddr, count: usize) -> Result<Vec<SendRequest
             .initial_connection_window_size(1 << 30)
             .max_concurrent_reset_streams(0);
         let (client, connection) = builder.handshake(socket).await?;
-        // It ends with its last client; what goes wrong is seen by the calls.
+        // The task ends with the last client. The calls see its errors.
         tokio::spawn(connection);
         clients.push(client);
     }
@@ -317,7 +316,7 @@ pub fn request_template(workload: &Workload) -> Result<Request<()>> {
         .body(())?)
 }
 
-/// One call, its status and its reply checked.
+/// Makes one call, and checks status and reply.
 pub async fn call(
     client: &SendRequest<Bytes>,
     template: &Request<()>,
@@ -334,7 +333,7 @@ pub async fn call(
         "HTTP status {}",
         response.status()
     );
-    // A call that fails before its first message has its status in the headers.
+    // A call that fails before its first message has the status in its headers.
     check_status(response.headers())?;
     let mut body = response.into_body();
     let mut reply = Bytes::new();
@@ -372,7 +371,7 @@ fn check_status(headers: &HeaderMap) -> Result<()> {
     Err(anyhow!(text))
 }
 
-/// The server is too busy, or waits for a Redis that is. An answer, but not one to be measured.
+/// The server, or Redis, is too busy. Such calls are counted, but not measured.
 #[derive(Debug)]
 struct Refused(String);
 

@@ -1,4 +1,4 @@
-//! Carries out the steps of a plan against running servers.
+//! Runs the steps of a plan against running servers.
 
 use std::{
     fs,
@@ -24,28 +24,28 @@ use crate::{
     subjects::{Kind, Programs, Subject},
 };
 
-/// How long our generator asks before it counts, as a part of how long it counts.
+/// The warm-up of our generator, as a share of the measured time.
 const WARM_UP: f64 = 0.2;
-/// How many calls may be refused by a server that is not overloaded: a hiccup of the machine.
+/// The share of calls that a server may refuse without overload, because of the machine.
 const REFUSED_LIMIT: f64 = 0.001;
-/// Between two steps, so that closing connections is not charged to the next subject.
+/// Pause between two steps, so that the next subject does not pay for closing connections.
 const REST: Duration = Duration::from_millis(50);
-/// Connections of which the resident memory is measured.
+/// Number of connections whose resident memory is measured.
 const IDLE_CONNECTIONS: usize = 1_000;
-/// Entries of which the resident memory is measured.
+/// Number of entries whose resident memory is measured.
 const STORED_ENTRIES: usize = 100_000;
 
-/// Servers, keys and what has been found so far.
+/// The servers, the keys and the results so far.
 pub struct Bench {
     programs: Programs,
     subjects: Vec<Subject>,
     redis: Redis,
-    /// Stored once, only read.
+    /// Stored once and then only read.
     keys: KeySet,
-    /// What Mark writes, with other values each time.
+    /// Written by Mark, with other values each time.
     marks: KeySet,
     pub results: Results,
-    // Removed last: the servers write into it.
+    // Dropped last, because the servers write into it.
     scratch: Directory,
 }
 
@@ -79,7 +79,7 @@ impl Bench {
         })
     }
 
-    /// Carries out one step and says in a line what it found.
+    /// Runs one step. Returns a line with the result.
     pub fn run(&mut self, round: usize, step: Step) -> Result<String> {
         let line = match step {
             Step::Cell(plan) => {
@@ -160,7 +160,8 @@ impl Bench {
 
         let calls = self.redis.command_calls()?;
         let commands = calls.get(operation.redis_command()).copied().unwrap_or(0);
-        // h2load hangs up in the middle: what was under way has run, but is not counted.
+        // h2load closes its connections during calls. Redis ran their commands, but h2load does not
+        // count the calls.
         let uncounted = match generator {
             Generator::Own => 0,
             Generator::H2load => 2 * (shape.connections * shape.streams) as u64,
@@ -171,7 +172,8 @@ impl Bench {
             "{refused} calls were refused, {answered} answered"
         );
         if refused > 0 {
-            // What was given up is still under way to Redis, which must not be told of the next.
+            // Refused calls may still have commands on the way to Redis. They must not be counted
+            // for the next cell.
             self.redis.settle()?;
         }
         let expected = if kind.has_store() {
@@ -331,7 +333,7 @@ impl Bench {
         ))
     }
 
-    /// On the embedded store, with its defaults, settled.
+    /// A server with default settings on the embedded store, after its start.
     fn fresh_dyndata(&self) -> Result<Subject> {
         let directory = &self.scratch;
         let subject = Subject::start_dyndata(&self.programs, None, &[], &self.keys, directory)?;

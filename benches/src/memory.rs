@@ -1,4 +1,4 @@
-//! Idle HTTP/2 connections, held open without a generator behind them.
+//! Idle HTTP/2 connections, which need no generator.
 
 use std::{
     io::{Read as _, Write as _},
@@ -17,7 +17,7 @@ const FRAME_HEADER: usize = 9;
 const SETTINGS: u8 = 4;
 const ACK: u8 = 1;
 
-/// Opens `count` connections, settings exchanged both ways on each.
+/// Opens `count` connections, and exchanges SETTINGS on each.
 pub fn idle_connections(target: SocketAddr, count: usize) -> Result<Vec<TcpStream>> {
     (0..count).map(|_| idle_connection(target)).collect()
 }

@@ -1,5 +1,5 @@
-//! Calls at a fixed rate, whatever becomes of those before. Latency counts from when a call
-//! should have been sent: a server that stalls cannot hide it by not being asked.
+//! Calls at a fixed rate, which does not depend on the replies. Latency counts from when a call was
+//! due. So a stall of the server shows in all calls that were due in the meantime.
 
 use std::{
     collections::VecDeque,
@@ -25,29 +25,29 @@ use crate::{
     load::{CALL_LIMIT, Control, call, connect, new_histogram, request_template, runtime},
 };
 
-/// Calls under way at a time on a connection. What becomes due beyond it waits here, where that
-/// is cheap, and not in the HTTP/2 library.
+/// Number of calls at the same time on a connection. Further calls wait in our queue, which is
+/// cheaper than a queue in the HTTP/2 library.
 const STREAMS: usize = 100;
 
-/// Calls that may be waiting. Those that become due beyond it are not sent, and told of.
+/// Number of calls that may wait. Further calls are not sent, and are counted.
 const WAITING_LIMIT: usize = 50_000;
 
-/// How long the pacing thread sleeps between looks at the clock.
+/// How long the pacing thread sleeps before it reads the clock again.
 const TICK: Duration = Duration::from_micros(50);
 
-/// What one open-loop run saw.
+/// The result of an open-loop run.
 pub struct Outcome {
     pub answered_per_second: f64,
-    /// Calls that were told to come back later.
+    /// Number of refused calls.
     pub refused: u64,
-    /// Calls that were not sent because too many were waiting: the rate was not held.
+    /// Number of calls that were not sent because too many were waiting. The rate was not held.
     pub unsent: usize,
     pub latencies: Histogram<u64>,
-    /// How late the generator sent.
+    /// How late the generator sent each call.
     pub lateness: Histogram<u64>,
 }
 
-/// Sends `rate` calls a second, evenly spaced, over so many connections.
+/// Sends `rate` calls a second, evenly spaced, over this many connections.
 pub fn run(
     target: SocketAddr,
     workload: Workload,
@@ -108,8 +108,7 @@ pub fn run(
     outcome
 }
 
-/// When the calls that are due should have been sent. A permit stands for an entry, or for the
-/// end.
+/// The due times of the calls that wait. A permit stands for an entry, or for the end of the queue.
 struct Queue {
     intended: Mutex<VecDeque<Instant>>,
     entries: Semaphore,
@@ -125,7 +124,7 @@ impl Default for Queue {
 }
 
 impl Queue {
-    /// Says how many there was no room for.
+    /// Adds calls. Returns how many had no room.
     fn push(&self, mut batch: Vec<Instant>) -> usize {
         let mut intended = self.intended.lock().unwrap_or_else(PoisonError::into_inner);
         let due = batch.len();
@@ -137,20 +136,20 @@ impl Queue {
         due - pushed
     }
 
-    /// `None` after the end.
+    /// The due time of the next call. `None` after the end.
     async fn next(&self) -> Option<Instant> {
         self.entries.acquire().await.ok()?.forget();
         let mut intended = self.intended.lock().unwrap_or_else(PoisonError::into_inner);
         intended.pop_front()
     }
 
-    /// Ends so many waiters, once the entries are used up.
+    /// Ends this many waiting tasks, once the entries are used up.
     fn end(&self, waiters: usize) {
         self.entries.add_permits(waiters);
     }
 }
 
-/// Says from a thread of its own what is due: the runtime's timers count in milliseconds.
+/// Sends the due calls from its own thread, because the timers of the runtime count milliseconds.
 fn pace(
     due: mpsc::UnboundedSender<Vec<Instant>>,
     over: Arc<AtomicBool>,
@@ -158,7 +157,7 @@ fn pace(
     duration: Duration,
 ) -> thread::JoinHandle<()> {
     thread::spawn(move || {
-        // Without this the kernel may add 50 microseconds to every sleep. It refuses nobody.
+        // Without this, the kernel may add 50 microseconds to every sleep. The call cannot fail.
         _ = nix::sys::prctl::set_timerslack(1);
         let start = Instant::now() + Duration::from_millis(50);
         let total = (rate * duration.as_secs_f64()) as u64;

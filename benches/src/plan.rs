@@ -1,4 +1,4 @@
-//! What a run does, in order, and how long it should take.
+//! The steps of a run, in order, with the expected duration of each.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use crate::{
 pub const TARGET_SHAPE: Shape = shape(10, 20);
 /// One call at a time.
 pub const SINGLE: Shape = shape(1, 1);
-/// The same calls at a time over few and over many connections.
+/// The same number of calls at the same time, over few and over many connections.
 pub const FEW_CONNECTIONS: Shape = shape(10, 100);
 pub const MANY_CONNECTIONS: Shape = shape(1000, 1);
 
 const SHAPES: [Shape; 4] = [SINGLE, shape(8, 1), TARGET_SHAPE, shape(100, 10)];
 const OPERATIONS: [Operation; 4] = [Get, Mark, BatchGet(100), BatchGet(1000)];
 
-/// CPU against connections: 200 calls at a time, or one on each connection where there are more.
+/// Shapes for CPU by connections: 200 calls at the same time, or one on each of more connections.
 pub const CONNECTION_GROWTH: [Shape; 5] = [
     shape(1, 200),
     shape(10, 20),
@@ -28,11 +28,11 @@ pub const CONNECTION_GROWTH: [Shape; 5] = [
     shape(1000, 1),
     shape(5000, 1),
 ];
-/// CPU against ids in a batch.
+/// Numbers of ids for CPU by ids in a batch.
 pub const BATCH_GROWTH: [usize; 4] = [1, 10, 100, 1000];
-/// Growth and latency are measured for the service and for the peer that one would write first.
+/// Growth and latency are measured for the service and for the simplest peer.
 pub const GROWTH_SUBJECTS: [Kind; 2] = [Kind::Dyndata, Kind::Manager];
-/// Parts of the capacity that are asked for at a fixed rate.
+/// The fixed rates, in percent of the capacity.
 const LOADS: [u32; 3] = [25, 50, 75];
 
 const fn shape(connections: usize, streams: usize) -> Shape {
@@ -42,7 +42,7 @@ const fn shape(connections: usize, streams: usize) -> Shape {
     }
 }
 
-/// What one cell is about.
+/// The plan of one cell.
 #[derive(Clone, Copy, Debug)]
 pub struct CellPlan {
     pub purpose: Purpose,
@@ -54,15 +54,15 @@ pub struct CellPlan {
 }
 
 impl CellPlan {
-    /// Whether it asks for more at a time than Redis can do in the half second that clients give
-    /// it: a million keys.
+    /// True if the calls ask for a million keys at the same time. That is more than Redis can read
+    /// within its timeout of half a second.
     pub fn overloads(&self) -> bool {
         let calls = self.shape.connections * self.shape.streams;
         matches!(self.operation, BatchGet(size) if size * calls >= 1_000_000)
     }
 }
 
-/// One thing to measure.
+/// One step of a run.
 #[derive(Clone, Copy, Debug)]
 pub enum Step {
     Cell(CellPlan),
@@ -79,11 +79,11 @@ pub enum Step {
 }
 
 impl Step {
-    /// How long it should take, with starting and stopping.
+    /// The expected duration, with start and stop.
     pub fn estimate(self) -> Duration {
         match self {
             Self::Cell(plan) => {
-                // Opening and closing connections.
+                // Time to open and close connections.
                 let connections = plan.shape.connections as u64;
                 plan.duration.mul_f64(1.2) + Duration::from_micros(120_000 + 250 * connections)
             }
@@ -97,8 +97,8 @@ impl Step {
     }
 }
 
-/// The steps of one run, each with its round. A full run makes five rounds unless told otherwise,
-/// a quick one four.
+/// The steps of one run, each with its round. By default, a full run has five rounds and a quick one
+/// four.
 pub fn steps(quick: bool, rounds: Option<usize>) -> Vec<(usize, Step)> {
     if quick {
         quick_steps(rounds.unwrap_or(4))
@@ -120,7 +120,7 @@ fn full_steps(rounds: usize) -> Vec<(usize, Step)> {
             for shape in SHAPES {
                 let plan = own(operation, shape);
                 if plan.overloads() {
-                    // Nothing would be answered within a short cell; by Python, within any.
+                    // A short cell would get no reply, and Python none at all.
                     let long = CellPlan {
                         duration: Duration::from_secs(3),
                         ..plan
@@ -132,7 +132,7 @@ fn full_steps(rounds: usize) -> Vec<(usize, Step)> {
                     compare(&mut steps, round, &Kind::ALL, plan);
                 }
             }
-            // h2load speaks no HTTP/1.1 with a path that changes, so that webdis is left out.
+            // h2load sends one path only, so webdis is left out.
             compare(&mut steps, round, &Kind::ALL[..6], h2load(operation));
         }
         few_and_many_connections(&mut steps, round);
@@ -206,8 +206,8 @@ fn quick_steps(rounds: usize) -> Vec<(usize, Step)> {
     steps
 }
 
-/// One cell for each subject, right after one another and in an order that is new every time:
-/// what the machine does meanwhile meets all of them.
+/// Adds one cell for each subject, right after one another and in a random order, so that other work
+/// of the machine affects all of them.
 fn compare(steps: &mut Vec<(usize, Step)>, round: usize, subjects: &[Kind], plan: CellPlan) {
     let mut subjects = subjects.to_vec();
     fastrand::shuffle(&mut subjects);
@@ -220,7 +220,7 @@ fn compare(steps: &mut Vec<(usize, Step)>, round: usize, subjects: &[Kind], plan
 fn few_and_many_connections(steps: &mut Vec<(usize, Step)>, round: usize) {
     let mut shapes = [FEW_CONNECTIONS, MANY_CONNECTIONS];
     fastrand::shuffle(&mut shapes);
-    // The peer shows how much of the difference is the kernel's: a read and a write for each call.
+    // The peer shows how much of the difference is kernel time: a read and a write for each call.
     let kinds = [Kind::Dyndata, Kind::Quickstart];
     for shape in shapes {
         compare(steps, round, &kinds, own(Get, shape));

@@ -43,7 +43,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command`, its output in a file of `directory`, and waits until `address` accepts
+    /// Starts `command` with its output in a file of `directory`, and waits until `address` accepts
     /// connections.
     pub fn start(
         name: &str,
@@ -91,7 +91,7 @@ impl Process {
         Ok(kibibytes * 1024)
     }
 
-    /// An error if it has ended.
+    /// Returns an error if the process has ended.
     pub fn check(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait()? {
             bail!("{} ended: {status}\n{}", self.name, self.output());

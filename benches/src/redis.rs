@@ -1,4 +1,4 @@
-//! The one Redis of a run: filled, asked what it ran, and timed over a connection of our own.
+//! The Redis of a run, and a connection of our own: to fill it, to count its commands, to time it.
 
 use std::{
     collections::HashMap,
@@ -79,7 +79,7 @@ impl Redis {
         self.text(&["CONFIG", "RESETSTAT"]).map(drop)
     }
 
-    /// How often each command ran since the last reset.
+    /// How often each command ran since the last reset of the statistics.
     pub fn command_calls(&mut self) -> Result<HashMap<String, u64>> {
         let info = self.text(&["INFO", "commandstats"])?;
         // cmdstat_get:calls=21175,usec=70372,…
@@ -91,7 +91,7 @@ impl Redis {
         Ok(calls.collect())
     }
 
-    /// Waits until no command but our own has run for a while.
+    /// Waits until no other client has run a command for a while.
     pub fn settle(&mut self) -> Result<()> {
         let limit = Instant::now() + Duration::from_secs(10);
         let mut before = None;

@@ -1,4 +1,4 @@
-//! What is measured: the service and its peers, each as a process of its own.
+//! The subjects of the benchmark: the service and its peers, each in its own process.
 
 use std::{fs, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
 
@@ -12,12 +12,12 @@ use crate::{
     redis_server::Directory,
 };
 
-/// Who answers.
+/// A kind of subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     Dyndata,
-    /// Another process of the same program: what differs from it is noise.
+    /// Another process of dyndata. The difference between the two is noise.
     Again,
     Quickstart,
     Manager,
@@ -83,7 +83,7 @@ impl Programs {
         (tools.join("python/bin/python"), tools.join("bench-python"))
     }
 
-    /// An error that says what is missing.
+    /// Returns an error that names a missing program.
     pub fn check(&self, kinds: &[Kind]) -> Result<()> {
         let needed = kinds.iter().map(|kind| match kind {
             Kind::Dyndata | Kind::Again => (self.dyndata.clone(), "cargo build --release"),
@@ -166,7 +166,7 @@ impl Subject {
         let mut command = bound_command(&programs.dyndata);
         command
             .args(["serve", "--listen", &address.to_string()])
-            // All of the load comes from one address, and 5,000 callers at once are none too many.
+            // All load comes from one address, with up to 5,000 connections.
             .args(["--max-connections-per-peer", "10000"])
             .args(["--max-in-flight", "4096"])
             .args(["--admin-listen", &free_address().to_string()])
