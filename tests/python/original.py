@@ -1,9 +1,9 @@
-"""What the original application did with Redis, as a program: what dyndata must get along with.
+"""The original application's use of Redis, as a program. dyndata must work beside it.
 
-The two functions are the original's, line for line in what they send to Redis: the key is made
-with `str(id).encode()`, which on Python 3 puts `b'42'` into the key, and the value is written by
-SET and EXPIREAT in one pipeline. `--plain-keys` is the same application as on Python 2, or with the
-oversight mended. Nothing here knows of dyndata.
+The two functions send to Redis exactly what the original functions sent. They make the key with
+`str(id).encode()`, which on Python 3 puts `b'42'` into the key, and write the value with SET and
+EXPIREAT in one pipeline. With `--plain-keys`, the keys are those of Python 2, or of an application
+that has corrected this mistake. Nothing here uses dyndata.
 """
 
 import argparse
@@ -15,7 +15,7 @@ ONLINE_LAST_SECONDS = 60
 
 
 def mark_dyn_data(client, key_of, id, data):
-    """Keeps an id's number for the next minute."""
+    """Stores the number of an id for the next minute."""
     key = key_of(id)
     expires = int(time.time()) + ONLINE_LAST_SECONDS
     pipeline = client.pipeline()
@@ -25,7 +25,7 @@ def mark_dyn_data(client, key_of, id, data):
 
 
 def get_dyn_data(client, key_of, id):
-    """The id's number, or 0 if there is none."""
+    """The number of an id, or 0 if there is none."""
     data = client.get(key_of(id))
     return int(data) if data else 0
 

@@ -17,7 +17,7 @@ from support.processes import ROOT, TOOLS, Dyndata, output, run
 
 DEPLOY = ROOT / "deploy"
 PAGE = (ROOT / "docs/operations.md").read_text()
-# The oldest that has all the fields, and the newest that the validator knows.
+# The oldest version with all these fields, and the newest that the validator knows.
 KUBERNETES = ("1.30", kubernetes.latest_version())
 METRIC = re.compile(r"\b(?:dyndata|grpc_server)_[a-z_]+\b(?=[\[{ )]|$)")
 
@@ -28,7 +28,8 @@ def help_text(release_binary):
 
 
 def test_metrics_are_documented(release_binary, tmp_path, redis_port):
-    assert list(metrics_differ(documented_metrics(), served_metrics(release_binary, tmp_path, redis_port))) == []
+    served = served_metrics(release_binary, tmp_path, redis_port)
+    assert list(metrics_differ(documented_metrics(), served)) == []
 
 
 def test_queries_use_metrics_that_exist():
@@ -39,7 +40,9 @@ def test_every_alert_has_a_section_and_a_test():
     assert list(alerts_differ()) == []
 
 
-@pytest.mark.parametrize("command", (["check", "rules", "alerts.yaml"], ["test", "rules", "alerts_test.yaml"]), ids=" ".join)
+@pytest.mark.parametrize(
+    "command", (["check", "rules", "alerts.yaml"], ["test", "rules", "alerts_test.yaml"]), ids=" ".join
+)
 def test_promtool_accepts_the_alerts(command):
     *words, file = command
     output([TOOLS / "promtool", *words, DEPLOY / "prometheus" / file])
@@ -186,7 +189,7 @@ def settings_differ(help_text):
 
 
 def short_grace_periods(help_text):
-    """Whoever sends SIGTERM waits longer than the delay, the drain and a second together."""
+    """Supervisors must wait longer after SIGTERM than the delay, the drain and a second together."""
     periods = {
         "systemd/dyndata.service": r"^TimeoutStopSec=(\d+)s$",
         "compose.yaml": r"^ +stop_grace_period: (\d+)s$",

@@ -25,8 +25,8 @@ CALLERS = 4
 PAUSE_SECONDS = 0.005
 TOLERANCE = 0.01
 
-# What the callers send, by method and name; the server must answer with the code. Encoded by hand:
-# field 2 of each message is the id, field 3 of Mark the int.
+# The requests of the callers, by method and by the code that the server must answer with. They are
+# encoded by hand: field 2 of each message is the id, field 3 of Mark the int.
 CALLS = {
     ("Mark", "OK"): b"\x12\x0242\x18\x64",
     ("Get", "OK"): b"\x12\x0242",
@@ -37,7 +37,7 @@ CALLS = {
 
 
 class Caller(threading.Thread):
-    """Calls all there is to call, again and again, on a connection of its own, and counts."""
+    """Makes all the calls of CALLS again and again on its own connection, and counts them."""
 
     def __init__(self, address):
         super().__init__()
@@ -75,7 +75,7 @@ class Prometheus:
         return json.loads(answer)["data"]["result"]
 
     def scrape_after(self, moment):
-        """When the first good scrape that began after `moment` began."""
+        """The time of the first successful scrape after `moment`."""
         return wait_until(lambda: self.first_scrape(moment), "no scrape")
 
     def first_scrape(self, moment):
@@ -124,7 +124,7 @@ class Measured:
 @pytest.fixture(scope="module")
 def measured(release_binary, redis_port, tmp_path_factory):
     with socket.create_connection(("127.0.0.1", redis_port)) as redis:
-        # What Get finds and cannot read.
+        # A Get of this key ends with FAILED_PRECONDITION.
         redis.sendall(b"RPUSH dyn_data/list 1\r\n")
         assert redis.recv(100) == b":1\r\n"
     directory = tmp_path_factory.mktemp("prometheus")
@@ -211,7 +211,7 @@ def expectations(counts):
 
 def dashboard(start, end):
     """The queries of each panel, with Grafana's variables replaced as Grafana would."""
-    # A millisecond more, for a Prometheus that leaves out a sample at the very start of a window.
+    # One millisecond longer, since some releases of Prometheus exclude a sample at the very start.
     window = f"{round((end - start) * 1000) + 1}ms"
     panels = json.loads((ROOT / "deploy/grafana/dyndata.json").read_text())["panels"]
     return {

@@ -15,7 +15,7 @@ main() {
     echo passed
 }
 
-# A Redis that wants the password that the credential has.
+# Redis requires the password that the credential contains.
 settings() {
     echo secret >/etc/dyndata/redis-password
     chmod 600 /etc/dyndata/redis-password
@@ -57,7 +57,7 @@ reloads() {
 watchdog() {
     local before
     before=$(pid)
-    # Longer than WatchdogSec=: it has said that it is alive, or it would be another process by now.
+    # This is longer than WatchdogSec=. The process is the same, so it has notified the watchdog.
     sleep 4
     [ "$(pid)" = "$before" ]
     kill -STOP "$before"
@@ -77,8 +77,8 @@ restarts_behind_a_socket() {
     healthy
     is dyndata.service active
     step "dyndata.socket starts the service at the first connection"
-    # Calls from before the restart to after it: all are answered. The first answer may be that Redis
-    # is not connected yet, which callers may retry.
+    # Calls run before, during and after the restart, and all are answered. The first answers may say
+    # that Redis is not connected yet, which callers may retry.
     systemctl restart dyndata &
     local said
     for _ in $(seq 20); do

@@ -1,7 +1,7 @@
-"""HTTP/2 frames, HPACK blocks and gRPC messages as bytes, polite or not.
+"""HTTP/2 frames, HPACK blocks and gRPC messages as bytes, valid or not.
 
 Everything is written by hand and without state, so that a frame can be made once and sent a million
-times, and so that nothing here refuses to write what the standard forbids.
+times, and so that frames which the standard forbids are possible.
 """
 
 import struct

@@ -1,8 +1,8 @@
 """The well-behaved client: about 200 Gets and Marks a second over two long-lived connections.
 
-A process of its own, at the normal priority. Calls begin on a clock and not when the one before has
-ended, so that a server that stands still is seen in all the calls that it delays. On each line that
-comes in on standard input, a line of JSON goes out: how the calls since the last one went.
+It is its own process, at the normal priority. Calls begin at a fixed rate, even if the previous call
+has not ended, so that a server that stands still delays many calls. For each line on standard input
+it writes a line of JSON with the results of the calls since the previous line.
 """
 
 import argparse

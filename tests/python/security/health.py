@@ -5,7 +5,7 @@ import time
 from security import frames
 from security.attacker import Attacker, call, status
 from security.bodies import keep_open
-from security.connection import Closed, Connection, Stalled
+from security.connection import Connection, Stalled
 from security.floods import BURST, STREAMS, bursts, stream_ids
 from security.malformed import INVALID_ARGUMENT, OK, RESOURCE_EXHAUSTED
 

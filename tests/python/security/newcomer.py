@@ -1,9 +1,9 @@
 """The well-behaved newcomers: twenty new connections a second, each with one Get, and ten probes of
 the admin listener a second.
 
-A process of its own, at the normal priority, on an address of its own, so that no limit for each
-peer is shared with an attacker. On the first line of standard input it begins. On the next one a
-line of JSON goes out, which says how both went since, and it rests until the line after.
+It is its own process, at the normal priority, with its own address, so that it shares no limit for
+each peer with an attacker. It begins at a line on standard input. At the next line it stops and
+writes the results as a line of JSON.
 """
 
 import argparse

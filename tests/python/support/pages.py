@@ -38,7 +38,7 @@ class Page:
         return self.path.read_text()
 
     def part(self, text):
-        """A page that has only this."""
+        """The page with only this text."""
         part = Page(self.path)
         part.text = text
         return part
@@ -53,7 +53,7 @@ class Page:
         return [block for language, block in FENCE.findall(self.text) if language in languages]
 
     def languages(self):
-        """Those of the code blocks."""
+        """The languages of the code blocks."""
         return {language for language, _ in FENCE.findall(self.text)}
 
     def tables(self):
@@ -75,12 +75,12 @@ class Page:
                     yield command
 
     def commands(self):
-        """Each command that a reader is told to type, as one line."""
+        """Each command for a reader to type, as one line."""
         yield from (command for command, _ in self.examples())
         yield from self.recipes()
 
     def links(self):
-        """What the page leads to, and shows."""
+        """The targets of links and images."""
         yield from re.findall(r"\]\(([^)\s]+)\)", self.prose)
         yield from re.findall(r'\b(?:src|srcset|href)="([^"]+)"', self.prose)
 
@@ -90,7 +90,7 @@ class Page:
         for title in re.findall(r"^#+ (.*)$", self.prose, re.MULTILINE):
             title = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title)
             found.append(re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-"))
-        # A heading that was there before gets a number.
+        # A repeated heading gets a number.
         return {
             f"{anchor}-{before}" if (before := found[:place].count(anchor)) else anchor
             for place, anchor in enumerate(found)
