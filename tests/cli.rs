@@ -496,15 +496,9 @@ fn an_address_in_use_is_said_and_exits_1() {
 #[test]
 fn a_redis_behind_tls_is_reached_if_its_certificate_is_trusted() {
     let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("signs");
-    let dir = std::env::temp_dir().join(format!("dyndata-tls-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).expect("a directory");
-    let file = |name: &str, content: &str| {
-        let path = dir.join(name);
-        std::fs::write(&path, content).expect("writes");
-        path.to_str().expect("UTF-8").to_owned()
-    };
-    let cert = file("cert.pem", &certificate.cert.pem());
-    let key = file("key.pem", &certificate.signing_key.serialize_pem());
+    let files = Directory::new();
+    let cert = files.write("cert.pem", &certificate.cert.pem());
+    let key = files.write("key.pem", &certificate.signing_key.serialize_pem());
     let port = support::free_port();
     let tls_port = port.to_string();
     let mut arguments = vec!["--tls-port", &tls_port, "--tls-auth-clients", "no"];
@@ -536,5 +530,4 @@ fn a_redis_behind_tls_is_reached_if_its_certificate_is_trusted() {
     let refusing = Serving::start(&["--redis-url", &url]);
     let reason = refusing.line("redis cannot serve");
     assert!(reason.contains("certificate"), "{reason}");
-    std::fs::remove_dir_all(dir).expect("removes");
 }

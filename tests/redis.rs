@@ -8,8 +8,8 @@ use std::time::{Duration, Instant, SystemTime};
 use dyndata::proto::{BatchGetRequest, GetRequest, MarkRequest, entry};
 use redis::Commands as _;
 use support::{
-    CANARY, PATIENCE, Redis, Running, assert_error, assert_no_secret, batch, bytes, int, mark,
-    millis, now, read, seconds_since_epoch, text,
+    CANARY, Directory, PATIENCE, Redis, Running, assert_error, assert_no_secret, batch, bytes, int,
+    mark, millis, now, read, seconds_since_epoch, text,
 };
 use tonic::Code::{FailedPrecondition, ResourceExhausted, Unavailable};
 
@@ -145,14 +145,14 @@ async fn a_unix_socket_works() {
 async fn passwords_come_from_the_url_or_a_file() {
     let password = format!("pass {CANARY}");
     let redis = Redis::start_with(&["--requirepass", &password]);
-    let file = std::env::temp_dir().join(format!("dyndata-password-{}", redis.port));
-    std::fs::write(&file, password + "\n").expect("writes");
+    let files = Directory::new();
+    let file = files.write("password", &(password + "\n"));
     let in_url = format!(
         "--redis-url=redis://:pass%20{CANARY}@127.0.0.1:{}",
         redis.port
     );
     let bare = format!("--redis-url=redis://127.0.0.1:{}", redis.port);
-    let from_file = format!("--redis-password-file={}", file.display());
+    let from_file = format!("--redis-password-file={file}");
     for arguments in [vec![&*in_url], vec![&*bare, &*from_file]] {
         let server = Running::start(&arguments);
         server.ready().await;
@@ -164,7 +164,6 @@ async fn passwords_come_from_the_url_or_a_file() {
             .expect("marks");
         server.stop().await;
     }
-    std::fs::remove_file(file).expect("removes");
 }
 
 #[tokio::test]
