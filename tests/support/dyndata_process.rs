@@ -90,6 +90,21 @@ impl Dyndata {
         server
     }
 
+    /// Starts the binary in its own mount namespace, in which `file` replaces a file of the system.
+    /// Only root can do this, so the error says why it failed.
+    pub fn start_with_file(file: &str, replaced: &str, arguments: &[&str]) -> Result<Self, String> {
+        let mount = format!(r#"mount --bind '{file}' '{replaced}' && exec "$0" "$@""#);
+        let through = ["unshare", "--mount", "sh", "-c", mount.as_str()];
+        let tried = Command::new(through[0])
+            .args(&through[1..])
+            .arg("true")
+            .output();
+        if !tried.as_ref().is_ok_and(|output| output.status.success()) {
+            return Err(format!("cannot make a mount namespace: {tried:?}"));
+        }
+        Ok(Self::start_through(&through, arguments))
+    }
+
     pub fn pid(&self) -> u32 {
         self.process.id()
     }
