@@ -2,21 +2,25 @@
 //!
 //! | module | what it has |
 //! |---|---|
-//! | [`values`] | the commands of Mark, Get and BatchGet |
+//! | [`store`] | one worker's [`RedisStore`]: starts it, sends a request to the right server |
+//! | [`values`] | Mark, Get and BatchGet |
+//! | [`entry`] | reading what one id holds, with its expiry or without |
 //! | [`layout`] | keys and values as other programs see them |
 //! | [`servers`] | supervised links to one Redis, to the master that sentinels name, or to a cluster |
 //! | [`wire`] | connections: sockets, TLS, handshake, pipelining, the protocol, the errors |
 //!
 //! Nothing else in this crate uses the redis crate.
 
+mod entry;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod layout;
 mod servers;
+mod store;
 mod values;
 mod wire;
 
 pub(crate) use self::{
-    values::RedisStore,
+    store::RedisStore,
     wire::{tls::RedisTlsFiles, url::RedisUrls},
 };

@@ -123,7 +123,6 @@ pub fn redis_error(data: &[u8]) {
         error == StoreError::Auth,
         failure::is_about_credentials(code)
     );
-    _ = failure::of_ping(code);
     assert!(!error.reason().name().is_empty());
     check_refusal(error.into());
 }

@@ -1,5 +1,5 @@
-//! How ids and values are written in Redis. Other programs read and write the same keys, so
-//! nothing here may change.
+//! How ids and values look in Redis. Other programs read and write the same keys, so nothing here
+//! may change.
 
 use std::{borrow::Cow, fmt::Write as _};
 
@@ -86,8 +86,8 @@ fn python_bytes(id: &str) -> String {
     out
 }
 
-/// Writes a value as Redis keeps it, as one part of a command: an integer as its decimal text, so
-/// that any program reads it; text and bytes behind a tag.
+/// Writes a value as one part of a command. An integer is decimal text, which any program can read.
+/// Strings and bytes have a tag before them.
 pub(crate) fn write_value(value: &Value, out: &mut Vec<u8>) {
     let (tag, bytes) = match value {
         Value::Int(int) => {
@@ -102,8 +102,8 @@ pub(crate) fn write_value(value: &Value, out: &mut Vec<u8>) {
     resp::argument_end(out);
 }
 
-/// Reads whatever Redis keeps; never fails. What another program wrote without a tag is a string
-/// if it is UTF-8 and bytes if it is not.
+/// Reads whatever Redis keeps; never fails. A value without a tag was written by another program. It
+/// is a string if it is UTF-8 and bytes if it is not.
 pub(crate) fn decode(stored: &[u8]) -> Value {
     if let Some(int) = canonical_int(stored) {
         return Value::Int(int);

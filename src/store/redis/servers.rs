@@ -1,6 +1,17 @@
 //! The servers behind a Redis URL: one Redis, the master that sentinels name, or a cluster.
+//!
+//! | module | what it has |
+//! |---|---|
+//! | [`link`](mod@link) | one supervised connection, shared by the calls of one worker |
+//! | [`place`] | where a link leads: to a fixed address, or to the master |
+//! | [`sentinel`] | which server is the master now |
+//! | [`cluster`] | which node has which key, and a link to each master |
+//! | [`survey`] | asks several servers at once |
+//! | [`task`] | tasks that end with their owner |
 
 pub(super) mod cluster;
 pub(super) mod link;
+pub(super) mod place;
 pub(super) mod sentinel;
 mod survey;
+mod task;

@@ -1,7 +1,20 @@
-//! Connections to Redis, from the URL to the reply of one command.
+//! Connections to Redis, from the URL to the reply to one command.
+//!
+//! | module | what it has |
+//! |---|---|
+//! | [`url`] | Redis URLs: checked once, shown without their passwords |
+//! | [`connect`] | sockets, and connections that are ready for calls |
+//! | [`handshake`] | the first commands on a connection: credentials, database, PING |
+//! | [`ping`] | PINGs and what their replies say about the server |
+//! | [`pipe`] | many calls at once on one connection |
+//! | [`resp`] | the protocol: writes commands, reads replies |
+//! | [`failure`] | why there is no connection, and what error replies mean |
+//! | [`tls`] | TLS to Redis |
 
 pub(super) mod connect;
 pub(super) mod failure;
+mod handshake;
+pub(super) mod ping;
 pub(super) mod pipe;
 pub(super) mod resp;
 pub(super) mod tls;

@@ -1,8 +1,8 @@
-//! Redis behind Sentinel: who is the master now.
+//! Redis behind Sentinel: which server is the master now.
 //!
-//! Sentinels may disagree: one that was cut off from the others goes on naming a master that has
-//! been replaced, and that master may go on saying that it is one. Whatever is written to it is
-//! lost. So every connect asks all sentinels side by side, and one rule decides ([`elect`]):
+//! Sentinels may disagree. One that was cut off from the others still names a master that has been
+//! replaced, and that master may still say that it is one. Whatever is written to it is lost. So
+//! every connect asks all sentinels at once, and one rule decides ([`elect`]):
 //!
 //! - The address with the highest configuration epoch wins. Sentinel gives every failover a higher
 //!   epoch than those before.
@@ -10,21 +10,21 @@
 //!   address wins that more than half of those who answer name.
 //! - Otherwise nobody wins, and there is no connection.
 //!
-//! A sentinel that does not answer in time, or knows no master of this name, has no say. The winner
-//! has to say in ROLE that it is a master, because during a failover it may not be one yet. If it
-//! cannot be reached, there is no connection: another address is never taken instead.
+//! A sentinel has no vote if it does not answer in time, or knows no master of this name. The winner
+//! has to say in ROLE that it is a master, because during a failover it may not be one yet. If the
+//! winner cannot be reached, there is no connection. Another address is never taken instead.
 //!
-//! Once a second one of the sentinels, in turn, is asked whether the address is still the same. If
-//! it names another one, all are asked, and the connection is left only if another address wins.
+//! Once a second, one of the sentinels is asked whether the address is still the same; they take
+//! turns. If one names another address, all are asked, and the connection is given up only if
+//! another address wins.
 //!
 //! What the sentinels think of the master's health (the flags in SENTINEL MASTER) does not matter
-//! here: a master that is down for them is replaced by them, or is still the only one. Addresses
-//! are compared as they are given; with `announce-hostnames`, all sentinels should announce names.
+//! here. They replace a master that is down for them, or have no other one. Addresses are compared
+//! as they are given. With `announce-hostnames`, all sentinels should announce names.
 //!
 //! Source: <https://redis.io/docs/latest/develop/reference/sentinel-clients/>
 
 use std::{
-    collections::HashMap,
     fmt,
     sync::{
         Arc,
@@ -33,11 +33,15 @@ use std::{
     time::Duration,
 };
 
-use redis::{Cmd, ConnectionAddr, RedisError, Value};
+use redis::{Cmd, ConnectionAddr};
 use tokio::time::timeout;
 
 use super::{
-    super::wire::connect::{ConnectError, Connected, Connector},
+    super::wire::{
+        connect::{Connected, Connector},
+        failure::ConnectError,
+        resp::{Replies, Reply},
+    },
     survey::{Patience, survey},
 };
 
@@ -52,19 +56,19 @@ const PATIENCE: Patience = Patience {
 pub(crate) struct Sentinels {
     addrs: Vec<ConnectionAddr>,
     master: String,
-    /// Counts up; says whose turn it is to be asked whether the master is still the same.
+    /// Counts up. Says which sentinel to ask next whether the master is still the same.
     turn: Arc<AtomicUsize>,
 }
 
-/// Host and port of a master, as sentinels give it.
+/// Host and port of a master, as sentinels give them.
 type MasterAddr = (String, u16);
 
-/// What a sentinel says.
+/// The answer of one sentinel.
 #[derive(Debug)]
-struct Answer {
+struct Vote {
     master: MasterAddr,
-    /// The configuration epoch since which it is the master; not given by a sentinel whose access
-    /// rules forbid SENTINEL MASTER.
+    /// The configuration epoch since which it is the master. A sentinel whose access rules forbid
+    /// SENTINEL MASTER does not tell it.
     epoch: Option<u64>,
 }
 
@@ -78,23 +82,29 @@ impl Sentinels {
         }
     }
 
-    /// Connects to the master. `connector` has the credentials.
-    pub(crate) async fn connect(&self, connector: &Connector) -> Result<Connected, ConnectError> {
+    /// Connects to the master with the credentials of `connector`.
+    pub(super) async fn connect(&self, connector: &Connector) -> Result<Connected, ConnectError> {
         let (host, port) = self.master(connector).await?;
-        connect_to_master(connector, connector.addr(host, port)).await
+        let addr = connector.addr(host, port);
+        let (connected, [role]) = connector.connect(addr, [redis::cmd("ROLE")]).await?;
+        ConnectError::check(&role)?;
+        let mut role = Replies::new(&role);
+        match (role.next(), role.next()) {
+            (Some(Reply::Array(_)), Some(Reply::Bulk(b"master"))) => Ok(connected),
+            _ => Err(ConnectError::NotMaster(connected.addr.to_string())),
+        }
     }
 
-    /// Whether a connection to this address is to be kept: false only if another one wins. Asked
-    /// often, so it asks one sentinel as long as that one names the same address.
-    pub(crate) async fn agree_on(&self, connector: &Connector, addr: &ConnectionAddr) -> bool {
+    /// Whether to keep a connection to this address. Returns false only if another address wins.
+    /// Asks one sentinel, and the others only if that one names another address.
+    pub(super) async fn agree_on(&self, connector: &Connector, addr: &ConnectionAddr) -> bool {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.addrs.len();
-        let mut question = [(self.question("GET-MASTER-ADDR-BY-NAME"), Value::Nil)];
-        let asked = connector.ask_sentinel(&self.addrs[turn], &mut question);
-        if !matches!(timeout(PATIENCE.bound, asked).await, Ok(Ok(()))) {
+        let question = [self.question("GET-MASTER-ADDR-BY-NAME")];
+        let asked = connector.ask_sentinel(&self.addrs[turn], question);
+        let Ok(Ok([answer])) = timeout(PATIENCE.bound, asked).await else {
             return true;
-        }
-        let [(_, answer)] = question;
-        match redis::from_redis_value::<MasterAddr>(answer) {
+        };
+        match master_addr(&answer) {
             Ok((host, port)) if connector.addr(host.clone(), port) != *addr => {}
             Ok(_) | Err(_) => return true,
         }
@@ -104,9 +114,9 @@ impl Sentinels {
         }
     }
 
-    /// Asks all sentinels; gives the address that wins.
+    /// Asks all sentinels. Returns the address that wins.
     async fn master(&self, connector: &Connector) -> Result<MasterAddr, ConnectError> {
-        let mut answers = Vec::new();
+        let mut votes = Vec::new();
         let mut error = ConnectError::NoSentinel;
         let questions = self.addrs.iter().map(|addr| {
             let (this, connector, addr) = (self.clone(), connector.clone(), addr.clone());
@@ -114,34 +124,32 @@ impl Sentinels {
         });
         survey(questions, PATIENCE, |answer| {
             match answer {
-                Ok(answer) => answers.push(answer),
+                Ok(vote) => votes.push(vote),
                 Err(reason) => error = reason,
             }
-            answers.len() > self.addrs.len() / 2
+            votes.len() > self.addrs.len() / 2
         })
         .await;
-        if answers.is_empty() {
+        if votes.is_empty() {
             return Err(error);
         }
-        elect(&answers).cloned().ok_or(ConnectError::Disagreement)
+        elect(&votes).cloned().ok_or(ConnectError::Disagreement)
     }
 
     async fn ask(
         &self,
         connector: &Connector,
         sentinel: &ConnectionAddr,
-    ) -> Result<Answer, ConnectError> {
-        // The epoch first: should a failover come between, the new address has an old epoch, and
-        // not the old address a new one. The address is not taken from SENTINEL MASTER, in which
-        // the sentinel that leads a failover has the new epoch before the new address.
-        let mut questions = ["MASTER", "GET-MASTER-ADDR-BY-NAME"]
-            .map(|subcommand| (self.question(subcommand), Value::Nil));
-        connector.ask_sentinel(sentinel, &mut questions).await?;
-        let [fields, master] = questions.map(|(_, answer)| answer.extract_error());
-        Ok(Answer {
-            // Nil from one that knows no such master.
-            master: redis::from_redis_value(master?).map_err(|_| ConnectError::UnknownMaster)?,
-            epoch: fields.ok().and_then(epoch),
+    ) -> Result<Vote, ConnectError> {
+        // The epoch is asked first. If a failover comes between the two, the new address then has
+        // an old epoch; the other way round, the old address would have the new epoch. The address
+        // in SENTINEL MASTER is of no use: the sentinel that leads a failover has the new epoch
+        // there before the new address.
+        let questions = ["MASTER", "GET-MASTER-ADDR-BY-NAME"].map(|what| self.question(what));
+        let [fields, master] = connector.ask_sentinel(sentinel, questions).await?;
+        Ok(Vote {
+            master: master_addr(&master)?,
+            epoch: epoch(&fields),
         })
     }
 
@@ -158,45 +166,51 @@ impl fmt::Display for Sentinels {
     }
 }
 
-/// The rule by which a master is chosen among those that sentinels name.
-fn elect(answers: &[Answer]) -> Option<&MasterAddr> {
+/// Chooses the master among the addresses that sentinels name.
+fn elect(votes: &[Vote]) -> Option<&MasterAddr> {
     // An epoch that is not given is lower than any other.
-    let newest = answers.iter().map(|answer| answer.epoch).max()?;
-    let named: Vec<_> = answers
+    let newest = votes.iter().map(|vote| vote.epoch).max()?;
+    let named: Vec<_> = votes
         .iter()
-        .filter(|answer| answer.epoch == newest)
-        .map(|answer| &answer.master)
+        .filter(|vote| vote.epoch == newest)
+        .map(|vote| &vote.master)
         .collect();
     if named.iter().all(|master| *master == named[0]) {
         return Some(named[0]);
     }
     named.into_iter().find(|candidate| {
-        let votes = answers.iter().filter(|answer| answer.master == **candidate);
-        2 * votes.count() > answers.len()
+        let same = votes.iter().filter(|vote| vote.master == **candidate);
+        2 * same.count() > votes.len()
     })
 }
 
-/// The configuration epoch in the reply to SENTINEL MASTER.
-fn epoch(fields: Value) -> Option<u64> {
-    let fields: Result<HashMap<String, String>, RedisError> =
-        redis::from_redis_value(fields).map_err(Into::into);
-    fields.ok()?.get("config-epoch")?.parse().ok()
+/// The address in the reply to SENTINEL GET-MASTER-ADDR-BY-NAME. The reply is nil if the sentinel
+/// knows no such master.
+fn master_addr(reply: &[u8]) -> Result<MasterAddr, ConnectError> {
+    ConnectError::check(reply)?;
+    let mut replies = Replies::new(reply);
+    let mut read = || {
+        let Some(Reply::Array(2)) = replies.next() else {
+            return None;
+        };
+        let host = replies.next()?.text()?.to_owned();
+        Some((host, replies.next()?.number()?.try_into().ok()?))
+    };
+    read().ok_or(ConnectError::UnknownMaster)
 }
 
-/// Connects to a data node, if it is a master.
-async fn connect_to_master(
-    connector: &Connector,
-    addr: ConnectionAddr,
-) -> Result<Connected, ConnectError> {
-    let mut questions = [(redis::cmd("ROLE"), Value::Nil)];
-    let connected = connector.greet(addr, &mut questions).await?;
-    let [(_, role)] = questions;
-    match role.extract_error()? {
-        Value::Array(parts) if parts.first() == Some(&Value::BulkString(b"master".to_vec())) => {
-            Ok(connected)
+/// The configuration epoch in the reply to SENTINEL MASTER, a list of names and values.
+fn epoch(reply: &[u8]) -> Option<u64> {
+    let mut replies = Replies::new(reply);
+    let Some(Reply::Array(_)) = replies.next() else {
+        return None;
+    };
+    while let (Some(name), Some(value)) = (replies.next(), replies.next()) {
+        if let Reply::Bulk(b"config-epoch") = name {
+            return value.number()?.try_into().ok();
         }
-        _ => Err(ConnectError::NotMaster(connected.addr.to_string())),
     }
+    None
 }
 
 #[cfg(test)]
@@ -237,7 +251,7 @@ mod tests {
         ] {
             let list: Vec<_> = answers
                 .iter()
-                .map(|(host, epoch)| Answer {
+                .map(|(host, epoch)| Vote {
                     master: ((*host).to_owned(), 6379),
                     epoch: *epoch,
                 })
@@ -250,18 +264,18 @@ mod tests {
     #[test]
     fn the_epoch_is_read_if_it_is_given() {
         let read = |text: &str| {
-            let fields: Vec<_> = text
-                .split(' ')
-                .map(|word| word.as_bytes().to_vec())
-                .collect();
-            epoch(Value::Array(
-                fields.into_iter().map(Value::BulkString).collect(),
-            ))
+            let fields: Vec<_> = text.split(' ').collect();
+            let strings = fields
+                .iter()
+                .map(|field| format!("${}\r\n{field}\r\n", field.len()));
+            let strings: String = strings.collect();
+            epoch(format!("*{}\r\n{strings}", fields.len()).as_bytes())
         };
         assert_eq!(read("name mymaster config-epoch 12 quorum 2"), Some(12));
         assert_eq!(read("name mymaster"), None);
         assert_eq!(read("config-epoch -1"), None);
         assert_eq!(read("name mymaster config-epoch"), None);
-        assert_eq!(epoch(Value::Nil), None);
+        assert_eq!(epoch(b"*-1\r\n"), None);
+        assert_eq!(epoch(b"-NOPERM no\r\n"), None);
     }
 }

@@ -1,4 +1,4 @@
-//! Asks several servers the same thing side by side, without waiting long for one that hangs.
+//! Asks several servers the same question at once, without waiting long for one that hangs.
 
 use std::time::Duration;
 
@@ -10,16 +10,16 @@ use tokio::{
 /// How long to wait for the answers to a survey.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience {
-    /// At most.
+    /// The longest time to wait.
     pub(crate) bound: Duration,
-    /// Once there are enough answers to go on with: without this time, the first ones would decide,
-    /// and those may be outdated. Servers that are well should manage to answer within it.
+    /// How long to wait for more once there are enough answers. Without this time, the first answers
+    /// would decide, and those may be outdated. A healthy server should answer within it.
     pub(crate) linger: Duration,
 }
 
-/// Gives each answer to `take`, which says whether there are enough answers by now. Ends when all
-/// have answered, or when patience does. Who has not answered by then is asked no longer; the same
-/// if this is dropped.
+/// Gives each answer to `take`, which returns whether there are enough answers by now. Ends when all
+/// servers have answered or the patience is over. The questions that are still open are then
+/// cancelled, as they are if this is dropped.
 pub(crate) async fn survey<T: Send + 'static>(
     questions: impl IntoIterator<Item: Future<Output = T> + Send + 'static>,
     Patience { bound, linger }: Patience,
@@ -28,7 +28,7 @@ pub(crate) async fn survey<T: Send + 'static>(
     let mut asked: JoinSet<T> = questions.into_iter().collect();
     let mut end = Instant::now() + bound;
     while let Ok(Some(answer)) = timeout_at(end, asked.join_next()).await {
-        // An error is a panic while asking: no answer.
+        // An error means that the question panicked. That is no answer.
         if answer.is_ok_and(&mut take) {
             end = end.min(Instant::now() + linger);
         }
@@ -44,7 +44,7 @@ mod tests {
     const BOUND: Duration = Duration::from_secs(1);
     const LINGER: Duration = Duration::from_millis(150);
 
-    /// Asks servers that take so many milliseconds; gives who answered, and how long it took.
+    /// Asks servers that take this many milliseconds. Returns which answered, and how long it took.
     async fn ask(millis: &[u64], enough: usize) -> (Vec<u64>, Duration) {
         let start = Instant::now();
         let mut answers = Vec::new();

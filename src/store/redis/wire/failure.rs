@@ -1,10 +1,86 @@
-//! What Redis's error replies mean for a call.
+//! Why there is no connection, and what Redis's error replies mean for a call.
 
-use crate::{store::failure::StoreError, telemetry::OncePerSecond};
+use std::io;
+
+use thiserror::Error;
+
+use super::{
+    resp::{ProtocolError, Replies, Reply},
+    tls::RedisTlsError,
+};
+use crate::{
+    store::failure::{StoreError, WriteError},
+    telemetry::OncePerSecond,
+};
 
 static LOG: OncePerSecond = OncePerSecond::new();
 
-/// Classifies an error reply by its code, the first word. Redis's own text goes to the log, at
+/// Why there is no connection. The messages are for the log and `/readyz`, not for callers.
+#[derive(Debug, Error)]
+pub(crate) enum ConnectError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Protocol(#[from] ProtocolError),
+    /// The error reply to a command of the handshake.
+    #[error("{0}")]
+    Refused(String),
+    /// The code of the error reply to AUTH.
+    #[error("authentication failed: {0}")]
+    Authentication(String),
+    #[error("cannot read the password file: {0}")]
+    PasswordFile(#[source] io::Error),
+    #[error("{0}")]
+    Tls(#[from] RedisTlsError),
+    #[error("the server name is not valid for TLS")]
+    ServerName,
+    #[error("connection closed")]
+    Closed,
+    #[error("a reply is too large")]
+    ReplyTooLarge,
+    #[error("its replies do not belong to its commands")]
+    OutOfStep,
+    #[error("no node of the cluster answers")]
+    NoNode,
+    #[error("no node of the cluster that answers knows who has its slots")]
+    NoSlots,
+    #[error("no sentinel answers")]
+    NoSentinel,
+    #[error("the sentinels know no master of this name")]
+    UnknownMaster,
+    #[error("the sentinels disagree about who the master is")]
+    Disagreement,
+    #[error("{0} is not a master")]
+    NotMaster(String),
+}
+
+impl ConnectError {
+    /// Fails if a reply is an error.
+    pub(crate) fn check(reply: &[u8]) -> Result<(), Self> {
+        match Replies::new(reply).next() {
+            Some(Reply::Error(line)) => Err(Self::Refused(String::from_utf8_lossy(line).into())),
+            _ => Ok(()),
+        }
+    }
+
+    /// The error reply to AUTH. Only its code is kept, because Redis may quote what it was sent:
+    /// the password.
+    pub(super) fn authentication(line: &[u8]) -> Self {
+        let line = String::from_utf8_lossy(line);
+        Self::Authentication(split(&line).0.to_owned())
+    }
+
+    /// The error for calls that arrive while there is no connection.
+    pub(crate) fn for_calls(&self) -> StoreError {
+        match self {
+            Self::Authentication(_) => StoreError::Auth,
+            Self::Refused(line) if is_about_credentials(split(line).0) => StoreError::Auth,
+            _ => StoreError::Unavailable,
+        }
+    }
+}
+
+/// Classifies an error reply by its code, the first word. The text of the reply goes to the log, at
 /// most once a second, and never to a caller.
 pub(crate) fn classify(line: &[u8]) -> StoreError {
     let text = String::from_utf8_lossy(line);
@@ -14,7 +90,7 @@ pub(crate) fn classify(line: &[u8]) -> StoreError {
             StoreError::Busy
         }
         "ERR" if detail.contains("max number of clients") => StoreError::Busy,
-        // One of a cluster's nodes, and no --redis-mode cluster.
+        // The server is a node of a cluster, but --redis-mode is not cluster.
         "MOVED" | "ASK" | "CROSSSLOT" => StoreError::Misconfigured,
         "READONLY" => StoreError::ReadOnly,
         "OOM" => StoreError::OutOfMemory,
@@ -23,41 +99,21 @@ pub(crate) fn classify(line: &[u8]) -> StoreError {
         "WRONGTYPE" => StoreError::WrongType,
         _ => StoreError::Unexpected,
     };
-    // Another type under a key is a caller's doing, and no news for those who run the service.
+    // A key of another type is a caller's mistake. It is no news for those who run the service.
     if error != StoreError::WrongType && LOG.take() {
         tracing::warn!(error = %text, "redis answered with an error");
     }
     error
 }
 
-/// Whether an error code says that the server does not accept who we are. DENIED is protected
-/// mode: a password is wanted that neither side has.
+/// Whether an error code says that the server does not accept our credentials. DENIED is protected
+/// mode: the server lets nobody in from outside, because it has no password.
 pub(crate) fn is_about_credentials(code: &str) -> bool {
     matches!(code, "NOAUTH" | "WRONGPASS" | "NOPERM" | "DENIED")
 }
 
-/// What an error in answer to a PING says about the server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum PingFailure {
-    /// It will not serve us.
-    Refused,
-    /// It will not serve anybody at the moment, but says so to each call by itself.
-    Unwell,
-    /// It serves: it only may not be asked, or refuses writes alone.
-    Harmless,
-}
-
-/// Judges the code of an error that a PING got.
-pub(crate) fn of_ping(code: &str) -> PingFailure {
-    match code {
-        "LOADING" | "BUSY" | "MASTERDOWN" | "CLUSTERDOWN" => PingFailure::Unwell,
-        "NOPERM" | "MISCONF" | "NOREPLICAS" | "READONLY" | "OOM" => PingFailure::Harmless,
-        _ => PingFailure::Refused,
-    }
-}
-
-/// What an error reply is about: where Redis refuses EXEC itself, it puts the reason behind words of
-/// its own.
+/// The error behind an error reply: where Redis refuses EXEC itself, it puts words of its own
+/// before the reason.
 pub(crate) fn cause(text: &str) -> &str {
     let cause = text.strip_prefix("EXECABORT Transaction discarded because of: ");
     cause.unwrap_or(text)
@@ -66,6 +122,31 @@ pub(crate) fn cause(text: &str) -> &str {
 /// The first word of an error reply, and the rest.
 pub(crate) fn split(text: &str) -> (&str, &str) {
     text.split_once(' ').unwrap_or((text, ""))
+}
+
+/// The error of a read that got this reply, which is not one that the command should get.
+pub(crate) fn unexpected(command: &'static str, reply: Option<Reply<'_>>) -> StoreError {
+    // Only the kind of reply is logged: the reply may have a value.
+    let kind = match reply {
+        Some(Reply::Error(line)) => return classify(line),
+        Some(Reply::Status(_)) => "status",
+        Some(Reply::Int(_)) => "integer",
+        Some(Reply::Nil) => "nil",
+        Some(Reply::Bulk(_)) => "bulk string",
+        Some(Reply::Array(_)) => "array",
+        None => "nothing",
+    };
+    tracing::error!(command, kind, "redis gave an unexpected kind of reply");
+    StoreError::Unexpected
+}
+
+/// The error of a write that got this reply. An error reply that we know says that Redis refused
+/// the write. Any other reply may come from a proxy, which need not know what became of the write.
+pub(crate) fn refused(command: &'static str, reply: Option<Reply<'_>>) -> WriteError {
+    match unexpected(command, reply) {
+        error @ StoreError::Unexpected => WriteError::unknown(error),
+        error => WriteError::not_executed(error),
+    }
 }
 
 #[cfg(test)]
@@ -139,20 +220,5 @@ mod tests {
             assert_eq!(classify(line.as_bytes()), error, "{line}");
         }
         assert_eq!(classify(b"\xff\xfe"), StoreError::Unexpected);
-    }
-
-    #[test]
-    fn a_ping_tells_who_serves_from_who_does_not() {
-        for (code, failure) in [
-            ("LOADING", PingFailure::Unwell),
-            ("BUSY", PingFailure::Unwell),
-            ("MASTERDOWN", PingFailure::Unwell),
-            ("MISCONF", PingFailure::Harmless),
-            ("NOPERM", PingFailure::Harmless),
-            ("NOAUTH", PingFailure::Refused),
-            ("ERR", PingFailure::Refused),
-        ] {
-            assert_eq!(of_ping(code), failure, "{code}");
-        }
     }
 }

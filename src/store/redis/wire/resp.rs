@@ -1,9 +1,9 @@
-//! The Redis wire protocol, RESP2, as far as this store speaks it.
+//! The Redis protocol, RESP2, as far as this store needs it.
 //!
-//! Commands are written straight into the connection's output buffer. Replies are read in two
-//! steps: [`Scanner`] finds where a reply ends without looking at it, so that the connection can
-//! cut it out of its input in one piece; [`Replies`] then reads that piece in place. Neither
-//! allocates. `docs/performance.md` has what other parsers cost.
+//! Commands are written straight into the connection's output buffer. Replies are read in two steps.
+//! [`Scanner`] finds where a reply ends, so that the connection can cut the reply out of its input
+//! in one piece. [`Replies`] then reads that piece in place. Neither allocates or recurses.
+//! `docs/performance.md` has what other parsers cost.
 //!
 //! Source: <https://redis.io/docs/latest/develop/reference/protocol-spec/>
 
@@ -11,17 +11,18 @@ use thiserror::Error;
 
 use crate::decimal;
 
-/// Larger than any line that Redis sends besides bulk strings: an error message at most.
+/// Maximum length of a line outside of a bulk string. The longest that Redis sends are error
+/// messages, which are much shorter.
 const MAX_LINE_BYTES: usize = 64 * 1024;
-/// Redis's own limit for a bulk string (`proto-max-bulk-len`), 512 MiB.
+/// Maximum length of a bulk string: Redis's own default limit (`proto-max-bulk-len`), 512 MiB.
 const MAX_BULK_BYTES: usize = 512 << 20;
 
-/// The peer does not speak RESP2.
+/// What the peer sent is not RESP2.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("not a Redis reply: {0}")]
 pub(crate) struct ProtocolError(&'static str);
 
-/// Commands on their way into a connection's output buffer, and how many replies they will get.
+/// Writes commands into a connection's output buffer and counts the replies that they will get.
 #[derive(Debug)]
 pub(crate) struct Commands<'a> {
     out: &'a mut Vec<u8>,
@@ -34,8 +35,8 @@ impl<'a> Commands<'a> {
         Self { out, replies: 0 }
     }
 
-    /// Starts a command of `arguments` parts, its name included, which are written to what this
-    /// gives.
+    /// Starts a command of `arguments` parts, the name included. The caller writes them into the
+    /// buffer that this returns.
     pub(crate) fn command(&mut self, arguments: usize) -> &mut Vec<u8> {
         self.replies += 1;
         array_length(self.out, arguments);
@@ -50,7 +51,7 @@ impl<'a> Commands<'a> {
         }
     }
 
-    /// Writes a transaction, which Redis executes in one step: MULTI, what `write` writes, EXEC.
+    /// Writes a transaction, which Redis executes in one step: MULTI, what `write` writes, and EXEC.
     /// [`Replies::executed`] reads the replies.
     pub(crate) fn transaction(&mut self, write: impl FnOnce(&mut Self)) {
         self.whole(&[b"MULTI"]);
@@ -76,13 +77,13 @@ pub(crate) fn argument(out: &mut Vec<u8>, bytes: &[u8]) {
     argument_end(out);
 }
 
-/// Starts a part of a command whose bytes the caller writes, `length` of them.
+/// Starts a part of a command. The caller then writes its `length` bytes.
 pub(crate) fn argument_length(out: &mut Vec<u8>, length: usize) {
     out.push(b'$');
     number_line(out, length);
 }
 
-/// Ends a part of a command that [`argument_length`] began.
+/// Ends a part of a command that [`argument_length`] started.
 pub(crate) fn argument_end(out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
@@ -92,18 +93,19 @@ fn number_line(out: &mut Vec<u8>, number: usize) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Finds the end of a number of replies, however the input is cut into pieces. It goes on where
-/// it stopped, so that a large reply in many pieces costs no more than one in a single piece.
+/// Finds the end of a number of replies, however the input is cut into pieces. Each scan goes on
+/// where the last one stopped, so a large reply in many pieces costs no more than one in a single
+/// piece.
 #[derive(Debug)]
 pub(crate) struct Scanner {
-    /// Bytes that belong to complete values.
+    /// How many bytes belong to complete values.
     at: usize,
-    /// Values that are still to come, those of arrays included.
+    /// How many values are still to come, including those in arrays.
     missing: usize,
 }
 
 impl Scanner {
-    /// Will find the end of `replies` replies from the start of the input.
+    /// Looks for the end of the first `replies` replies.
     pub(crate) fn new(replies: usize) -> Self {
         Self {
             at: 0,
@@ -111,8 +113,8 @@ impl Scanner {
         }
     }
 
-    /// Looks at the input so far, from its start; gives the length of the replies once all of
-    /// them are there.
+    /// Scans the input so far, which is given from its start. Returns the length of the replies once
+    /// all of them are there.
     pub(crate) fn scan(&mut self, input: &[u8]) -> Result<Option<usize>, ProtocolError> {
         while self.missing > 0 {
             let Some((head, after_head)) = head(input, self.at)? else {
@@ -150,7 +152,7 @@ enum Head<'a> {
     Array(usize),
 }
 
-/// The head of the value at `at`, and where it ends; `None` if it is not all there.
+/// The head of the value at `at`, and where the head ends. Returns `None` if it is not all there.
 fn head(input: &[u8], at: usize) -> Result<Option<(Head<'_>, usize)>, ProtocolError> {
     let rest = &input[at..];
     let Some(&kind) = rest.first() else {
@@ -168,7 +170,7 @@ fn head(input: &[u8], at: usize) -> Result<Option<(Head<'_>, usize)>, ProtocolEr
         Some(b'\n') => {}
         Some(_) => return Err(ProtocolError("a line that does not end in CRLF")),
     }
-    // What begins with the line end has no type either.
+    // A value that begins with the line end has no type.
     let line = rest.get(1..end).unwrap_or_default();
     let head = match kind {
         b'+' => Head::Status(line),
@@ -209,6 +211,25 @@ pub(crate) enum Reply<'a> {
     Array(usize),
 }
 
+impl<'a> Reply<'a> {
+    /// The text of a string, if it is UTF-8.
+    pub(crate) fn text(&self) -> Option<&'a str> {
+        match self {
+            Self::Status(bytes) | Self::Bulk(bytes) => std::str::from_utf8(bytes).ok(),
+            Self::Error(_) | Self::Int(_) | Self::Nil | Self::Array(_) => None,
+        }
+    }
+
+    /// The number, also one that is written as a string.
+    pub(crate) fn number(&self) -> Option<i64> {
+        match self {
+            Self::Int(number) => Some(*number),
+            Self::Status(bytes) | Self::Bulk(bytes) => decimal::signed(bytes),
+            Self::Error(_) | Self::Nil | Self::Array(_) => None,
+        }
+    }
+}
+
 /// Reads complete replies value by value.
 #[derive(Debug)]
 pub(crate) struct Replies<'a> {
@@ -217,14 +238,27 @@ pub(crate) struct Replies<'a> {
 }
 
 impl<'a> Replies<'a> {
-    /// Reads what a [`Scanner`] has found to be complete.
+    /// Reads input that a [`Scanner`] has found to be complete.
     pub(crate) fn new(input: &'a [u8]) -> Self {
         Self { input, at: 0 }
     }
 
-    /// Reads the replies to a transaction of so many `commands` up to what they gave, which is what
-    /// comes next: one reply for each. If Redis refused the transaction, gives the reply that says
-    /// why: the first error, because EXEC only says that there was one.
+    /// Passes over the next `values` values, with all that is in them.
+    pub(crate) fn pass(&mut self, values: usize) {
+        let mut missing = values;
+        while missing > 0
+            && let Some(reply) = self.next()
+        {
+            missing -= 1;
+            if let Reply::Array(length) = reply {
+                missing += length;
+            }
+        }
+    }
+
+    /// Reads the replies to a transaction of `commands` commands up to their results. What comes next
+    /// is one result for each. If Redis refused the transaction, returns the first error reply: it
+    /// says why, while EXEC only says that there was an error.
     pub(crate) fn executed(&mut self, commands: usize) -> Result<(), Option<Reply<'a>>> {
         match self.next() {
             Some(Reply::Status(b"OK")) => {}

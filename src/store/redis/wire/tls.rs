@@ -1,4 +1,4 @@
-//! TLS to Redis: whom to trust, and who we are.
+//! TLS to Redis: the authorities that we trust, and our own certificate.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -8,7 +8,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::pem::{self, PemError};
 
-/// Files with certificates; the system's authorities are trusted if there is none for them.
+/// Files with certificates. Without a file of authorities, the system's are trusted.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct RedisTlsFiles {
     /// The authorities for Redis's certificate.
@@ -17,7 +17,7 @@ pub(crate) struct RedisTlsFiles {
     pub(crate) client: Option<(PathBuf, PathBuf)>,
 }
 
-/// Why the files are of no use. Names them, never what is in them.
+/// Why the files cannot be used. The messages name files, and never quote them.
 #[derive(Debug, Error)]
 pub(crate) enum RedisTlsError {
     #[error(transparent)]
@@ -26,9 +26,36 @@ pub(crate) enum RedisTlsError {
     Pair(#[source] rustls::Error),
 }
 
+/// How to use TLS.
+#[derive(Clone)]
+pub(super) enum RedisTls {
+    /// Trust the system's authorities. They are read once.
+    System(TlsConnector),
+    /// Use these files. They are read at every connect, so that new ones are picked up.
+    Files(RedisTlsFiles),
+}
+
+impl RedisTls {
+    pub(super) fn new(files: RedisTlsFiles) -> Self {
+        if files.are_given() {
+            return Self::Files(files);
+        }
+        let config = ClientConfig::builder()
+            .with_root_certificates(system_roots())
+            .with_no_client_auth();
+        Self::System(TlsConnector::from(Arc::new(config)))
+    }
+
+    pub(super) fn connector(&self) -> Result<TlsConnector, RedisTlsError> {
+        match self {
+            Self::System(connector) => Ok(connector.clone()),
+            Self::Files(files) => files.load(),
+        }
+    }
+}
+
 impl RedisTlsFiles {
-    /// Whether there are any.
-    pub(crate) fn are_given(&self) -> bool {
+    fn are_given(&self) -> bool {
         self.ca.is_some() || self.client.is_some()
     }
 
@@ -57,14 +84,6 @@ impl RedisTlsFiles {
         };
         Ok(TlsConnector::from(Arc::new(config)))
     }
-}
-
-/// What there is without files.
-pub(crate) fn system() -> TlsConnector {
-    let config = ClientConfig::builder()
-        .with_root_certificates(system_roots())
-        .with_no_client_auth();
-    TlsConnector::from(Arc::new(config))
 }
 
 fn system_roots() -> RootCertStore {

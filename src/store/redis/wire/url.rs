@@ -5,18 +5,18 @@
 //! - `redis://[[user]:password@]host[:port][/db]`, and the same with `rediss://` for TLS;
 //! - `unix:///path[?db=…&user=…&pass=…]`.
 //!
-//! The redis crate parses more, and ignores what it does not know. A part that has no effect is
-//! worse than none: with `?db=3` on a TCP address, database 0 would be served, and every key of
-//! database 3 would read as not marked. So whatever else is in a URL is refused. Errors name only
-//! what cannot be a piece of a password.
+//! The redis crate accepts more and ignores what it does not know. That would mislead: with `?db=3`
+//! on a TCP address we would serve database 0, and every key of database 3 would read as not marked.
+//! So a URL with anything else in it is refused. Errors never quote what may be a piece of a
+//! password.
 
 use std::fmt;
 
-use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _};
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, RedisConnectionInfo};
 
 const FORMS: &str = "expected redis://[[user]:password@]host[:port][/db], rediss://… or unix:///path[?db=&user=&pass=]";
-/// What other clients know as a part of the query, so that it can be named in an error. Anything
-/// else may be a piece of a password that was not encoded.
+/// Query keys of other Redis clients. An error may name these. Anything else may be a piece of a
+/// password that was not percent-encoded.
 const KNOWN_KEYS: &[&str] = &[
     "client_name",
     "connect_timeout",
@@ -42,8 +42,8 @@ const KNOWN_KEYS: &[&str] = &[
 pub(crate) struct RedisUrl(ConnectionInfo);
 
 impl RedisUrl {
-    /// Parses `redis://`, `rediss://` or `unix://`, without white space at both ends. The error
-    /// does not repeat the URL.
+    /// Parses `redis://`, `rediss://` or `unix://`. Ignores white space at both ends. The error does
+    /// not repeat the URL.
     pub(crate) fn parse(url: &str) -> Result<Self, String> {
         let url = url.trim();
         if url.is_empty() {
@@ -72,11 +72,17 @@ impl RedisUrl {
         Ok(Self(info))
     }
 
-    pub(crate) fn connection_info(&self) -> ConnectionInfo {
-        self.0.clone()
+    /// User, password and database.
+    pub(crate) fn identity(&self) -> &RedisConnectionInfo {
+        self.0.redis_settings()
     }
 
-    /// Whether TLS is spoken.
+    /// The address of the server.
+    pub(crate) fn addr(&self) -> ConnectionAddr {
+        self.0.addr().clone()
+    }
+
+    /// Whether the URL asks for TLS.
     pub(crate) fn is_tls(&self) -> bool {
         matches!(self.0.addr(), ConnectionAddr::TcpTls { .. })
     }
@@ -97,8 +103,8 @@ impl RedisUrl {
     }
 }
 
-/// One or more Redis URLs: of the nodes of a cluster, or of sentinels. User, password, database
-/// and the use of TLS are those of the first.
+/// One or more Redis URLs: one Redis, some nodes of a cluster, or sentinels. The first URL has the
+/// user, the password, the database and the use of TLS for all.
 #[derive(Debug, Clone)]
 pub(crate) struct RedisUrls {
     first: RedisUrl,
@@ -106,7 +112,7 @@ pub(crate) struct RedisUrls {
 }
 
 impl RedisUrls {
-    /// A single URL, which may have commas in it.
+    /// Parses a single URL, which may have commas in it.
     pub(crate) fn parse_one(url: &str) -> Result<Self, String> {
         RedisUrl::parse(url).map(|first| Self {
             first,
@@ -114,7 +120,7 @@ impl RedisUrls {
         })
     }
 
-    /// Parses a list of URLs with commas between. The error does not repeat them.
+    /// Parses a list of URLs with commas between them. The error does not repeat the URLs.
     pub(crate) fn parse(list: &str) -> Result<Self, String> {
         let mut urls = list.split(',').enumerate().map(|(place, url)| {
             RedisUrl::parse(url)
@@ -143,7 +149,7 @@ impl RedisUrls {
         Ok(Self { first, others })
     }
 
-    /// The first, of which there always is one.
+    /// The first URL. There always is one.
     pub(crate) fn first(&self) -> &RedisUrl {
         &self.first
     }
@@ -159,7 +165,7 @@ impl RedisUrls {
     }
 
     pub(crate) fn addrs(&self) -> Vec<ConnectionAddr> {
-        self.iter().map(|url| url.0.addr().clone()).collect()
+        self.iter().map(RedisUrl::addr).collect()
     }
 }
 
@@ -178,7 +184,7 @@ impl fmt::Display for RedisUrl {
         let settings = self.0.redis_settings();
         let db = settings.db();
         let (user, has_password) = (settings.username(), settings.password().is_some());
-        // A password that was put where the user belongs is still a password.
+        // A user without a password may be a password that was put in the wrong place.
         let user = user.map(|user| if has_password { user } else { "***" });
         let scheme = if self.is_tls() { "rediss" } else { "redis" };
         match self.0.addr() {
@@ -217,7 +223,7 @@ impl fmt::Debug for RedisUrl {
     }
 }
 
-/// Checks what follows `redis://`: at most a database after the host and port.
+/// Checks what follows `redis://`. After host and port, only a database is allowed.
 fn check_tcp(rest: &str) -> Result<(), String> {
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, tail) = rest.split_at(end);
@@ -249,7 +255,7 @@ fn check_tcp(rest: &str) -> Result<(), String> {
     }
 }
 
-/// Checks what follows `unix://`: a path, and database, user and password as its query.
+/// Checks what follows `unix://`: a path, and a query that may have database, user and password.
 fn check_unix(rest: &str) -> Result<(), String> {
     if !rest.starts_with('/') {
         return Err(format!(

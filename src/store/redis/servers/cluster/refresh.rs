@@ -1,63 +1,65 @@
-//! Keeps the map of slots right, and says whether the cluster serves.
+//! The task that keeps the map of slots right, and reports whether the cluster serves.
 //!
 //! Nodes may disagree: one that was reset knows no slots, and one that was cut off has an old map.
-//! So all nodes of the map are asked side by side, and the best answer is put in force
-//! ([`View::worth`]). The nodes of the settings, the seeds, are asked as well if no node of the map
-//! says that the cluster serves, and now and then, so that a map which leads to the wrong nodes
-//! does not stay for ever. An empty map never replaces another one.
+//! So the task asks all nodes of the map at once and installs the best answer ([`View::worth`]). It
+//! also asks the seeds, the nodes in the settings, if no node of the map says that the cluster
+//! serves, and now and then in any case. Otherwise a map that leads to the wrong nodes could stay
+//! for ever. An empty map never replaces another one.
 
 use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
-use redis::{ConnectionAddr, Value};
+use redis::ConnectionAddr;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{
     super::{
-        super::wire::connect::{ConnectError, Connector},
+        super::wire::{connect::Connector, failure::ConnectError, resp::Replies},
         link::{Effect, Report},
         survey::{Patience, survey},
     },
-    Addr, Map, Node, SLOTS, Shared,
+    slots::{Node, NodeAddr, SLOTS, SlotMap, Topology},
     view::View,
 };
 use crate::store::status::LinkState;
 
-/// The pause between two looks at the map while all is well, while something is not, and at
-/// least.
+/// The pause between two looks at the map while all is well.
 const SETTLED: Duration = Duration::from_secs(5);
+/// The pause while something is wrong.
 const UNSETTLED: Duration = Duration::from_millis(250);
+/// The pause in any case, even if the map is said to be outdated.
 const LEAST_PAUSE: Duration = Duration::from_millis(100);
-/// How long nodes of the map may take to tell what they know of it, and how long seeds may, to which
-/// there is no connection yet.
+/// How long nodes of the map may take to answer.
 const NODE_PATIENCE: Patience = Patience {
     bound: Duration::from_secs(1),
     linger: Duration::from_millis(150),
 };
+/// How long seeds may take to answer. There is no connection to them yet.
 const SEED_PATIENCE: Patience = Patience {
     bound: Duration::from_secs(1),
     linger: Duration::from_millis(500),
 };
-/// How long the first calls wait for nodes that are not connected.
+/// How long to wait for the nodes of the first map to be tried once.
 const FIRST_CONNECTS: Duration = Duration::from_secs(1);
-/// How often the nodes from the settings are asked, at most, if no node of the map says that the
-/// cluster serves; and how often they are asked anyway.
+/// Minimum time between two questions to the seeds while no node of the map says that the cluster
+/// serves.
 const SEED_INTERVAL: Duration = Duration::from_secs(1);
+/// How often to ask the seeds in any case.
 const SETTLED_SEED_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Keeps the map right, for ever.
-pub(super) struct Supervisor {
-    shared: Arc<Shared>,
+pub(super) struct MapRefresh {
+    topology: Arc<Topology>,
     seeds: Vec<ConnectionAddr>,
     seeds_asked: Option<Instant>,
     report: Report,
     last_state: Option<LinkState>,
 }
 
-impl Supervisor {
-    pub(super) fn new(shared: Arc<Shared>, seeds: Vec<ConnectionAddr>, report: Report) -> Self {
+impl MapRefresh {
+    pub(super) fn new(topology: Arc<Topology>, seeds: Vec<ConnectionAddr>, report: Report) -> Self {
         Self {
-            shared,
+            topology,
             seeds,
             seeds_asked: None,
             report,
@@ -81,7 +83,7 @@ impl Supervisor {
                     state
                 }
                 Err(error) => {
-                    self.shared.map().failure = Some(error.of_a_call());
+                    self.topology.map().failure = Some(error.for_calls());
                     LinkState::Down(format!("redis: {error}"))
                 }
             };
@@ -92,28 +94,28 @@ impl Supervisor {
             } else {
                 UNSETTLED
             };
-            // Time passing is as good a reason to look as being told.
-            _ = timeout(pause, self.shared.stale.notified()).await;
+            // Look again after the pause, or as soon as the map may be outdated.
+            _ = timeout(pause, self.topology.stale.notified()).await;
         }
     }
 
-    /// Waits until every node has been tried once, or for so long: who hears that the cluster
-    /// serves shall not find its nodes unconnected.
+    /// Waits until every node has been tried once, but not for long. The cluster is reported as up
+    /// only after that, so that the first calls do not fail.
     async fn first_connects(&mut self) {
-        let nodes = self.shared.map().nodes.clone();
+        let nodes = self.topology.map().nodes.clone();
         let tried = nodes.iter().map(|node| node.link.connected());
         _ = timeout(FIRST_CONNECTS, join_all(tried)).await;
     }
 
-    /// All is well, and every master is connected.
+    /// Whether the cluster serves and every master is connected.
     fn is_settled(&self) -> bool {
-        let map = self.shared.map();
+        let map = self.topology.map();
         self.last_state == Some(LinkState::Up) && map.nodes.iter().all(|node| node.link.is_up())
     }
 
-    /// Asks for the map; gives the best answer.
+    /// Asks the nodes for the map. Returns the best answer.
     async fn look(&mut self) -> Result<View, ConnectError> {
-        let nodes = self.shared.map().nodes.clone();
+        let nodes = self.topology.map().nodes.clone();
         let mut best = Best::default();
         best.hear(nodes.iter().cloned().map(ask_node), NODE_PATIENCE)
             .await;
@@ -130,19 +132,19 @@ impl Supervisor {
         }
         self.seeds_asked = Some(Instant::now());
         let seeds = self.seeds.iter().filter(|seed| {
-            // Not twice.
+            // A node is not asked twice.
             !serves || !nodes.iter().any(|node| is_at(seed, &node.addr))
         });
-        let connector = &self.shared.connector;
+        let connector = &self.topology.connector;
         let questions = seeds.map(|seed| ask_seed(connector.clone(), seed.clone()));
         best.hear(questions, SEED_PATIENCE).await;
         best.result()
     }
 
-    /// Puts a new map in force; links to nodes that are in both maps stay.
+    /// Installs a new map. A node that was in the old map keeps its link.
     fn install(&self, view: View) {
-        let mut map = self.shared.map();
-        let mut new = Map {
+        let mut map = self.topology.map();
+        let mut new = SlotMap {
             nodes: Vec::new(),
             slots: vec![None; usize::from(SLOTS)],
             failure: None,
@@ -150,14 +152,14 @@ impl Supervisor {
         for (addr, first, last) in view.ranges {
             let known = map.nodes.iter().find(|node| node.addr == addr);
             let place = new.place(&addr, || {
-                known.map_or_else(|| self.shared.link(&addr), |node| node.link.clone())
+                known.map_or_else(|| self.topology.link(&addr), |node| node.link.clone())
             });
             new.slots[usize::from(first)..=usize::from(last)].fill(Some(place));
         }
         *map = new;
     }
 
-    /// Logs a state once, not at every look.
+    /// Reports a state and logs it, once and not at every look.
     fn set(&mut self, state: LinkState) {
         if self.last_state.as_ref() == Some(&state) {
             return;
@@ -175,7 +177,7 @@ impl Supervisor {
 #[derive(Default)]
 struct Best {
     view: Option<View>,
-    /// Why there is none.
+    /// Why there is no view.
     error: Option<ConnectError>,
 }
 
@@ -201,7 +203,8 @@ impl Best {
             self.view.as_ref().is_some_and(|view| view.ok)
         })
         .await;
-        // The same one each time, whoever was quickest: a new reason is a new line in the log.
+        // The error of the first node, not of the quickest. It stays the same while nothing changes,
+        // and each new error is a new line in the log.
         if let Some((_, reason)) = errors.pop_first() {
             self.error = Some(reason);
         }
@@ -219,27 +222,23 @@ async fn ask_node(node: Node) -> Result<View, ConnectError> {
         commands.whole(&[b"CLUSTER", b"SLOTS"]);
     });
     let reply = reply.await.map_err(|_| ConnectError::NoNode)?;
-    let mut rest = &reply[..];
-    let mut parser = redis::Parser::new();
-    let info = parser.parse_value(&mut rest)?;
-    let slots = parser.parse_value(&mut rest)?;
-    View::read(info, slots, &node.addr.host).ok_or(ConnectError::NoSlots)
+    let mut replies = Replies::new(&reply);
+    let info = replies.next();
+    View::read(info, replies, &node.addr.host).ok_or(ConnectError::NoSlots)
 }
 
 /// Asks a node of the settings, on a connection for this one question.
 async fn ask_seed(connector: Connector, seed: ConnectionAddr) -> Result<View, ConnectError> {
-    let mut questions = ["INFO", "SLOTS"].map(|what| {
-        let mut question = redis::cmd("CLUSTER");
-        question.arg(what);
-        (question, Value::Nil)
-    });
-    connector.greet(seed.clone(), &mut questions).await?;
-    let [info, slots] = questions.map(|(_, answer)| answer.extract_error());
+    let questions = ["INFO", "SLOTS"].map(|what| redis::cmd("CLUSTER").arg(what).to_owned());
+    let (_, [info, slots]) = connector.connect(seed.clone(), questions).await?;
+    ConnectError::check(&info)?;
+    ConnectError::check(&slots)?;
     let host = host_and_port(&seed).map_or("", |(host, _)| host);
-    View::read(info?, slots?, host).ok_or(ConnectError::NoSlots)
+    let info = Replies::new(&info).next();
+    View::read(info, Replies::new(&slots), host).ok_or(ConnectError::NoSlots)
 }
 
-fn is_at(seed: &ConnectionAddr, addr: &Addr) -> bool {
+fn is_at(seed: &ConnectionAddr, addr: &NodeAddr) -> bool {
     host_and_port(seed) == Some((&addr.host, addr.port))
 }
 

@@ -1,35 +1,43 @@
-//! What a node says about its cluster: the answers to CLUSTER INFO and CLUSTER SLOTS.
+//! What a node says about its cluster: its replies to CLUSTER INFO and CLUSTER SLOTS.
 
-use redis::Value;
+use super::{
+    super::super::wire::resp::{Replies, Reply},
+    slots::{NodeAddr, SLOTS},
+};
 
-use super::{Addr, SLOTS};
-
-/// What a node says about the cluster. It always knows who has some of the slots.
+/// The cluster as one node sees it. The node knows the owner of some of the slots at least.
 pub(super) struct View {
-    /// Masters, and the first and last of each range of slots that they have.
-    pub(super) ranges: Vec<(Addr, u16, u16)>,
-    /// Whether it serves.
+    /// Masters, and the first and last slot of each range that they own.
+    pub(super) ranges: Vec<Range>,
+    /// Whether the cluster serves.
     pub(super) ok: bool,
-    /// The highest epoch that the node has heard of. Every failover and every move of a slot has a
+    /// The highest epoch that the node has heard of. Every failover and every move of a slot gets a
     /// higher one than those before.
     epoch: u64,
 }
 
-/// The better view is the greater one: see [`View::worth`].
+/// The master of a range of slots, the first slot and the last.
+pub(super) type Range = (NodeAddr, u16, u16);
+
+/// How much a view is to be believed; see [`View::worth`]. The greater is the better.
 pub(super) type Worth = (bool, usize, u64);
 
 impl View {
-    /// Reads the answers to CLUSTER INFO and CLUSTER SLOTS. `host` is whom we asked, which is
-    /// what a node without a host of its own means. None from a node that knows no slots, as after
-    /// CLUSTER RESET, and if the answers make no sense.
-    pub(super) fn read(info: Value, slots: Value, host: &str) -> Option<Self> {
-        let info: String = redis::from_redis_value(info).ok()?;
-        let Value::Array(slots) = slots else {
+    /// Reads the replies to CLUSTER INFO and CLUSTER SLOTS. `host` is the host that was asked, which
+    /// a node means when it gives no host. Returns `None` if the node knows no slots, as after
+    /// CLUSTER RESET, and if the replies make no sense.
+    pub(super) fn read(
+        info: Option<Reply<'_>>,
+        mut slots: Replies<'_>,
+        host: &str,
+    ) -> Option<Self> {
+        let info = info?.text()?;
+        let Some(Reply::Array(length)) = slots.next() else {
             return None;
         };
-        let mut ranges = Vec::with_capacity(slots.len());
-        for range in slots {
-            ranges.extend(read_range(range, host)?);
+        let mut ranges = Vec::new();
+        for _ in 0..length {
+            ranges.extend(read_range(&mut slots, host)?);
         }
         if ranges.is_empty() {
             return None;
@@ -47,9 +55,9 @@ impl View {
         })
     }
 
-    /// How much this view is to be believed, compared with those of other nodes: one that serves
-    /// first, then how many slots it knows the owner of, then its epoch. A node that was cut off
-    /// has a lower epoch than those that went on without it.
+    /// How much to believe this view, compared with those of other nodes. A view in which the
+    /// cluster serves is best, then one that knows the owners of more slots, then one with a higher
+    /// epoch. A node that was cut off has a lower epoch than those that went on without it.
     pub(super) fn worth(&self) -> Worth {
         let slots = self.ranges.iter();
         let known = slots.map(|(_, first, last)| usize::from(last - first) + 1);
@@ -57,31 +65,37 @@ impl View {
     }
 }
 
-/// One range of CLUSTER SLOTS, if it has an owner that can be spoken to: `Some(None)` if not. An
-/// owner whose address the node has lost has port 0.
-fn read_range(range: Value, host: &str) -> Option<Option<(Addr, u16, u16)>> {
-    /// Host and port, of a list that goes on.
-    type Owner = (Option<String>, u16);
-    let Value::Array(range) = range else {
+/// Reads one range of CLUSTER SLOTS: first, last, and the nodes that have it, the master first. Each
+/// node is a list of host, port and more. Returns `Some(None)` for a range without an owner that we
+/// can connect to: if the node has lost the owner's address, the port is 0.
+fn read_range(replies: &mut Replies<'_>, host: &str) -> Option<Option<Range>> {
+    let Some(Reply::Array(parts @ 2..)) = replies.next() else {
         return None;
     };
-    let [Value::Int(first), Value::Int(last), owners @ ..] = &range[..] else {
-        return None;
+    let mut slot = || match replies.next() {
+        Some(Reply::Int(slot)) => u16::try_from(slot).ok().filter(|slot| *slot < SLOTS),
+        _ => None,
     };
-    let (first, last) = (u16::try_from(*first).ok()?, u16::try_from(*last).ok()?);
-    if first > last || last >= SLOTS {
+    let (first, last) = (slot()?, slot()?);
+    if first > last {
         return None;
     }
-    let master = match owners.first() {
-        Some(Value::Array(master)) => Value::Array(master.get(..2)?.to_vec()),
-        Some(_) => return None,
-        None => return Some(None),
+    if parts == 2 {
+        return Some(None);
+    }
+    let Some(Reply::Array(fields @ 2..)) = replies.next() else {
+        return None;
     };
-    let (name, port): Owner = redis::from_redis_value(master).ok()?;
-    let addr = Addr {
-        host: name
-            .filter(|name| !name.is_empty() && name != "?")
-            .unwrap_or_else(|| host.to_owned()),
+    let name = match replies.next()? {
+        Reply::Nil => None,
+        name => Some(name.text()?),
+    };
+    let port = u16::try_from(replies.next()?.number()?).ok()?;
+    // The rest of the master's list, and its replicas.
+    replies.pass(fields - 2 + parts - 3);
+    let name = name.filter(|name| !name.is_empty() && *name != "?");
+    let addr = NodeAddr {
+        host: name.unwrap_or(host).to_owned(),
         port,
     };
     Some((port != 0).then_some((addr, first, last)))
@@ -102,14 +116,14 @@ mod tests {
 
     fn view(info: &str, ranges: &[String]) -> Option<View> {
         let slots = format!("*{}\r\n{}", ranges.len(), ranges.concat());
-        let slots = redis::parse_redis_value(slots.as_bytes()).expect("RESP");
-        View::read(Value::BulkString(info.into()), slots, "asked")
+        let info = Some(Reply::Bulk(info.as_bytes()));
+        View::read(info, Replies::new(slots.as_bytes()), "asked")
     }
 
     #[test]
     fn ranges_are_read_and_those_without_a_reachable_owner_are_left_out() {
         let read = |ranges: &[String]| view(OK, ranges).map(|view| view.ranges);
-        let addr = |host: &str| Addr {
+        let addr = |host: &str| NodeAddr {
             host: host.to_owned(),
             port: 7000,
         };
@@ -146,8 +160,9 @@ mod tests {
                 "{range:?}"
             );
         }
-        assert!(View::read(Value::Nil, Value::Array(Vec::new()), "asked").is_none());
-        assert!(View::read(Value::BulkString(OK.into()), Value::Nil, "asked").is_none());
+        let read = |info, slots| View::read(Some(info), Replies::new(slots), "asked");
+        assert!(read(Reply::Nil, b"*0\r\n").is_none());
+        assert!(read(Reply::Bulk(OK.as_bytes()), b"$-1\r\n").is_none());
     }
 
     #[test]

@@ -1,0 +1,99 @@
+//! One worker's Redis store: its servers, and how keys look in them.
+
+use bytes::Bytes;
+
+use super::{
+    layout::KeyLayout,
+    servers::{
+        cluster::{self, Cluster},
+        link::{Effect, Link},
+        place::Place,
+        sentinel::Sentinels,
+    },
+    wire::{connect::Connector, resp::Commands},
+};
+use crate::{
+    config::{RedisConfig, RedisMode},
+    model::{Id, Namespace},
+    store::{failure::WriteError, status::StoreStatus},
+};
+
+/// One worker's access to Redis. Clones share its links.
+#[derive(Debug, Clone)]
+pub(crate) struct RedisStore {
+    pub(super) servers: Servers,
+    pub(super) layout: KeyLayout,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Servers {
+    /// One server that has all keys.
+    One(Link),
+    /// Several servers that share the keys.
+    Cluster(Cluster),
+}
+
+impl RedisStore {
+    /// Starts to connect on the current runtime, and reports to `status` as link number `worker`.
+    /// Calls fail at once while there is no connection.
+    pub(crate) fn start(config: &RedisConfig, worker: usize, status: StoreStatus) -> Self {
+        let RedisConfig {
+            urls,
+            mode,
+            sentinel_master,
+            password_file,
+            tls,
+            timeout,
+            key_prefix,
+            key_format,
+        } = config;
+        let connector = Connector::new(urls.first(), password_file.clone(), tls.clone());
+        let report = Box::new(move |state| status.set(worker, state));
+        let servers = match mode {
+            RedisMode::Standalone => Servers::One(Link::start(
+                Place::at(connector, urls.first().addr()),
+                *timeout,
+                report,
+            )),
+            RedisMode::Sentinel => {
+                let sentinels = Sentinels::new(urls.addrs(), sentinel_master.clone());
+                Servers::One(Link::start(
+                    Place::of_master(connector, sentinels),
+                    *timeout,
+                    report,
+                ))
+            }
+            RedisMode::Cluster => {
+                Servers::Cluster(Cluster::start(connector, urls.addrs(), *timeout, report))
+            }
+        };
+        Self {
+            servers,
+            layout: KeyLayout {
+                prefix: key_prefix.clone(),
+                format: *key_format,
+            },
+        }
+    }
+
+    /// Sends one unit about one id: a command or a transaction.
+    pub(super) async fn request(
+        &self,
+        effect: Effect,
+        namespace: &Namespace,
+        id: &Id,
+        encode: impl Fn(&mut Commands<'_>),
+    ) -> Result<Bytes, WriteError> {
+        match &self.servers {
+            Servers::One(link) => link.request(effect, encode).await,
+            Servers::Cluster(cluster) => {
+                // Boxed, so that the future of a call to a single server has no room for this.
+                Box::pin(cluster.request(effect, self.slot(namespace, id), encode)).await
+            }
+        }
+    }
+
+    pub(super) fn slot(&self, namespace: &Namespace, id: &Id) -> u16 {
+        cluster::slot(self.layout.key(namespace, id).as_bytes())
+    }
+}
