@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Gives each libFuzzer target a number of inputs, and says how many it has taken and how far they
-# got. Ends at the first that crashes; its input is then in fuzz/artifacts.
+# Gives each libFuzzer target a number of inputs, and reports how many it took and how much code they
+# reached. Ends at the first crash, whose input is then in fuzz/artifacts.
 #
 #     fuzz/run.sh [CASES [TARGET...]]
 set -euo pipefail
@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 
 cases=${1:-1000000}
 shift || true
-# Only so that a target that has become slow ends at all.
+# Ends a target that has become very slow.
 max_seconds=3600
 # An input that takes longer is a finding.
 max_seconds_per_input=10
@@ -17,8 +17,8 @@ tool=.tools/cargo-fuzz/bin/cargo-fuzz
 tests/setup.sh fuzz
 cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
 
-# Without a sanitizer it needs no nightly toolchain, and takes more than twice as many inputs a
-# second. What one would find is in unsafe code, of which there is none here.
+# Without a sanitizer, no nightly toolchain is needed, and a target takes more than twice as many
+# inputs a second. Sanitizers find bugs of unsafe code, of which there is none here.
 options=(--sanitizer none --target-dir target/fuzz)
 $tool build "${options[@]}"
 
@@ -29,8 +29,8 @@ for target in "${targets[@]}"; do
     echo "== $target"
     log=target/fuzz/$target.log
     mkdir -p "fuzz/corpus/$target"
-    # Each input that gets further is a line of the log. That is not shown, nor is what helps only
-    # with a sanitizer or a dictionary.
+    # libFuzzer logs a line for each input that reaches new code. These lines are hidden, and so are
+    # hints about sanitizers and dictionaries.
     $tool run "${options[@]}" "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" -- \
         -runs="$cases" -max_total_time=$max_seconds -timeout=$max_seconds_per_input 2>&1 |
         tee "$log" | grep --text --line-buffered -Ev \

@@ -83,6 +83,7 @@ pub mod config;
 pub mod error;
 pub mod event_loop;
 #[cfg(any(test, fuzzing))]
+#[path = "../fuzz/oracles/mod.rs"]
 pub mod fuzzing;
 pub mod model;
 #[allow(

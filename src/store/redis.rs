@@ -13,6 +13,7 @@
 
 mod entry;
 #[cfg(any(test, fuzzing))]
+#[path = "../../fuzz/oracles/redis.rs"]
 pub(crate) mod fuzzing;
 mod layout;
 mod servers;

@@ -1,33 +1,33 @@
-//! Entry points for fuzzing, one for each thing that parses what others send. Each takes any bytes,
-//! must not panic, and asserts what holds for all of them.
+//! The oracles of fuzzing: one function for each parser of what others send. Each takes any bytes,
+//! must not panic, and asserts what holds for all inputs.
 //!
-//! The tests below give them random bytes, and such as look right; `fuzz/` has a libFuzzer target
-//! for each. There is no such module in a build that serves.
+//! The tests below give them random bytes, and bytes that look valid. `fuzz/fuzz_targets` has a
+//! libFuzzer target for each. This module is a part of the crate dyndata, because it needs private
+//! items, but only in tests and in builds for fuzzing.
+
+pub(crate) mod checks;
 
 use std::{sync::LazyLock, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
-use tonic::{Code, Status};
-use tonic_types::StatusExt as _;
 
+use self::checks::{CANARY, check_refusal, check_silence};
 pub use crate::store::redis::fuzzing::{
     redis_error, redis_replies, redis_urls, request, stored_value,
 };
 use crate::{
     auth::{Access, AccessError},
     config::Config,
-    error::{DOMAIN, Error},
+    error::Error,
     server::call::deadline,
 };
 
-/// Stands for what is secret. Where it is in an input, it must not be in what is shown of that.
-const CANARY: &str = "c4n4ry";
 const SHA256_OF_CANARY: &str = "d35388817a2d5f8cf2c3d07b4eb8766c2d5a2b3836d68504cfc47d07af319b9b";
 
-/// How many settings are given at a time; each costs some time.
+/// Maximum number of settings in one input. Each takes some time.
 const MAX_SETTINGS: usize = 8;
 
-/// `grpc-timeout`: what is taken is worth what its grammar says, and the rest is refused.
+/// `grpc-timeout`: a header that is accepted means what the grammar says. All others are refused.
 pub fn grpc_timeout(data: &[u8]) {
     let value = header(data);
     let expected = timeout(&String::from_utf8_lossy(value.as_bytes()));
@@ -42,7 +42,7 @@ pub fn grpc_timeout(data: &[u8]) {
     }
 }
 
-/// The grammar of `grpc-timeout` once more, slowly.
+/// A second, slow reader of `grpc-timeout`.
 fn timeout(value: &str) -> Option<Duration> {
     let units = [
         ("H", Duration::from_secs(3600)),
@@ -60,7 +60,7 @@ fn timeout(value: &str) -> Option<Duration> {
     is_number.then(|| unit * digits.parse().expect("at most 8 digits"))
 }
 
-/// `authorization`: only the token itself lets its caller in.
+/// `authorization`: only the right token is accepted.
 pub fn authorization(data: &[u8]) {
     static ACCESS: LazyLock<Access> = LazyLock::new(|| {
         Access::parse(&format!(
@@ -86,8 +86,8 @@ pub fn authorization(data: &[u8]) {
     }
 }
 
-/// The access file: one that is taken lets nobody in who has no credentials; what is said about
-/// one that is not has nothing of it but a caller's name.
+/// The access file: a file that is accepted lets nobody in without credentials. The error about a
+/// file that is refused quotes nothing of it but a caller's name.
 pub fn access_file(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else {
         return;
@@ -104,8 +104,8 @@ pub fn access_file(data: &[u8]) {
     }
 }
 
-/// Settings, one `name=value` a line: they are refused with a reason, or their summary, given as
-/// settings, is in force as it stands there.
+/// Settings, one `name=value` a line: they are refused with a reason, or their summary can be given as
+/// settings again and has the same summary.
 pub fn settings(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let given: Vec<String> = text
@@ -124,7 +124,7 @@ pub fn settings(data: &[u8]) {
     let summary = config.summary();
     let shown = summary.split_terminator('\n').filter_map(|line| {
         match line.split_once(" = ").expect("name = value") {
-            // Is shown without its password, or says that there is none.
+            // The summary shows the URL without its password.
             ("redis-url", _) => given
                 .iter()
                 .find(|given| given.starts_with("--redis-url="))
@@ -138,8 +138,7 @@ pub fn settings(data: &[u8]) {
     assert_eq!(again.expect("what is in force can be given"), summary);
 }
 
-/// Whether a setting makes the check open files, of whatever name; TLS to Redis reads the system's
-/// authorities.
+/// Whether a setting makes the checks open files. TLS to Redis reads the system's authorities.
 fn reads_files(line: &str) -> bool {
     let (name, value) = line.split_once('=').unwrap_or((line, ""));
     ["-file", "-ca", "-cert", "-key"]
@@ -148,7 +147,7 @@ fn reads_files(line: &str) -> bool {
         || value.contains("rediss")
 }
 
-/// A header of these bytes, without those that HTTP does not let through.
+/// A header of these bytes, without those that HTTP does not allow.
 fn header(data: &[u8]) -> HeaderValue {
     let allowed: Vec<u8> = data
         .iter()
@@ -156,22 +155,6 @@ fn header(data: &[u8]) -> HeaderValue {
         .filter(|byte| *byte == b'\t' || (*byte >= b' ' && *byte != 0x7f))
         .collect();
     HeaderValue::from_bytes(&allowed).expect("only bytes that are allowed")
-}
-
-/// Whatever a call fails with has a code and a reason of the contract, and nothing of its input.
-pub(crate) fn check_refusal(error: Error) {
-    let status = Status::from(error);
-    assert!(!matches!(status.code(), Code::Ok | Code::Unknown));
-    let info = status.get_details_error_info().expect("an ErrorInfo");
-    assert_eq!(info.domain, DOMAIN);
-    assert!(!info.reason.is_empty());
-    // Message, details and metadata.
-    check_silence(&format!("{status:?}"));
-}
-
-/// What is shown to a caller or in the log has no secret.
-pub(crate) fn check_silence(shown: &str) {
-    assert!(!shown.contains(CANARY), "{shown}");
 }
 
 #[cfg(test)]
@@ -182,7 +165,7 @@ mod tests {
     use super::*;
     use crate::proto::{BatchGetRequest, MarkRequest, mark_request::Value};
 
-    /// Any bytes, or text of a form that gets further.
+    /// Any bytes, or text that gets further into the parser.
     fn bytes_or(pattern: &'static str) -> impl Strategy<Value = Vec<u8>> {
         prop_oneof![any::<Vec<u8>>(), pattern.prop_map(String::into_bytes)]
     }

@@ -1,4 +1,5 @@
-//! Entry points for fuzzing, as in [`crate::fuzzing`]: what goes to Redis, and what it answers.
+//! The oracles for what goes to Redis and what it answers. This is a module of
+//! `crate::store::redis`, because it needs private items of that.
 
 use std::{collections::HashMap, slice, time::Duration};
 
@@ -13,7 +14,7 @@ use super::{
 use crate::{
     config::KeyFormat,
     error::Error,
-    fuzzing::{check_refusal, check_silence},
+    fuzzing::checks::{check_refusal, check_silence},
     model::{Batch, Id, Limits, Namespace, Ttl, Value},
     proto::{BatchGetRequest, GetRequest, MarkRequest},
     store::failure::StoreError,
@@ -27,8 +28,8 @@ const LIMITS: Limits = Limits {
     max_reply_bytes: 1000,
 };
 
-/// From the wire to Redis: what is a request and valid has keys of its own, and a value that reads
-/// back as itself; what is not is refused.
+/// From the request to Redis: a valid request has keys that no other id has, and a value that reads
+/// back as itself. All others are refused.
 pub fn request(data: &[u8]) {
     for outcome in [mark(data), get(data), batch_get(data)] {
         if let Err(error) = outcome {
@@ -74,8 +75,7 @@ fn decode<M: prost::Message + Default>(data: &[u8]) -> Result<M, Error> {
     M::decode(data).map_err(|_| Error::MessageMalformed)
 }
 
-/// In each format, no two ids share a key, whether they are in this namespace or in the one
-/// without a name.
+/// In each format, no two ids share a key, in this namespace or in the one without a name.
 fn check_keys(namespace: &Namespace, ids: &[Id]) {
     let nameless = Namespace::default();
     for format in [KeyFormat::Plain, KeyFormat::PythonBytes] {
@@ -98,8 +98,8 @@ fn check_keys(namespace: &Namespace, ids: &[Id]) {
     }
 }
 
-/// What Redis keeps can be read, whatever it is: as an int, a string or bytes, none of which says
-/// anything else than what is there; and what was read can be written.
+/// Whatever Redis keeps can be read as an int, a string or bytes, without loss, and what was read can
+/// be written again.
 pub fn stored_value(data: &[u8]) {
     let value = layout::decode(data);
     let tagged = |tag: &[u8], bytes: &[u8]| data.strip_prefix(tag) == Some(bytes);
@@ -113,7 +113,7 @@ pub fn stored_value(data: &[u8]) {
     assert_eq!(layout::decode(&encode(&value)), value);
 }
 
-/// Whatever Redis says is wrong, a caller gets a code and a reason of the contract, and nothing of
+/// For every error reply of Redis, a caller gets a code and a reason of the contract, and nothing of
 /// the text.
 pub fn redis_error(data: &[u8]) {
     let error = failure::classify(data);
@@ -127,8 +127,8 @@ pub fn redis_error(data: &[u8]) {
     check_refusal(error.into());
 }
 
-/// Where replies end does not depend on how they are cut, and what is complete reads to its end;
-/// what is not complete does not panic.
+/// The end of replies does not depend on how the input is cut. Complete replies can be read to their
+/// end, and incomplete ones do not panic.
 pub fn redis_replies(data: &[u8]) {
     for replies in 1..=2 {
         let whole = Scanner::new(replies).scan(data);
@@ -154,12 +154,12 @@ pub fn redis_replies(data: &[u8]) {
     assert!(Replies::new(data).count() <= data.len());
 }
 
-/// Redis URLs: whatever follows a password, it is not in what is shown.
+/// Redis URLs: a password is never shown, whatever follows it.
 pub fn redis_urls(data: &[u8]) {
     let rest = String::from_utf8_lossy(data);
     _ = shown(&rest);
-    // Without a digit of the canary, so that it is only where it is put: parsing a URL drops tabs,
-    // and decodes what is encoded.
+    // Without a digit of the canary, so that the canary is only where the loop puts it. Parsing a
+    // URL drops tabs and decodes what is encoded, which could make another one.
     let rest = rest.replace('4', "");
     for start in [
         "redis://:c4n4ry@",
