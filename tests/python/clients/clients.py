@@ -26,7 +26,7 @@ MARK = f"{SERVICE}/Mark"
 GET = f"{SERVICE}/Get"
 BATCH_GET = f"{SERVICE}/BatchGet"
 HEALTH = "grpc.health.v1.Health/Check"
-COMMENT = "Mark writes one value and starts its time to live anew."
+COMMENT = "Mark writes one value and restarts its time to live."
 
 # protoc's numbers in a path of the source info: services of a file, methods of a service.
 SERVICES_FIELD = 6
