@@ -12,7 +12,7 @@ use dyndata::proto::{
 };
 use prost::Message as _;
 use support::{
-    CANARY, Directory, Running,
+    CANARY, Directory, TestServer,
     certificates::{Authority, Identity, Validity},
     sha256_hex,
 };
@@ -140,7 +140,7 @@ async fn every_caller_gets_what_the_access_file_says_on_tls() {
 async fn every_caller_gets_what_the_access_file_says_on_plaintext() {
     let setup = Setup::new();
     let access = setup.files.path("access.toml");
-    let server = Running::start(&["--access-file", &access]);
+    let server = TestServer::start(&["--access-file", &access]);
     // Callers without TLS have no certificates.
     let mut callers = setup.callers();
     callers.retain(|caller| caller.identity.is_none());
@@ -176,7 +176,7 @@ async fn the_setting_decides_who_may_use_reflection() {
             Code::Unimplemented,
         ),
     ] {
-        let server = Running::start(&arguments);
+        let server = TestServer::start(&arguments);
         let channel = server.channel().await;
         let code = call(REFLECTION, channel.clone(), None).await.err();
         assert_eq!(
@@ -263,12 +263,12 @@ impl Setup {
         setup
     }
 
-    fn start_tls(&self) -> Running {
+    fn start_tls(&self) -> TestServer {
         let access = self.files.path("access.toml");
         self.start_tls_with(&["--access-file", &access])
     }
 
-    fn start_tls_with(&self, more: &[&str]) -> Running {
+    fn start_tls_with(&self, more: &[&str]) -> TestServer {
         let [cert, key, ca] = ["cert.pem", "key.pem", "ca.pem"].map(|name| self.files.path(name));
         let mut arguments = vec![
             "--tls-cert",
@@ -279,7 +279,7 @@ impl Setup {
             &ca,
         ];
         arguments.extend(more);
-        Running::start(&arguments)
+        TestServer::start(&arguments)
     }
 
     fn callers(&self) -> Vec<Caller> {

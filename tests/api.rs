@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use dyndata::proto::{BatchGetRequest, GetRequest, MarkRequest, entry};
 use support::{
-    Client, Redis, Running, assert_error, batch, blamed_field, bytes, int, mark, millis, now, read,
-    seconds_since_epoch, text,
+    Client, Redis, TestServer, assert_error, batch, blamed_field, bytes, int, mark, millis, now,
+    read, seconds_since_epoch, text,
 };
 use tonic::Code::{InvalidArgument, ResourceExhausted};
 
@@ -17,7 +17,7 @@ macro_rules! on_every_store {
         mod embedded {
             $(#[tokio::test]
             async fn $case() {
-                let server = super::Running::start(&[]);
+                let server = super::TestServer::start(&[]);
                 super::$case(server.client().await).await;
                 server.stop().await;
             })*
@@ -26,7 +26,7 @@ macro_rules! on_every_store {
             $(#[tokio::test]
             async fn $case() {
                 let redis = super::Redis::start();
-                let server = super::Running::on_redis(&redis, &[]).await;
+                let server = super::TestServer::on_redis(&redis, &[]).await;
                 super::$case(server.client().await).await;
                 server.stop().await;
             })*

@@ -11,7 +11,7 @@ use std::{
 };
 
 use support::{
-    Directory, PATIENCE, Redis, Running,
+    Directory, PATIENCE, Redis, TestServer,
     certificates::{Authority, Validity},
     eventually,
 };
@@ -35,7 +35,7 @@ fn stderr(output: &Output) -> &str {
 }
 
 /// Runs a client command against a server. Returns exit code, standard output and standard error.
-fn call(server: &Running, arguments: &[&str]) -> (i32, String, String) {
+fn call(server: &TestServer, arguments: &[&str]) -> (i32, String, String) {
     let url = format!("http://{}", server.addr);
     let output = dyndata()
         .args(arguments)
@@ -48,7 +48,7 @@ fn call(server: &Running, arguments: &[&str]) -> (i32, String, String) {
 
 #[test]
 fn mark_get_and_batch_get_work_from_the_command_line() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let (code, out, _) = call(&server, &["mark", "42", "100"]);
     assert_eq!(code, 0);
     assert!(out.starts_with("expires 20"), "{out}");
@@ -69,7 +69,7 @@ fn mark_get_and_batch_get_work_from_the_command_line() {
 
 #[test]
 fn values_have_the_type_that_they_look_like_or_are_said_to_have() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     for (arguments, json) in [
         (&["-5"][..], r#""intValue": "-5""#),
         (&["007"], r#""stringValue": "007""#),
@@ -88,7 +88,7 @@ fn values_have_the_type_that_they_look_like_or_are_said_to_have() {
 
 #[test]
 fn bytes_are_taken_as_they_are() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let output = dyndata()
         .args(["mark", "id"])
         .arg(OsStr::from_bytes(b"\xff\x01"))
@@ -106,7 +106,7 @@ fn bytes_are_taken_as_they_are() {
 
 #[test]
 fn json_is_the_protobuf_mapping() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     assert_eq!(call(&server, &["mark", "42", "100"]).0, 0);
     let entry = "{\n  \"entry\": {\n    \"id\": \"42\",\n    \"intValue\": \"100\"\n  }\n}\n";
     assert_eq!(call(&server, &["get", "42", "--output", "json"]).1, entry);
@@ -121,7 +121,7 @@ fn json_is_the_protobuf_mapping() {
 
 #[test]
 fn namespaces_are_an_option_of_every_command() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     assert_eq!(
         call(&server, &["mark", "42", "7", "--namespace", "orders"]).0,
         0
@@ -137,7 +137,7 @@ fn namespaces_are_an_option_of_every_command() {
 
 #[test]
 fn an_address_without_a_scheme_is_understood_by_every_client_command() {
-    let server = Running::start(&["--listen=localhost:0"]);
+    let server = TestServer::start(&["--listen=localhost:0"]);
     let port = server.addr.strip_prefix("127.0.0.1:").expect("localhost");
     for host in ["127.0.0.1", "localhost"] {
         let addr = format!("{host}:{port}");
@@ -162,7 +162,7 @@ fn an_address_without_a_scheme_means_tls_where_files_for_tls_are_given() {
     let ca = files.write("ca.pem", &authority.pem);
     let cert = format!("--tls-cert={}", files.write("cert.pem", &identity.cert));
     let key = format!("--tls-key={}", files.write("key.pem", &identity.key));
-    let server = Running::start(&[&cert, &key]);
+    let server = TestServer::start(&[&cert, &key]);
     let port = server.addr.strip_prefix("127.0.0.1:").expect("an address");
     let addr = format!("localhost:{port}");
     let with_ca = run(&["health", "--addr", &addr, "--tls-ca", &ca]);
@@ -172,7 +172,7 @@ fn an_address_without_a_scheme_means_tls_where_files_for_tls_are_given() {
 
 #[test]
 fn a_failed_call_is_one_line_with_code_message_and_reason() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     for arguments in [&["get", ""][..], &["mark", "42", "1", "--ttl", "48h"]] {
         let (code, out, err) = call(&server, arguments);
         assert_eq!((code, out.as_str()), (1, ""), "{err}");
@@ -487,7 +487,7 @@ fn silent_peer(serving: &Serving) -> std::net::TcpStream {
 
 #[test]
 fn an_address_in_use_is_said_and_exits_1() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let output = run(&["serve", "--listen", &server.addr, "--admin-listen", "off"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains(&server.addr), "{output:?}");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use dyndata::proto::{BatchGetRequest, Entry, MarkRequest};
 use redis::Commands as _;
 use support::{
-    Client, Redis, Running, assert_error, batch, eventually, int, mark, millis, now, read,
+    Client, Redis, TestServer, assert_error, batch, eventually, int, mark, millis, now, read,
     scripted_proxy::{Fault, ScriptedProxy},
     seconds_since_epoch,
 };
@@ -56,13 +56,13 @@ async fn owner() -> (Redis, ScriptedProxy) {
 }
 
 /// A single Redis, and a cluster of one node, each with a server behind a proxy.
-async fn both() -> [(Redis, ScriptedProxy, Running); 2] {
+async fn both() -> [(Redis, ScriptedProxy, TestServer); 2] {
     let redis = Redis::start();
     let proxy = ScriptedProxy::to(redis.port).await;
-    let server = Running::behind(&proxy, &["--redis-timeout=5s"]).await;
+    let server = TestServer::behind(&proxy, &["--redis-timeout=5s"]).await;
     let (node, node_proxy) = owner().await;
     let arguments = ["--redis-timeout=5s", "--redis-mode=cluster"];
-    let in_cluster = Running::behind(&node_proxy, &arguments).await;
+    let in_cluster = TestServer::behind(&node_proxy, &arguments).await;
     [(redis, proxy, server), (node, node_proxy, in_cluster)]
 }
 
@@ -183,7 +183,7 @@ async fn migrating() -> [(Redis, ScriptedProxy); 2] {
 async fn a_migrating_slot_is_read_and_written_at_its_target() {
     let [(_first, proxy), (second, _second_proxy)] = migrating().await;
     let arguments = ["--redis-timeout=5s", "--redis-mode=cluster"];
-    let server = Running::behind(&proxy, &arguments).await;
+    let server = TestServer::behind(&proxy, &arguments).await;
     let mut client = server.client().await;
     marked(&mut client, 1, 100).await;
     let mut connection = second.connect();
@@ -205,7 +205,7 @@ async fn a_migrating_slot_is_read_and_written_at_its_target() {
 async fn a_redirected_batch_keeps_to_one_redis_timeout() {
     let [(_first, proxy), (second, _second_proxy)] = migrating().await;
     let arguments = ["--redis-timeout=1s", "--redis-mode=cluster"];
-    let server = Running::behind(&proxy, &arguments).await;
+    let server = TestServer::behind(&proxy, &arguments).await;
     let mut client = server.client().await;
     // The second node is connected, and then stops answering.
     client.batch_get(batch(["id"])).await.expect("gets");

@@ -11,7 +11,7 @@ use std::{
 };
 
 use dyndata::proto::dyn_data_client::DynDataClient;
-use support::{Dyndata, PATIENCE, Redis, Running, batch, mark, text};
+use support::{Dyndata, PATIENCE, Redis, TestServer, batch, mark, text};
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 use tonic_types::StatusExt as _;
@@ -233,7 +233,7 @@ async fn a_stream_with_an_unread_reply_is_reset_and_delays_no_shutdown() {
             ("415", GET, "text/plain", GET_42),
         ] {
             let flags = ["--send-timeout=300ms", "--drain-timeout=60s"];
-            let mut server = Running::start(&flags);
+            let mut server = TestServer::start(&flags);
             server.ready().await;
             let mut client = server.client().await;
             client.mark(mark("42", text("value"))).await.expect("marks");
@@ -254,7 +254,7 @@ async fn a_stream_with_an_unread_reply_is_reset_and_delays_no_shutdown() {
 
 #[tokio::test]
 async fn errors_need_no_window() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let mut peer = Peer::connect(&server.addr, 0);
     for (path, body) in [
         (GET, EMPTY),
@@ -270,7 +270,7 @@ async fn errors_need_no_window() {
 
 #[tokio::test]
 async fn streams_that_wait_for_something_else_are_left_alone() {
-    let server = Running::start(&["--send-timeout=200ms"]);
+    let server = TestServer::start(&["--send-timeout=200ms"]);
     server.ready().await;
     let mut peer = Peer::connect(&server.addr, 65_535);
     peer.request(WATCH, GRPC, EMPTY);
@@ -285,7 +285,7 @@ async fn streams_that_wait_for_something_else_are_left_alone() {
 
 #[tokio::test]
 async fn an_incomplete_request_has_a_time_limit_of_its_own() {
-    let server = Running::start(&["--max-deadline=60s"]);
+    let server = TestServer::start(&["--max-deadline=60s"]);
     server.ready().await;
     let mut peer = Peer::connect(&server.addr, 65_535);
     for (path, body) in [
@@ -303,7 +303,7 @@ async fn an_incomplete_request_has_a_time_limit_of_its_own() {
 
 #[tokio::test]
 async fn requests_without_a_message_keep_nobody_else_out() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let mut client = server.client().await;
     let mut peers: Vec<_> = (0..10)
         .map(|_| Peer::connect(&server.addr, 65_535))
@@ -330,7 +330,7 @@ async fn requests_without_a_message_keep_nobody_else_out() {
 
 #[tokio::test]
 async fn a_large_message_to_health_is_refused_before_it_comes() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let mut peer = Peer::connect(&server.addr, 65_535);
     let stream = peer.begin(CHECK, &[0, 0, 0, 0x20, 0]);
     let start = Instant::now();
@@ -343,7 +343,7 @@ async fn a_large_message_to_health_is_refused_before_it_comes() {
 
 #[tokio::test]
 async fn many_small_questions_to_reflection_at_once_are_all_answered() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let mut peer = Peer::connect(&server.addr, 1 << 20);
     peer.send(&frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 20).to_be_bytes()));
     let stream = peer.begin(REFLECTION, &[]);
@@ -361,7 +361,7 @@ async fn many_small_questions_to_reflection_at_once_are_all_answered() {
 
 #[tokio::test]
 async fn after_an_early_error_the_rest_of_the_request_is_discarded() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let mut peer = Peer::connect(&server.addr, 65_535);
     // A message of a million bytes is larger than the limit.
     let stream = peer.begin(MARK, &[0, 0, 15, 66, 64]);
@@ -392,7 +392,7 @@ async fn after_an_early_error_the_rest_of_the_request_is_discarded() {
 #[tokio::test]
 async fn a_call_without_room_gets_an_error_before_its_stream_is_reset() {
     const CALLS: usize = 256;
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     // More incomplete requests than all workers have room for.
     let mut peers: Vec<_> = (0..20)
         .map(|_| Peer::connect(&server.addr, 65_535))

@@ -17,7 +17,7 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 use support::{
-    Directory, PATIENCE, Running,
+    Directory, PATIENCE, TestServer,
     certificates::{Authority, Identity, Validity},
 };
 use tonic::{
@@ -49,15 +49,15 @@ impl Setup {
         setup
     }
 
-    fn start(&self, more: &[&str]) -> Running {
+    fn start(&self, more: &[&str]) -> TestServer {
         let (cert, key) = (self.files.path("cert.pem"), self.files.path("key.pem"));
         let mut arguments = vec!["--tls-cert", &cert, "--tls-key", &key, "--workers=1"];
         arguments.extend(more);
-        Running::start(&arguments)
+        TestServer::start(&arguments)
     }
 
     /// Starts a server that requires client certificates of this authority.
-    fn start_with_client_ca(&self, more: &[&str]) -> Running {
+    fn start_with_client_ca(&self, more: &[&str]) -> TestServer {
         let ca = self.files.path("ca.pem");
         let mut arguments = vec!["--tls-client-ca", &ca];
         arguments.extend(more);
@@ -91,7 +91,7 @@ impl Setup {
         Arc::new(config)
     }
 
-    fn channel(&self, server: &Running, identity: &Identity) -> Channel {
+    fn channel(&self, server: &TestServer, identity: &Identity) -> Channel {
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(&self.authority.pem))
             .domain_name("localhost")
@@ -106,7 +106,7 @@ impl Setup {
 
 /// Connects, sends the greeting, and waits for the first bytes of the server. Returns the kind of
 /// the handshake.
-fn visit(server: &Running, config: &Arc<ClientConfig>) -> std::io::Result<HandshakeKind> {
+fn visit(server: &TestServer, config: &Arc<ClientConfig>) -> std::io::Result<HandshakeKind> {
     let name = "localhost".try_into().expect("a name");
     let tls = ClientConnection::new(Arc::clone(config), name).expect("a client");
     let socket = TcpStream::connect(&server.addr)?;

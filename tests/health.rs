@@ -8,7 +8,7 @@ use dyndata::proto::health::{
     HealthCheckRequest, HealthListRequest, health_check_response::ServingStatus,
     health_client::HealthClient,
 };
-use support::{PATIENCE, Running, assert_error};
+use support::{PATIENCE, TestServer, assert_error};
 use tokio_stream::StreamExt as _;
 use tonic::{Code, Request, transport::Channel};
 use tonic_reflection::pb::v1::{
@@ -34,7 +34,7 @@ fn with_timeout<T>(message: T, timeout: &str) -> Request<T> {
 
 #[tokio::test]
 async fn list_gives_the_status_of_every_service() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     server.ready().await;
     let mut client = HealthClient::new(server.channel().await);
     let reply = client.list(HealthListRequest {}).await.expect("a list");
@@ -55,7 +55,7 @@ async fn list_gives_the_status_of_every_service() {
 
 #[tokio::test]
 async fn a_watch_of_an_unknown_service_says_so_and_stays_open() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let mut client = HealthClient::new(server.channel().await);
     let request = with_timeout(service("other"), "300m");
     let mut watch = client.watch(request).await.expect("watches").into_inner();
@@ -68,7 +68,7 @@ async fn a_watch_of_an_unknown_service_says_so_and_stays_open() {
 
 #[tokio::test]
 async fn a_health_watch_ends_at_its_callers_deadline() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let mut client = HealthClient::new(server.channel().await);
     let start = Instant::now();
     let request = with_timeout(service(""), "200m");
@@ -105,7 +105,7 @@ async fn streaming(
 
 #[tokio::test]
 async fn every_error_has_error_info() {
-    let mut server = Running::start(&[]);
+    let mut server = TestServer::start(&[]);
     server.ready().await;
     let channel = server.channel().await;
     let empty = || Request::new(tokio_stream::empty());
@@ -157,7 +157,7 @@ async fn every_error_has_error_info() {
 
 #[tokio::test]
 async fn a_watch_ends_with_a_status_once_its_connection_is_old() {
-    let server = Running::start(&["--max-connection-age=1s", "--drain-timeout=60s"]);
+    let server = TestServer::start(&["--max-connection-age=1s", "--drain-timeout=60s"]);
     let channel = server.channel().await;
     let mut health = HealthClient::new(channel);
     let watch = health.watch(service("liveness")).await.expect("watches");
@@ -174,7 +174,7 @@ async fn a_watch_ends_with_a_status_once_its_connection_is_old() {
 
 #[tokio::test]
 async fn reflection_answers_an_unknown_name_and_goes_on() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let mut client = ServerReflectionClient::new(server.channel().await);
     let questions = [
         MessageRequest::FileContainingSymbol("dyndata.v1.Nothing".to_owned()),
@@ -208,7 +208,7 @@ async fn reflection_answers_an_unknown_name_and_goes_on() {
 
 #[tokio::test]
 async fn a_connection_may_have_as_many_watches_as_streams() {
-    let server = Running::start(&["--max-concurrent-streams=100", "--workers=1"]);
+    let server = TestServer::start(&["--max-concurrent-streams=100", "--workers=1"]);
     server.ready().await;
     let channel = server.channel().await;
     let mut watches = Vec::new();
@@ -230,7 +230,7 @@ async fn a_connection_may_have_as_many_watches_as_streams() {
 #[tokio::test]
 async fn the_watches_of_a_worker_are_bounded_and_other_connections_get_some() {
     let flags = ["--workers=1", "--max-concurrent-streams=3000"];
-    let server = Running::start(&flags);
+    let server = TestServer::start(&flags);
     let channel = server.channel().await;
     let mut watches = Vec::new();
     let refused = loop {

@@ -8,15 +8,15 @@ use std::time::{Duration, Instant, SystemTime};
 use dyndata::proto::{BatchGetRequest, GetRequest, MarkRequest, entry};
 use redis::Commands as _;
 use support::{
-    CANARY, Directory, PATIENCE, Redis, Running, assert_error, assert_no_secret, batch, bytes, int,
-    mark, millis, now, read, seconds_since_epoch, text,
+    CANARY, Directory, PATIENCE, Redis, TestServer, assert_error, assert_no_secret, batch, bytes,
+    int, mark, millis, now, read, seconds_since_epoch, text,
 };
 use tonic::Code::{FailedPrecondition, ResourceExhausted, Unavailable};
 
 #[tokio::test]
 async fn keys_and_values_are_as_other_programs_read_them() {
     let redis = Redis::start();
-    let server = Running::on_redis(&redis, &[]).await;
+    let server = TestServer::on_redis(&redis, &[]).await;
     let mut client = server.client().await;
     client.mark(mark("42", int(100))).await.expect("marks");
     client.mark(mark("t", text("héllo"))).await.expect("marks");
@@ -43,7 +43,7 @@ async fn keys_and_values_are_as_other_programs_read_them() {
 #[tokio::test]
 async fn what_another_program_wrote_is_read() {
     let redis = Redis::start();
-    let server = Running::on_redis(&redis, &[]).await;
+    let server = TestServer::on_redis(&redis, &[]).await;
     let mut client = server.client().await;
     let mut connection = redis.connect();
     for (stored, value) in [
@@ -66,7 +66,7 @@ async fn what_another_program_wrote_is_read() {
 #[tokio::test]
 async fn a_value_without_expiry_has_no_expire_time() {
     let redis = Redis::start();
-    let server = Running::on_redis(&redis, &[]).await;
+    let server = TestServer::on_redis(&redis, &[]).await;
     let mut client = server.client().await;
     redis
         .connect()
@@ -87,7 +87,7 @@ async fn a_value_without_expiry_has_no_expire_time() {
 async fn the_original_application_and_the_service_read_each_other() {
     for (format, key) in [("python-bytes", "dyn_data/b'42'"), ("plain", "dyn_data/42")] {
         let redis = Redis::start();
-        let server = Running::on_redis(&redis, &["--key-format", format]).await;
+        let server = TestServer::on_redis(&redis, &["--key-format", format]).await;
         let mut client = server.client().await;
         let mut connection = redis.connect();
         let in_a_minute = now() as i64 + 60;
@@ -112,7 +112,7 @@ async fn the_original_application_and_the_service_read_each_other() {
 async fn prefix_and_database_are_settings() {
     let redis = Redis::start();
     let url = format!("--redis-url={}/3", redis.url());
-    let server = Running::start(&[&url, "--key-prefix", "presence"]);
+    let server = TestServer::start(&[&url, "--key-prefix", "presence"]);
     server.ready().await;
     server
         .client()
@@ -133,7 +133,7 @@ async fn prefix_and_database_are_settings() {
 async fn a_unix_socket_works() {
     let redis = Redis::start();
     let url = format!("--redis-url=unix://{}", redis.unix_path());
-    let server = Running::start(&[&url]);
+    let server = TestServer::start(&[&url]);
     server.ready().await;
     let mut client = server.client().await;
     client.mark(mark("42", int(1))).await.expect("marks");
@@ -154,7 +154,7 @@ async fn passwords_come_from_the_url_or_a_file() {
     let bare = format!("--redis-url=redis://127.0.0.1:{}", redis.port);
     let from_file = format!("--redis-password-file={file}");
     for arguments in [vec![&*in_url], vec![&*bare, &*from_file]] {
-        let server = Running::start(&arguments);
+        let server = TestServer::start(&arguments);
         server.ready().await;
         server
             .client()
@@ -170,7 +170,7 @@ async fn passwords_come_from_the_url_or_a_file() {
 async fn a_wrong_password_keeps_the_service_up_and_not_ready() {
     let redis = Redis::start_with(&["--requirepass", "right"]);
     let url = format!("--redis-url=redis://:{CANARY}@127.0.0.1:{}", redis.port);
-    let server = Running::start(&[&url]);
+    let server = TestServer::start(&[&url]);
     let mut client = server.client().await;
     let start = Instant::now();
     loop {
@@ -191,7 +191,7 @@ async fn redis_may_come_later_than_the_service() {
     let mut redis = Redis::start();
     redis.kill();
     let url = format!("--redis-url={}", redis.url());
-    let server = Running::start(&[&url]);
+    let server = TestServer::start(&[&url]);
     let mut client = server.client().await;
     assert_error(client.get("42").await, Unavailable, "BACKEND_UNAVAILABLE");
     let (status, body) = server.http("/readyz").await;
@@ -207,7 +207,7 @@ async fn redis_may_come_later_than_the_service() {
 #[tokio::test]
 async fn an_outage_fails_every_call_at_once_and_ends_by_itself() {
     let mut redis = Redis::start();
-    let server = Running::on_redis(&redis, &[]).await;
+    let server = TestServer::on_redis(&redis, &[]).await;
     let mut client = server.client().await;
     client.mark(mark("42", int(1))).await.expect("marks");
     redis.kill();
@@ -240,7 +240,7 @@ async fn an_outage_fails_every_call_at_once_and_ends_by_itself() {
 #[tokio::test]
 async fn a_silent_redis_is_a_timeout() {
     let redis = Redis::start();
-    let server = Running::on_redis(&redis, &["--redis-timeout", "100ms"]).await;
+    let server = TestServer::on_redis(&redis, &["--redis-timeout", "100ms"]).await;
     let mut client = server.client().await;
     redis.pause(1_000);
     let start = Instant::now();
@@ -260,7 +260,7 @@ async fn a_silent_redis_is_a_timeout() {
 #[tokio::test]
 async fn a_key_of_another_type_is_wrong_type() {
     let redis = Redis::start();
-    let server = Running::on_redis(&redis, &[]).await;
+    let server = TestServer::on_redis(&redis, &[]).await;
     let mut client = server.client().await;
     let mut connection = redis.connect();
     connection
@@ -284,7 +284,7 @@ async fn a_key_of_another_type_is_wrong_type() {
 #[tokio::test]
 async fn a_full_redis_refuses_marks_and_still_reads() {
     let redis = Redis::start_with(&["--maxmemory-policy", "noeviction"]);
-    let server = Running::on_redis(&redis, &[]).await;
+    let server = TestServer::on_redis(&redis, &[]).await;
     let mut client = server.client().await;
     client.mark(mark("42", int(1))).await.expect("marks");
     let limit = |bytes: u64| {
@@ -326,7 +326,7 @@ async fn a_full_redis_refuses_marks_and_still_reads() {
 #[tokio::test]
 async fn redis_errors_become_their_reasons() {
     let redis = Redis::start();
-    let server = Running::on_redis(&redis, &[]).await;
+    let server = TestServer::on_redis(&redis, &[]).await;
     let mut client = server.client().await;
     let mut connection = redis.connect();
     let mut admin = |command: &[&str]| {
@@ -360,7 +360,7 @@ async fn redis_errors_become_their_reasons() {
 #[tokio::test]
 async fn batches_of_every_size_come_back_whole() {
     let redis = Redis::start();
-    let server = Running::on_redis(&redis, &[]).await;
+    let server = TestServer::on_redis(&redis, &[]).await;
     let mut client = server.client().await;
     let large = "x".repeat(60_000);
     for id in 0..20 {
@@ -386,7 +386,7 @@ async fn batches_of_every_size_come_back_whole() {
 #[tokio::test]
 async fn a_mark_that_redis_expires_is_gone_there_too() {
     let redis = Redis::start();
-    let server = Running::on_redis(&redis, &[]).await;
+    let server = TestServer::on_redis(&redis, &[]).await;
     let request = MarkRequest {
         ttl: Some(millis(50)),
         ..mark("42", int(1))
@@ -406,7 +406,8 @@ async fn a_mark_that_redis_expires_is_gone_there_too() {
 #[tokio::test]
 async fn short_deadlines_do_not_hide_a_dead_connection() {
     let redis = Redis::start();
-    let server = Running::on_redis(&redis, &["--redis-timeout=200ms", "--max-deadline=20ms"]).await;
+    let server =
+        TestServer::on_redis(&redis, &["--redis-timeout=200ms", "--max-deadline=20ms"]).await;
     let mut client = server.client().await;
     redis.pause(60_000);
     let start = Instant::now();
@@ -422,7 +423,7 @@ async fn short_deadlines_do_not_hide_a_dead_connection() {
 #[tokio::test]
 async fn replies_of_abandoned_calls_are_never_given_to_others() {
     let redis = Redis::start();
-    let server = Running::on_redis(&redis, &["--redis-timeout=5s", "--workers=1"]).await;
+    let server = TestServer::on_redis(&redis, &["--redis-timeout=5s", "--workers=1"]).await;
     let client = server.client().await;
     for id in 0..50 {
         client

@@ -5,7 +5,7 @@ mod support;
 use std::process::Command;
 
 use support::{
-    CANARY, Directory, Redis, Running, assert_no_secret,
+    CANARY, Directory, Redis, TestServer, assert_no_secret,
     certificates::{Authority, Validity},
     eventually, free_port, int, mark,
 };
@@ -27,7 +27,7 @@ fn redis_with_user(arguments: &[&str]) -> Redis {
 
 /// Starts a server with these flags, marks a value, and looks for the value in this database.
 async fn assert_served(redis: &Redis, db: i64, user: &str, arguments: &[&str]) {
-    let server = Running::start(arguments);
+    let server = TestServer::start(arguments);
     server.ready().await;
     let mut client = server.client().await;
     client.mark(mark("42", int(100))).await.expect("marks");
@@ -90,7 +90,7 @@ async fn a_tcp_address_may_have_user_password_and_database() {
         .exec(&mut redis.connect())
         .expect("CONFIG SET");
     // Only readiness is checked, because the connections of the test send no password.
-    let server = Running::start(&[&format!("--redis-url=redis://:{CANARY}@127.0.0.1:{port}/3")]);
+    let server = TestServer::start(&[&format!("--redis-url=redis://:{CANARY}@127.0.0.1:{port}/3")]);
     server.ready().await;
     server.stop().await;
 }

@@ -15,7 +15,7 @@ use std::{
 
 use dyndata::proto::{GetRequest, dyn_data_client::DynDataClient};
 use support::{
-    CANARY, Directory, PATIENCE, Running,
+    CANARY, Directory, PATIENCE, TestServer,
     certificates::{Authority, Validity},
     sha256_hex,
 };
@@ -51,7 +51,7 @@ async fn get(channel: &Channel, name: &str) -> Result<(), Status> {
     client.get(request).await.map(drop)
 }
 
-fn connect(server: &Running, authority: &Authority) -> Channel {
+fn connect(server: &TestServer, authority: &Authority) -> Channel {
     let tls = ClientTlsConfig::new()
         .ca_certificate(Certificate::from_pem(&authority.pem))
         .domain_name("localhost");
@@ -79,7 +79,7 @@ async fn new_files_are_in_force_soon_and_no_call_fails_meanwhile() {
     let access = files.write("access.toml", &entry("one"));
     let mut arguments = vec!["--tls-cert", &cert, "--tls-key", &key];
     arguments.extend(["--access-file", &access]);
-    let server = Running::start(&arguments);
+    let server = TestServer::start(&arguments);
 
     // Two callers call all the time, each on its own connection.
     let stop = Arc::<AtomicBool>::default();
@@ -181,7 +181,7 @@ async fn the_first_token_in_the_access_file_makes_certificates_optional() {
     let access = files.write("access.toml", by_certificate);
     let mut arguments = vec!["--tls-cert", &cert, "--tls-key", &key];
     arguments.extend(["--tls-client-ca", &ca, "--access-file", &access]);
-    let server = Running::start(&arguments);
+    let server = TestServer::start(&arguments);
     assert!(get(&connect(&server, &authority), "one").await.is_err());
     files.write("access.toml", &(by_certificate.to_owned() + &entry("one")));
     eventually("the first token", async || {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use dyndata::proto::{MarkRequest, mark_request};
 use redis::Commands as _;
 use support::{
-    Client, PATIENCE, Redis, Running, assert_error, assert_outcome, int, mark, read,
+    Client, PATIENCE, Redis, TestServer, assert_error, assert_outcome, int, mark, read,
     scripted_proxy::{Fault, ScriptedProxy},
     text,
 };
@@ -32,8 +32,8 @@ fn marking(
 async fn a_mark_whose_reply_is_lost_is_not_written_over_a_newer_one() {
     let redis = Redis::start();
     let proxy = ScriptedProxy::to(redis.port).await;
-    let server = Running::behind(&proxy, &[]).await;
-    let other_server = Running::on_redis(&redis, &[]).await;
+    let server = TestServer::behind(&proxy, &[]).await;
+    let other_server = TestServer::on_redis(&redis, &[]).await;
     let mut other = other_server.client().await;
 
     let mut fault = proxy.arm(SET, Fault::LoseReply);
@@ -56,8 +56,8 @@ async fn a_mark_whose_reply_is_lost_is_not_written_over_a_newer_one() {
 async fn a_mark_that_reaches_redis_late_was_not_acknowledged() {
     let redis = Redis::start();
     let proxy = ScriptedProxy::to(redis.port).await;
-    let server = Running::behind(&proxy, &[]).await;
-    let other_server = Running::on_redis(&redis, &[]).await;
+    let server = TestServer::behind(&proxy, &[]).await;
+    let other_server = TestServer::on_redis(&redis, &[]).await;
     let mut other = other_server.client().await;
 
     let mut fault = proxy.arm(SET, Fault::DeliverLate);
@@ -80,7 +80,7 @@ async fn a_mark_that_reaches_redis_late_was_not_acknowledged() {
 async fn a_read_whose_connection_ends_is_repeated() {
     let redis = Redis::start();
     let proxy = ScriptedProxy::to(redis.port).await;
-    let server = Running::behind(&proxy, &[]).await;
+    let server = TestServer::behind(&proxy, &[]).await;
     let mut client = server.client().await;
     client.mark(mark("id", int(1))).await.expect("marks");
     let mut fault = proxy.arm(GET, Fault::LoseReply);
@@ -96,7 +96,7 @@ async fn a_read_whose_connection_ends_is_repeated() {
 async fn a_connection_that_lost_a_reply_is_closed() {
     let redis = Redis::start();
     let proxy = ScriptedProxy::to(redis.port).await;
-    let server = Running::behind(&proxy, &[]).await;
+    let server = TestServer::behind(&proxy, &[]).await;
     let mut client = server.client().await;
     client.mark(mark("id", int(1))).await.expect("marks");
 
@@ -122,7 +122,7 @@ async fn a_connection_that_lost_a_reply_is_closed() {
 async fn a_connection_with_a_reply_that_does_not_end_is_closed() {
     let redis = Redis::start();
     let proxy = ScriptedProxy::to(redis.port).await;
-    let server = Running::behind(&proxy, &[]).await;
+    let server = TestServer::behind(&proxy, &[]).await;
     let client = server.client().await;
     let mut fault = proxy.arm(GET, Fault::EndlessReply);
     // Calls go on all the time, so that the connection is never silent.
@@ -157,7 +157,7 @@ async fn only_unsent_marks_are_repeated() {
     const MARKS: usize = 40;
     let redis = Redis::start();
     let proxy = ScriptedProxy::to(redis.port).await;
-    let server = Running::behind(&proxy, &["--redis-timeout=10s"]).await;
+    let server = TestServer::behind(&proxy, &["--redis-timeout=10s"]).await;
     let client = server.client().await;
     let value = "x".repeat(60_000);
 
@@ -235,7 +235,7 @@ async fn mark_until_master(client: &mut Client, value: mark_request::Value) {
 async fn a_mark_that_a_replica_refuses_is_repeated_at_the_master() {
     let (replica, master) = (replica(0), Redis::start());
     let proxy = ScriptedProxy::to(replica.port).await;
-    let server = Running::behind(&proxy, &["--redis-timeout=2s"]).await;
+    let server = TestServer::behind(&proxy, &["--redis-timeout=2s"]).await;
     proxy.forward_to(master.port);
     mark_until_master(&mut server.client().await, int(5)).await;
     assert_eq!(master.connect().get("dyn_data/marked"), Ok(5));
@@ -247,7 +247,7 @@ async fn a_replaced_connection_completes_its_calls_in_flight() {
     const GETS: usize = 50;
     let (replica, master) = (replica(GETS), Redis::start());
     let proxy = ScriptedProxy::to(replica.port).await;
-    let server = Running::behind(&proxy, &["--redis-timeout=5s"]).await;
+    let server = TestServer::behind(&proxy, &["--redis-timeout=5s"]).await;
     let mut client = server.client().await;
     proxy.forward_to(master.port);
     // Younger connections are not replaced.
@@ -279,7 +279,7 @@ async fn a_replaced_connection_completes_its_calls_in_flight() {
 #[tokio::test]
 async fn every_failed_mark_says_whether_it_may_have_an_effect() {
     let mut redis = Redis::start();
-    let server = Running::on_redis(&redis, &["--redis-timeout=200ms"]).await;
+    let server = TestServer::on_redis(&redis, &["--redis-timeout=200ms"]).await;
     let mut client = server.client().await;
     let mut check = async |request: MarkRequest, code: Code, reason: &str, outcome: &str| {
         let status = assert_error(client.mark(request).await, code, reason);
@@ -322,7 +322,7 @@ async fn every_failed_mark_says_whether_it_may_have_an_effect() {
 async fn the_outcome_of_a_mark_past_its_deadline_depends_on_whether_redis_was_asked() {
     let redis = Redis::start();
     let flags = ["--redis-timeout=10s", "--max-deadline=100ms"];
-    let server = Running::on_redis(&redis, &flags).await;
+    let server = TestServer::on_redis(&redis, &flags).await;
     let mut client = server.client().await;
     redis.pause(1_000);
     let result = client.mark(mark("id", int(1))).await;

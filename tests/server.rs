@@ -10,7 +10,7 @@ use std::{
 use dyndata::proto::health::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
-use support::{PATIENCE, Redis, Running, assert_error, int, mark};
+use support::{PATIENCE, Redis, TestServer, assert_error, int, mark};
 use tokio_stream::StreamExt as _;
 use tonic::{
     Code,
@@ -19,7 +19,7 @@ use tonic::{
 };
 use tonic_reflection::pb::{v1, v1alpha};
 
-async fn health(server: &Running, service: &str) -> Result<ServingStatus, Status> {
+async fn health(server: &TestServer, service: &str) -> Result<ServingStatus, Status> {
     let request = HealthCheckRequest {
         service: service.to_owned(),
     };
@@ -32,7 +32,7 @@ async fn health(server: &Running, service: &str) -> Result<ServingStatus, Status
 #[tokio::test]
 async fn health_follows_redis() {
     let mut redis = Redis::start();
-    let server = Running::on_redis(&redis, &[]).await;
+    let server = TestServer::on_redis(&redis, &[]).await;
     for service in ["", "dyndata.v1.DynData", "liveness"] {
         assert_eq!(
             health(&server, service).await.expect("known"),
@@ -60,7 +60,7 @@ async fn health_follows_redis() {
 
 #[tokio::test]
 async fn a_health_watch_sees_the_shutdown_and_does_not_delay_it() {
-    let mut server = Running::start(&["--drain-timeout=30s"]);
+    let mut server = TestServer::start(&["--drain-timeout=30s"]);
     server.ready().await;
     let mut client = HealthClient::new(server.channel().await);
     let watch = client
@@ -86,7 +86,7 @@ async fn a_health_watch_sees_the_shutdown_and_does_not_delay_it() {
 
 #[tokio::test]
 async fn silent_peers_do_not_keep_probes_out() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let admin = server.admin.expect("there is one");
     let start = Instant::now();
     let mut silent: Vec<_> = (0..400)
@@ -117,7 +117,7 @@ async fn silent_peers_do_not_keep_probes_out() {
 
 #[tokio::test]
 async fn peers_that_read_nothing_do_not_keep_probes_out() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let admin = server.admin.expect("there is one");
     // More than the listener takes, each with more replies than its socket holds.
     let peers: Vec<_> = (0..100)
@@ -144,7 +144,7 @@ async fn reflection_v1_lists_services_and_shows_comments() {
         ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
         server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
     };
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let mut client = ServerReflectionClient::new(server.channel().await);
     let requests = [
         MessageRequest::ListServices(String::new()),
@@ -198,7 +198,7 @@ async fn reflection_v1alpha_lists_services() {
         ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
         server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
     };
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let mut client = ServerReflectionClient::new(server.channel().await);
     let request = ServerReflectionRequest {
         host: String::new(),
@@ -223,7 +223,7 @@ async fn reflection_v1alpha_lists_services() {
 
 #[tokio::test]
 async fn the_admin_listener_answers_probes_and_nothing_else() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     server.ready().await;
     assert_eq!(server.http("/livez").await, (200, "ok\n".to_owned()));
     assert_eq!(server.http("/readyz").await, (200, "ok\n".to_owned()));
@@ -233,7 +233,7 @@ async fn the_admin_listener_answers_probes_and_nothing_else() {
 
 #[tokio::test]
 async fn metrics_count_calls_by_method_and_code() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let mut client = server.client().await;
     for _ in 0..3 {
         client.mark(mark("42", int(1))).await.expect("marks");
@@ -263,7 +263,7 @@ async fn metrics_count_calls_by_method_and_code() {
 
 #[tokio::test]
 async fn limits_are_settings() {
-    let server = Running::start(&[
+    let server = TestServer::start(&[
         "--max-batch=2",
         "--max-value-bytes=4",
         "--default-ttl=1s",
@@ -306,7 +306,7 @@ async fn a_unix_listener_serves_and_tidies_up() {
     let path = std::env::temp_dir().join(format!("dyndata-{}.sock", std::process::id()));
     let listen = format!("--listen=unix:{}", path.display());
     for _ in 0..2 {
-        let server = Running::start(&[&listen]);
+        let server = TestServer::start(&[&listen]);
         assert_eq!(server.addr, format!("unix:{}", path.display()));
         let channel = tonic::transport::Endpoint::from_shared(format!("unix:{}", path.display()))
             .expect("a URL")
@@ -327,7 +327,7 @@ async fn a_unix_listener_serves_and_tidies_up() {
 
 #[tokio::test]
 async fn an_address_in_use_is_an_error_that_names_it() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let config = dyndata::Config::parse_from(["--listen", &server.addr, "--admin-listen", "off"]);
     let error = dyndata::Server::bind(config.expect("valid"))
         .await
@@ -346,7 +346,7 @@ fn started(method: &str) -> String {
 #[tokio::test]
 async fn a_shutdown_lets_running_calls_finish() {
     let redis = Redis::start();
-    let mut server = Running::on_redis(&redis, &["--redis-timeout=5s"]).await;
+    let mut server = TestServer::on_redis(&redis, &["--redis-timeout=5s"]).await;
     let mut client = server.client().await;
     // Makes the call take a while.
     redis.pause(500);
@@ -361,7 +361,7 @@ async fn a_shutdown_lets_running_calls_finish() {
 
 #[tokio::test]
 async fn during_the_shutdown_delay_health_says_not_serving_and_calls_are_served() {
-    let mut server = Running::start(&["--shutdown-delay=3s"]);
+    let mut server = TestServer::start(&["--shutdown-delay=3s"]);
     server.ready().await;
     let mut old = server.client().await;
     let mut health_client = HealthClient::new(server.channel().await);
@@ -397,7 +397,7 @@ async fn during_the_shutdown_delay_health_says_not_serving_and_calls_are_served(
 async fn a_shutdown_takes_no_longer_than_the_drain_timeout() {
     let redis = Redis::start();
     let mut server =
-        Running::on_redis(&redis, &["--redis-timeout=60s", "--drain-timeout=300ms"]).await;
+        TestServer::on_redis(&redis, &["--redis-timeout=60s", "--drain-timeout=300ms"]).await;
     let mut client = server.client().await;
     redis.pause(8_000);
     let call = tokio::spawn(async move { client.get("42").await });
@@ -422,7 +422,7 @@ async fn a_shutdown_takes_no_longer_than_the_drain_timeout() {
 
 #[tokio::test]
 async fn a_peer_that_says_nothing_does_not_delay_a_shutdown() {
-    let server = Running::start(&["--drain-timeout=60s"]);
+    let server = TestServer::start(&["--drain-timeout=60s"]);
     let mut silent = std::net::TcpStream::connect(&server.addr).expect("connects");
     server.metric("dyndata_connections 1").await;
     server.stop().await;
@@ -433,7 +433,7 @@ async fn a_peer_that_says_nothing_does_not_delay_a_shutdown() {
 
 #[tokio::test]
 async fn an_http1_client_is_told_what_this_is() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let mut socket = std::net::TcpStream::connect(&server.addr).expect("connects");
     socket
         .write_all(b"GET / HTTP/1.1\r\nhost: here\r\n\r\n")
@@ -455,7 +455,7 @@ async fn an_http1_client_is_told_what_this_is() {
 
 #[tokio::test]
 async fn connections_beyond_the_limit_are_closed_at_once() {
-    let server = Running::start(&["--max-connections=2"]);
+    let server = TestServer::start(&["--max-connections=2"]);
     let mut first = server.client().await;
     first.get("42").await.expect("gets");
     let second = std::net::TcpStream::connect(&server.addr).expect("connects");
@@ -473,7 +473,7 @@ async fn connections_beyond_the_limit_are_closed_at_once() {
 
 #[tokio::test]
 async fn an_old_connection_is_replaced_without_a_failed_call() {
-    let server = Running::start(&["--max-connection-age=1s"]);
+    let server = TestServer::start(&["--max-connection-age=1s"]);
     let mut client = server.client().await;
     let start = Instant::now();
     let connections = |metrics: &str| {
@@ -502,7 +502,7 @@ async fn an_old_connection_is_replaced_without_a_failed_call() {
 #[tokio::test]
 async fn health_follows_an_outage_and_not_a_reconnect() {
     let mut redis = Redis::start();
-    let server = Running::on_redis(&redis, &[]).await;
+    let server = TestServer::on_redis(&redis, &[]).await;
     let mut health = HealthClient::new(server.channel().await);
     let watch = health
         .watch(HealthCheckRequest::default())
@@ -545,7 +545,7 @@ async fn health_follows_an_outage_and_not_a_reconnect() {
 
 #[tokio::test]
 async fn after_a_shutdown_nothing_is_served() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let mut client = server.client().await;
     client.mark(mark("42", int(1))).await.expect("marks");
     server.stop().await;
@@ -555,7 +555,7 @@ async fn after_a_shutdown_nothing_is_served() {
 
 #[tokio::test]
 async fn every_worker_serves_the_same_data() {
-    let server = Running::start(&["--workers=4"]);
+    let server = TestServer::start(&["--workers=4"]);
     // Many connections reach all workers, and all workers share the embedded store.
     let mut clients = Vec::new();
     for number in 0..8 {
@@ -580,7 +580,7 @@ async fn every_worker_serves_the_same_data() {
 async fn the_servers_own_deadline_bounds_every_call() {
     let redis = Redis::start();
     let flags = ["--redis-timeout=10s", "--max-deadline=100ms"];
-    let server = Running::on_redis(&redis, &flags).await;
+    let server = TestServer::on_redis(&redis, &flags).await;
     let mut client = server.client().await;
     redis.pause(1_000);
     let start = Instant::now();
@@ -599,7 +599,7 @@ async fn the_servers_own_deadline_bounds_every_call() {
 
 #[tokio::test]
 async fn a_malformed_timeout_is_refused() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let mut client = server.client().await;
     let mut request = tonic::Request::new(dyndata::proto::GetRequest::default());
     request
@@ -617,7 +617,7 @@ async fn a_malformed_timeout_is_refused() {
 async fn work_beyond_the_limit_is_refused_at_once_with_a_pushback() {
     let redis = Redis::start();
     let flags = ["--workers=1", "--max-in-flight=5", "--redis-timeout=10s"];
-    let server = Running::on_redis(&redis, &flags).await;
+    let server = TestServer::on_redis(&redis, &flags).await;
     let client = server.client().await;
     redis.pause(1_000);
     let mut calls = tokio::task::JoinSet::new();

@@ -8,7 +8,7 @@ use std::{
 };
 
 use support::{
-    Client, Directory, Dyndata, PATIENCE, Redis, Running, assert_error, eventually, int, mark,
+    Client, Directory, Dyndata, PATIENCE, Redis, TestServer, assert_error, eventually, int, mark,
     redis_server::signal,
 };
 use tonic::{Code, Status};
@@ -26,12 +26,12 @@ fn urls<'a>(servers: impl IntoIterator<Item = &'a Redis>) -> String {
     urls.join(",")
 }
 
-fn start(mode: &str, urls: &str, more: &[&str]) -> Running {
+fn start(mode: &str, urls: &str, more: &[&str]) -> TestServer {
     let (mode, urls) = (
         format!("--redis-mode={mode}"),
         format!("--redis-url={urls}"),
     );
-    Running::start(&[&[mode.as_str(), urls.as_str()], more].concat())
+    TestServer::start(&[&[mode.as_str(), urls.as_str()], more].concat())
 }
 
 /// Waits until all of these ids can be marked.
@@ -225,13 +225,13 @@ mod sentinel {
         }
     }
 
-    fn start_behind(sentinels: &[Sentinel], more: &[&str]) -> Running {
+    fn start_behind(sentinels: &[Sentinel], more: &[&str]) -> TestServer {
         let urls = urls(sentinels.iter().map(|sentinel| &sentinel.redis));
         start("sentinel", &urls, more)
     }
 
     /// The metric that counts the connections to Redis.
-    async fn connects(server: &Running) -> String {
+    async fn connects(server: &TestServer) -> String {
         let (_, metrics) = server.http("/metrics").await;
         let line = metrics
             .lines()
@@ -240,7 +240,7 @@ mod sentinel {
     }
 
     /// Tries to Mark for a while, and checks that no Mark is acknowledged.
-    async fn assert_nothing_is_marked(server: &Running) {
+    async fn assert_nothing_is_marked(server: &TestServer) {
         let mut client = server.client().await;
         let start = Instant::now();
         while start.elapsed() < WATCHED {

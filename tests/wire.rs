@@ -16,7 +16,7 @@ use hyper::{
     client::conn::http2::{self, SendRequest},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use support::{Redis, Running};
+use support::{Redis, TestServer};
 use tonic::Code;
 
 const GET: &str = "/dyndata.v1.DynData/Get";
@@ -31,7 +31,7 @@ struct Caller {
 }
 
 impl Caller {
-    async fn connect(server: &Running) -> Self {
+    async fn connect(server: &TestServer) -> Self {
         let addr = server.addr.clone();
         let socket = tokio::net::TcpStream::connect(&addr)
             .await
@@ -78,7 +78,7 @@ async fn grpc_status(reply: Response<Incoming>) -> Code {
 
 #[tokio::test]
 async fn an_unknown_method_is_unimplemented_and_counted_as_other() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let mut caller = Caller::connect(&server).await;
     for path in ["/dyndata.v1.DynData/Delete", "/nobody.v1.Nothing/Do"] {
         let code = caller.call(path, &[], &MESSAGE).await;
@@ -93,7 +93,7 @@ async fn an_unknown_method_is_unimplemented_and_counted_as_other() {
 
 #[tokio::test]
 async fn a_malformed_message_is_an_invalid_argument() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let mut caller = Caller::connect(&server).await;
     for (path, body) in [GET, CHECK, WATCH].into_iter().flat_map(|path| {
         [
@@ -118,7 +118,7 @@ async fn a_malformed_message_is_an_invalid_argument() {
 #[tokio::test]
 async fn a_callers_deadline_is_kept() {
     let redis = Redis::start();
-    let server = Running::on_redis(&redis, &["--redis-timeout=10s"]).await;
+    let server = TestServer::on_redis(&redis, &["--redis-timeout=10s"]).await;
     let mut caller = Caller::connect(&server).await;
     redis.pause(2_000);
     for millis in [1, 20, 100] {
@@ -138,7 +138,7 @@ async fn a_callers_deadline_is_kept() {
 
 #[tokio::test]
 async fn another_content_type_is_an_unsupported_media_type() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let mut caller = Caller::connect(&server).await;
     for (content_type, status) in [
         ("application/json", 415),
@@ -160,7 +160,7 @@ async fn another_content_type_is_an_unsupported_media_type() {
 
 #[tokio::test]
 async fn messages_of_another_format_are_unimplemented() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let mut caller = Caller::connect(&server).await;
     for path in [GET, CHECK, WATCH, "/nobody.v1.Nothing/Do"] {
         for content_type in ["application/grpc+json", "application/grpc+thrift"] {
@@ -180,7 +180,7 @@ async fn messages_of_another_format_are_unimplemented() {
 
 #[tokio::test]
 async fn a_health_call_ends_at_its_callers_deadline() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let mut caller = Caller::connect(&server).await;
     for method in ["Check", "List", "Watch"] {
         let path = format!("/grpc.health.v1.Health/{method}");
@@ -199,7 +199,7 @@ async fn a_health_call_ends_at_its_callers_deadline() {
 
 #[tokio::test]
 async fn a_timeout_of_0_has_passed() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let mut caller = Caller::connect(&server).await;
     for path in [
         GET,
@@ -221,7 +221,7 @@ async fn a_timeout_of_0_has_passed() {
 
 #[tokio::test]
 async fn only_post_is_served() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let mut caller = Caller::connect(&server).await;
     for path in [GET, "/grpc.health.v1.Health/Check", "/nobody.v1.Nothing/Do"] {
         for method in ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "BREW"] {
@@ -245,7 +245,7 @@ async fn only_post_is_served() {
 
 #[tokio::test]
 async fn a_message_may_come_in_pieces_and_must_be_the_only_one() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let mut caller = Caller::connect(&server).await;
     let twice = [MESSAGE, MESSAGE].concat();
     for (bytes, piece, code) in [
@@ -270,7 +270,7 @@ async fn a_message_may_come_in_pieces_and_must_be_the_only_one() {
 
 #[tokio::test]
 async fn a_too_large_length_is_refused_before_the_message_arrives() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let mut caller = Caller::connect(&server).await;
     // The length is four gigabytes, nothing is sent, and the stream stays open.
     let announced = Ok(Frame::data(Bytes::from_static(&[
@@ -288,7 +288,7 @@ async fn a_too_large_length_is_refused_before_the_message_arrives() {
 
 #[tokio::test]
 async fn compressed_messages_are_unimplemented_and_say_what_is() {
-    let server = Running::start(&[]);
+    let server = TestServer::start(&[]);
     let mut caller = Caller::connect(&server).await;
     let body = Full::new(Bytes::from_static(&[1, 0, 0, 0, 1, 0])).boxed();
     let reply = caller.post(GET, &[("grpc-encoding", "gzip")], body).await;

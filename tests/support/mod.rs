@@ -52,14 +52,14 @@ pub fn sha256_hex(text: &str) -> String {
 
 /// A running server on a thread of its own, stopped when this value is dropped.
 #[derive(Debug)]
-pub struct Running {
+pub struct TestServer {
     pub addr: String,
     pub admin: Option<std::net::SocketAddr>,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
-impl Running {
+impl TestServer {
     /// Starts a server with these flags of `dyndata serve`. The ports are free ones unless the flags
     /// name others.
     pub fn start(arguments: &[&str]) -> Self {
@@ -196,7 +196,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for TestServer {
     fn drop(&mut self) {
         self.begin_stop();
         if let Some(thread) = self.thread.take() {
