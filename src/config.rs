@@ -1,105 +1,73 @@
-//! Settings: flags and environment variables, parsed as raw arguments, then checked into a
-//! [`Config`] that the rest of the program trusts.
+//! The settings of `dyndata serve`, collected from the parts that they set.
 //!
-//! Every flag `--x-y` can be given as `DYNDATA_X_Y`; the Redis URL's variable is `REDIS_URL`.
-//! A flag's name, default, documentation, check and place in the summary stand together: those of
-//! the server itself here, the others by what they are about in the modules below.
-
-mod limits;
-mod redis;
-mod security;
-mod values;
-
-use std::{
-    fmt, fmt::Write as _, ops::RangeInclusive, os::unix::net::SocketAddr, path::PathBuf,
-    time::Duration,
-};
+//! Each part of the server has a file `settings.rs` with its flags, their help and defaults, their
+//! checks and their lines of the summary. This module only puts the parts together, and checks them
+//! against each other. The result is a [`Config`], which the rest of the program trusts.
+//!
+//! Every flag `--x-y` can be given as `DYNDATA_X_Y`; the variable of the Redis URL is `REDIS_URL`.
 
 use clap::Parser;
 use thiserror::Error;
 
-pub(crate) use self::values::readable;
-pub use self::values::{
-    AdminListen, ConnectionAge, KeyFormat, ListenAddr, LogFormat, RedisMode, Reflection,
+pub use crate::{
+    auth::settings::Reflection,
+    server::{
+        listen::settings::{AdminListen, ListenAddr},
+        settings::ConnectionAge,
+    },
+    setting::SettingError,
+    store::redis::settings::{KeyFormat, RedisMode},
+    telemetry::LogFormat,
 };
-use self::{limits::LimitArgs, redis::StoreArgs, security::SecurityArgs};
-pub(crate) use self::{
-    limits::{ConnectionLimits, LimitsConfig},
-    redis::{RedisConfig, StoreConfig},
-    security::SecurityConfig,
+use crate::{
+    auth::settings::{AccessArgs, AccessSettings},
+    model::{Limits, settings::RequestArgs},
+    server::{
+        listen::settings::{ListenArgs, ListenSettings},
+        settings::{ServerArgs, ServerSettings},
+    },
+    setting::{Summary, check},
+    store::settings::{StoreArgs, StoreSettings},
+    telemetry::LogArgs,
 };
 
-/// The settings of `dyndata serve` as given, before they are checked together.
+/// The settings as given, before they are checked.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ServeArgs {
-    /// Where to serve gRPC: IP:PORT, localhost:PORT, or unix:/path
-    #[arg(
-        long,
-        env = "DYNDATA_LISTEN",
-        value_name = "ADDR",
-        default_value = "127.0.0.1:50051"
-    )]
-    listen: ListenAddr,
+    #[command(flatten)]
+    listen: ListenArgs,
 
     #[command(flatten)]
-    security: SecurityArgs,
-
-    /// Where to serve /metrics, /livez and /readyz over HTTP: IP:PORT, localhost:PORT, or off
-    #[arg(
-        long,
-        env = "DYNDATA_ADMIN_LISTEN",
-        value_name = "ADDR",
-        default_value = "127.0.0.1:9464"
-    )]
-    admin_listen: AdminListen,
+    access: AccessArgs,
 
     #[command(flatten)]
     store: StoreArgs,
 
-    /// Event loops, each a thread with its own Redis connection [default: number of cores]
-    #[arg(long, env = "DYNDATA_WORKERS", value_name = "COUNT")]
-    workers: Option<usize>,
+    #[command(flatten)]
+    requests: RequestArgs,
 
     #[command(flatten)]
-    limits: LimitArgs,
+    server: ServerArgs,
 
-    /// How long to serve on after SIGTERM or SIGINT, with health NOT_SERVING, before the drain
-    /// begins; a second signal ends this delay
-    #[arg(long, env = "DYNDATA_SHUTDOWN_DELAY", value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
-    shutdown_delay: Duration,
-
-    /// How long running calls may take to finish in the drain; another signal ends it at once
-    #[arg(long, env = "DYNDATA_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "20s", value_parser = humantime::parse_duration)]
-    drain_timeout: Duration,
-
-    /// How to write the log; RUST_LOG filters it
-    #[arg(
-        long,
-        env = "DYNDATA_LOG_FORMAT",
-        value_name = "FORMAT",
-        default_value = "text"
-    )]
-    log_format: LogFormat,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 impl ServeArgs {
-    /// Serves on a socket that listens at `addr` already, whatever `--listen` says.
+    /// Replaces the address of `--listen` by that of a socket that is already open.
     pub fn listen_at(&mut self, addr: ListenAddr) {
-        self.listen = addr;
+        self.listen.listen = addr;
     }
 }
 
 /// Checked settings: every combination of them can be served.
 #[derive(Debug, Clone)]
 pub struct Config {
-    pub(crate) listen: ListenAddr,
-    pub(crate) security: SecurityConfig,
-    pub(crate) admin_listen: AdminListen,
-    pub(crate) store: StoreConfig,
-    pub(crate) workers: usize,
-    pub(crate) limits: LimitsConfig,
-    pub(crate) shutdown_delay: Duration,
-    pub(crate) drain_timeout: Duration,
+    pub(crate) listen: ListenSettings,
+    pub(crate) access: AccessSettings,
+    pub(crate) store: StoreSettings,
+    pub(crate) requests: Limits,
+    pub(crate) server: ServerSettings,
     pub(crate) log_format: LogFormat,
 }
 
@@ -110,13 +78,8 @@ pub enum ConfigError {
     #[error(transparent)]
     Usage(#[from] clap::Error),
     /// A setting has a value that cannot be served.
-    #[error("--{setting}: {reason}")]
-    Invalid {
-        /// The flag, without its dashes.
-        setting: &'static str,
-        /// What is wrong with it.
-        reason: String,
-    },
+    #[error(transparent)]
+    Invalid(#[from] SettingError),
 }
 
 impl Config {
@@ -135,35 +98,29 @@ impl Config {
         Arguments::try_parse_from(args)?.serve.try_into()
     }
 
-    /// How the log is to be written.
+    /// The format of the log.
     pub fn log_format(&self) -> LogFormat {
         self.log_format
     }
 
-    /// The settings in force, one `name = value` a line, secrets redacted.
+    /// The settings in force, one `name = value` a line, without secrets.
     pub fn summary(&self) -> String {
         let Self {
             listen,
-            security,
-            admin_listen,
+            access,
             store,
-            workers,
-            limits,
-            shutdown_delay,
-            drain_timeout,
+            requests,
+            server,
             log_format,
         } = self;
-        let mut lines = Lines::default();
-        lines.add("listen", listen);
-        security.summarize(&mut lines);
-        lines.add("admin-listen", admin_listen);
-        store.summarize(&mut lines);
-        lines.add("workers", workers);
-        limits.summarize(&mut lines);
-        lines.add_duration("shutdown-delay", *shutdown_delay);
-        lines.add_duration("drain-timeout", *drain_timeout);
-        lines.add("log-format", log_format);
-        lines.0
+        let mut summary = Summary::default();
+        listen.summarize(&mut summary);
+        access.summarize(&mut summary);
+        store.summarize(&mut summary);
+        requests.summarize(&mut summary);
+        server.summarize(&mut summary);
+        summary.add("log-format", log_format);
+        summary.into_text()
     }
 }
 
@@ -173,105 +130,50 @@ impl TryFrom<ServeArgs> for Config {
     fn try_from(args: ServeArgs) -> Result<Self, ConfigError> {
         let ServeArgs {
             listen,
-            security,
-            admin_listen,
+            access,
             store,
-            workers,
-            limits,
-            shutdown_delay,
-            drain_timeout,
-            log_format,
+            requests,
+            server,
+            log: LogArgs { log_format },
         } = args;
-        let up_to_an_hour = Duration::ZERO..=Duration::from_secs(3600);
-        within("shutdown-delay", shutdown_delay, up_to_an_hour.clone())?;
-        within("drain-timeout", drain_timeout, up_to_an_hour)?;
-        let workers = workers.unwrap_or_else(|| {
-            std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-        });
-        check(
-            "workers",
-            (1..=1024).contains(&workers),
-            "must be from 1 to 1024",
-        )?;
-        check_listeners(&listen, admin_listen)?;
-        Ok(Self {
-            security: SecurityConfig::check(security, &listen)?,
-            listen,
-            admin_listen,
+        let config = Self {
+            listen: listen.try_into()?,
+            access: access.try_into()?,
             store: store.try_into()?,
-            workers,
-            limits: limits.try_into()?,
-            shutdown_delay,
-            drain_timeout,
+            requests: requests.try_into()?,
+            server: server.try_into()?,
             log_format,
-        })
+        };
+        config.check_access()?;
+        Ok(config)
     }
 }
 
-/// Finds what the system would refuse when the sockets are bound.
-fn check_listeners(listen: &ListenAddr, admin_listen: AdminListen) -> Result<(), ConfigError> {
-    match (listen, admin_listen) {
-        (ListenAddr::Unix(path), _) => check(
+impl Config {
+    /// Checks that access control and TLS are enough for where the server listens.
+    fn check_access(&self) -> Result<(), SettingError> {
+        let Self { listen, access, .. } = self;
+        let knows_callers = access.file.is_some() || listen.asks_for_client_certificates();
+        check(
+            "reflection",
+            knows_callers || access.reflection != Reflection::Authenticated,
+            "there is neither --access-file nor --tls-client-ca, so nobody is authenticated",
+        )?;
+        if listen.grpc.is_local() || access.insecure {
+            return Ok(());
+        }
+        check(
             "listen",
-            SocketAddr::from_pathname(path).is_ok(),
-            "the path is longer than that of a unix socket may be (107 bytes on Linux)",
-        ),
-        (ListenAddr::Tcp(listen), AdminListen::Tcp(admin)) => {
-            let is_same_host = listen.ip() == admin.ip()
-                || listen.is_ipv4() == admin.is_ipv4()
-                    && (listen.ip().is_unspecified() || admin.ip().is_unspecified());
-            check(
-                "admin-listen",
-                !(is_same_host && listen.port() == admin.port() && listen.port() != 0),
-                "is where --listen serves gRPC already",
-            )
-        }
-        (ListenAddr::Tcp(_), AdminListen::Off) => Ok(()),
-    }
-}
-
-fn invalid(setting: &'static str, reason: impl fmt::Display) -> ConfigError {
-    ConfigError::Invalid {
-        setting,
-        reason: reason.to_string(),
-    }
-}
-
-fn check(setting: &'static str, holds: bool, reason: &str) -> Result<(), ConfigError> {
-    if holds {
-        return Ok(());
-    }
-    Err(invalid(setting, reason))
-}
-
-fn within(
-    setting: &'static str,
-    value: Duration,
-    range: RangeInclusive<Duration>,
-) -> Result<(), ConfigError> {
-    let (min, max) = (range.start(), range.end());
-    let reason = format!("must be from {} to {}", readable(*min), readable(*max));
-    check(setting, range.contains(&value), &reason)
-}
-
-/// One `name = value` a line.
-#[derive(Default)]
-struct Lines(String);
-
-impl Lines {
-    fn add(&mut self, name: &str, value: impl fmt::Display) {
-        // Writing to a String cannot fail.
-        _ = writeln!(self.0, "{name} = {value}");
-    }
-
-    fn add_duration(&mut self, name: &str, value: Duration) {
-        self.add(name, readable(value));
-    }
-
-    fn add_file(&mut self, name: &str, value: Option<&PathBuf>) {
-        if let Some(file) = value {
-            self.add(name, file.display());
-        }
+            knows_callers,
+            "other hosts could read and write everything here; say who may with \
+             --access-file or --tls-client-ca (or allow it with --insecure)",
+        )?;
+        check(
+            "listen",
+            listen.tls.is_some(),
+            "tokens and values would cross the network in the clear; set --tls-cert and \
+             --tls-key (or allow it with --insecure)",
+        )
     }
 }
 
@@ -354,15 +256,6 @@ mod tests {
             let config = Config::parse_from([setting, "365days"]).expect("a year is allowed");
             let line = format!("{} = 365days", setting.trim_start_matches('-'));
             assert!(config.summary().contains(&line), "{}", config.summary());
-        }
-        for (seconds, text) in [
-            (90, "1m 30s"),
-            (86_400, "1day"),
-            (3_000_000, "34days 17h 20m"),
-        ] {
-            let duration = Duration::from_secs(seconds);
-            assert_eq!(readable(duration), text);
-            assert_eq!(humantime::parse_duration(text), Ok(duration));
         }
     }
 

@@ -26,6 +26,7 @@ use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
+    auth::Refusal,
     decimal,
     model::Invalid,
     store::{Outcome, StoreError, WriteError},
@@ -75,12 +76,9 @@ pub enum Error {
     /// The server ends a stream because it stops, or because its connection has reached its age.
     #[error("the server is shutting down, or closes this connection")]
     ShuttingDown,
-    /// The caller did not say who it is, or nobody knows it.
-    #[error("missing or unknown credentials")]
-    Unauthenticated,
-    /// The caller is known, and may not do this.
-    #[error("the caller is not allowed to do this in this namespace")]
-    PermissionDenied,
+    /// Access control refuses the call.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     /// The store could not read, or the reply is too large.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -136,8 +134,12 @@ impl Error {
             Self::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED", None),
             Self::Overloaded => (Code::ResourceExhausted, "OVERLOADED", SOON),
             Self::ShuttingDown => (Code::Unavailable, "SHUTTING_DOWN", SOON),
-            Self::Unauthenticated => (Code::Unauthenticated, "UNAUTHENTICATED", None),
-            Self::PermissionDenied => (Code::PermissionDenied, "PERMISSION_DENIED", None),
+            Self::Refused(Refusal::Unauthenticated) => {
+                (Code::Unauthenticated, "UNAUTHENTICATED", None)
+            }
+            Self::Refused(Refusal::PermissionDenied) => {
+                (Code::PermissionDenied, "PERMISSION_DENIED", None)
+            }
             Self::Store(store) | Self::Write(WriteError { error: store, .. }) => {
                 let (code, retry_after) = match store {
                     StoreError::Unavailable
@@ -315,8 +317,8 @@ mod tests {
             row(Invalid::ValueMissing.into(), Code::InvalidArgument, "VALUE_MISSING", Retry::No),
             row(Error::CompressionUnsupported, Code::Unimplemented, "COMPRESSION_UNSUPPORTED", Retry::No),
             row(Error::DeadlineExceeded, Code::DeadlineExceeded, "DEADLINE_EXCEEDED", Retry::No),
-            row(Error::Unauthenticated, Code::Unauthenticated, "UNAUTHENTICATED", Retry::No),
-            row(Error::PermissionDenied, Code::PermissionDenied, "PERMISSION_DENIED", Retry::No),
+            row(Refusal::Unauthenticated.into(), Code::Unauthenticated, "UNAUTHENTICATED", Retry::No),
+            row(Refusal::PermissionDenied.into(), Code::PermissionDenied, "PERMISSION_DENIED", Retry::No),
             row(Error::Internal, Code::Internal, "INTERNAL", Retry::No),
         ];
         // A read, and a write that had no effect, may be retried for the same reasons.

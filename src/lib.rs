@@ -103,11 +103,13 @@ mod auth;
 mod budget;
 mod decimal;
 mod health;
+mod log_limit;
 mod metrics;
 mod pem;
 mod reload;
 mod rpc;
 mod service;
+mod setting;
 mod store;
 mod trace;
 

@@ -7,8 +7,8 @@
 mod batch;
 mod id;
 mod invalid;
-mod limits;
 mod namespace;
+pub(crate) mod settings;
 mod ttl;
 mod value;
 
@@ -16,8 +16,8 @@ pub use self::{
     batch::Batch,
     id::{Id, MAX_ID_BYTES},
     invalid::Invalid,
-    limits::Limits,
     namespace::{MAX_NAMESPACE_BYTES, Namespace},
+    settings::Limits,
     ttl::Ttl,
     value::{ExpireTime, Found, Value, entry, timestamp},
 };

@@ -18,6 +18,7 @@ mod connection;
 pub(crate) mod listen;
 pub(crate) mod liveness;
 mod security;
+pub(crate) mod settings;
 pub(crate) mod shutdown;
 mod stores;
 mod worker;
@@ -42,6 +43,7 @@ use self::{
     connection::ConnectionConfig,
     listen::{
         accept::accept_into,
+        settings::{AdminListen, ListenAddr},
         socket::{self, Listener},
     },
     liveness::Liveness,
@@ -52,7 +54,7 @@ use self::{
 };
 use crate::{
     admin::{Admin, StatusPage},
-    config::{AdminListen, Config, ListenAddr},
+    config::Config,
     health::Health,
     metrics::{Metrics, Reading, Recorder, process},
     reload::Reload,
@@ -94,23 +96,23 @@ pub struct Server;
 impl Server {
     /// Opens the listeners. Connections queue from here on, and are served by [`Bound::run`].
     pub async fn bind(config: Config) -> Result<Bound, ServerError> {
-        let listener = Listener::bind(&config.listen).await;
+        let listener = Listener::bind(&config.listen.grpc).await;
         Self::with_listener(config, listener)
     }
 
     /// Like [`Server::bind`], with a gRPC listener that is open already. The settings have to name its
     /// address ([`ServeArgs::listen_at`](crate::config::ServeArgs::listen_at)).
     pub async fn adopt(config: Config, socket: Inherited) -> Result<Bound, ServerError> {
-        let listener = Listener::adopt(socket, &config.listen);
+        let listener = Listener::adopt(socket, &config.listen.grpc);
         Self::with_listener(config, listener)
     }
 
     fn with_listener(config: Config, listener: io::Result<Listener>) -> Result<Bound, ServerError> {
         let listener = listener.map_err(|source| ServerError::Bind {
-            addr: config.listen.to_string(),
+            addr: config.listen.grpc.to_string(),
             source,
         })?;
-        let admin = match config.admin_listen {
+        let admin = match config.listen.admin {
             AdminListen::Off => None,
             AdminListen::Tcp(addr) => {
                 Some(socket::bind_tcp(addr).map_err(|source| ServerError::Bind {
@@ -119,10 +121,10 @@ impl Server {
                 })?)
             }
         };
-        let security = Security::load(&config.security)
+        let security = Security::load(config.listen.tls.clone(), config.access.file.clone())
             .map_err(|error| ServerError::Security(error.to_string()))?;
-        let liveness = Liveness::for_workers(config.workers);
-        let shutdown_delay = ShutdownDelay::new(config.shutdown_delay);
+        let liveness = Liveness::for_workers(config.server.workers);
+        let shutdown_delay = ShutdownDelay::new(config.server.shutdown_delay);
         Ok(Bound {
             config,
             listener,
@@ -178,7 +180,13 @@ impl Bound {
     /// Serves until `shutdown` ends, and then for the shutdown delay with health NOT_SERVING. Then
     /// drains: running calls may finish until the drain timeout. Dropping the future stops at once.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
-        announce(&self.config, &self.local_addr(), self.admin_addr());
+        announce(
+            &self.config.store,
+            &self.config.listen,
+            &self.config.access,
+            &self.local_addr(),
+            self.admin_addr(),
+        );
         let Self {
             config,
             listener,
@@ -192,13 +200,13 @@ impl Bound {
         // The tasks of this thread. They end with this function.
         let mut background = JoinSet::new();
         let health = Arc::new(Health::new());
-        let stores = Stores::open(&config, &mut background);
+        let stores = Stores::open(&config.store, config.server.workers, &mut background);
         let store_status = stores.status().subscribe();
         let following = background.spawn({
             let (health, status) = (Arc::clone(&health), store_status.clone());
             async move { health.follow(status).await }
         });
-        let recorders: Vec<_> = (0..config.workers)
+        let recorders: Vec<_> = (0..config.server.workers)
             .map(|_| Arc::<Recorder>::default())
             .collect();
         let refused = Arc::<AtomicU64>::default();
@@ -228,7 +236,7 @@ impl Bound {
             draining,
         };
         let workers = workers.start(recorders)?;
-        security.watch(&config.security, reload, &mut background);
+        security.watch(reload, &mut background);
 
         let leave = async {
             shutdown.await;
@@ -241,15 +249,15 @@ impl Bound {
             () = leave => {}
             never = async {
                 first_connect(store_status).await;
-                accept_into(&listener, &workers, &liveness, &config.limits, &refused).await
+                accept_into(&listener, &workers, &liveness, &config.server, &refused).await
             } => match never {},
         }
 
-        tracing::info!(timeout = %humantime::format_duration(config.drain_timeout), "draining");
+        tracing::info!(timeout = %humantime::format_duration(config.server.drain_timeout), "draining");
         liveness.drain();
         drop(listener);
         drop(drain);
-        join(workers, config.drain_timeout + JOIN_GRACE).await;
+        join(workers, config.server.drain_timeout + JOIN_GRACE).await;
         if let Some(tracing) = tracing {
             tracing.shut_down().await;
         }
@@ -282,29 +290,29 @@ impl Workers<'_> {
 
     fn worker(&self, number: usize, recorder: Arc<Recorder>) -> WorkerConfig {
         let Config {
-            limits,
-            security,
-            drain_timeout,
+            access,
+            requests,
+            server,
             ..
         } = self.config;
         WorkerConfig {
             number,
             calls: CallConfig {
                 store: self.stores.for_worker(number),
-                limits: limits.requests,
+                limits: *requests,
                 access: self.security.access.as_ref().map(watch::Sender::subscribe),
-                reflection: security.reflection,
-                max_deadline: limits.max_deadline,
-                max_in_flight: limits.max_in_flight,
+                reflection: access.reflection,
+                max_deadline: server.max_deadline,
+                max_in_flight: server.max_in_flight,
                 recorder,
                 tracing: self.tracing.cloned(),
                 health: HealthService::new(self.health.readiness()),
             },
             connections: ConnectionConfig {
                 tls: self.security.tls.as_ref().map(watch::Sender::subscribe),
-                limits: limits.connection,
+                limits: server.connection,
                 draining: self.draining.clone(),
-                drain_timeout: *drain_timeout,
+                drain_timeout: server.drain_timeout,
             },
             liveness: self.liveness.clone(),
         }

@@ -11,6 +11,7 @@
 pub(crate) mod failure;
 pub(crate) mod memory;
 pub(crate) mod redis;
+pub(crate) mod settings;
 pub(crate) mod status;
 
 use std::{sync::Arc, time::SystemTime};

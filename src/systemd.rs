@@ -9,7 +9,8 @@ use std::{convert::Infallible, io, net::TcpListener, os::unix::net::UnixListener
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
 
-use crate::{config::ListenAddr, server::liveness::Liveness};
+use crate::server::listen::settings::ListenAddr;
+use crate::server::liveness::Liveness;
 
 /// A listening socket that was opened by somebody else.
 #[derive(Debug)]

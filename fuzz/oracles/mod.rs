@@ -81,7 +81,7 @@ pub fn authorization(data: &[u8]) {
         Ok(_) => assert!(is_token),
         Err(error) => {
             assert!(!is_token);
-            check_refusal(error);
+            check_refusal(error.into());
         }
     }
 }

@@ -4,15 +4,15 @@
 use std::{collections::HashMap, slice, time::Duration};
 
 use super::{
-    RedisUrls,
     layout::{self, KeyLayout},
+    settings::KeyFormat,
     wire::{
         failure,
         resp::{Replies, Reply, Scanner},
+        url::RedisUrls,
     },
 };
 use crate::{
-    config::KeyFormat,
     error::Error,
     fuzzing::checks::{check_refusal, check_silence},
     model::{Batch, Id, Limits, Namespace, Ttl, Value},

@@ -1,15 +1,15 @@
-//! Making tokens, for `dyndata token new`.
+//! New tokens, for `dyndata token new`.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use ring::rand::SecureRandom as _;
 
-use super::{Access, Right, sha256};
+use super::access::{Access, Right, sha256};
 
-/// What every token starts with, so that a scanner finds one that has leaked.
+/// The start of every token. Scanners for leaked secrets recognize it.
 const TOKEN_PREFIX: &str = "dyn_";
 const TOKEN_BYTES: usize = 32;
 
-/// A token for somebody new: what the caller keeps, and the entry for the access file.
+/// A new token, which its caller keeps, and the entry for the access file.
 #[derive(Debug)]
 pub(crate) struct NewToken {
     pub(crate) token: String,
@@ -17,7 +17,7 @@ pub(crate) struct NewToken {
 }
 
 impl NewToken {
-    /// Makes one from the system's random numbers.
+    /// Makes a token from the random numbers of the system.
     pub(crate) fn generate(
         name: &str,
         allow: &[Right],
@@ -47,7 +47,7 @@ impl NewToken {
             quoted(allow.collect()),
             quoted(namespaces.iter().map(String::as_str).collect()),
         );
-        // What is printed is what would be accepted.
+        // The server must accept the entry that is printed.
         Access::parse(&entry).map_err(|error| error.to_string())?;
         Ok(Self { token, entry })
     }

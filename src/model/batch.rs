@@ -3,7 +3,7 @@
 use super::{
     id::{self, Id},
     invalid::Invalid,
-    limits::Limits,
+    settings::Limits,
 };
 
 /// The ids of one BatchGet: at least one, at most `max_batch`, each of them valid.

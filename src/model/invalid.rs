@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::config::readable;
+use crate::setting::readable;
 
 /// What is wrong with a request. Says lengths and limits, never what the caller sent.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{invalid::Invalid, limits::Limits};
+use super::{invalid::Invalid, settings::Limits};
 
 /// A time to live: a positive whole number of milliseconds within the server's limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

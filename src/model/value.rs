@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::{id::Id, invalid::Invalid, limits::Limits};
+use super::{id::Id, invalid::Invalid, settings::Limits};
 use crate::proto;
 
 /// A value: what callers store and read.

@@ -2,22 +2,32 @@
 
 use std::net::SocketAddr;
 
-use crate::config::{Config, ListenAddr, Reflection, SecurityConfig, StoreConfig};
+use super::listen::settings::{ListenAddr, ListenSettings};
+use crate::{
+    auth::settings::{AccessSettings, Reflection},
+    store::settings::StoreSettings,
+};
 
 /// Logs the store, and the addresses that the listeners are bound to.
-pub(super) fn announce(config: &Config, addr: &ListenAddr, admin: Option<SocketAddr>) {
-    match &config.store {
-        StoreConfig::Memory { max_entries } => {
+pub(super) fn announce(
+    store: &StoreSettings,
+    listen: &ListenSettings,
+    access: &AccessSettings,
+    addr: &ListenAddr,
+    admin: Option<SocketAddr>,
+) {
+    match store {
+        StoreSettings::Memory { max_entries } => {
             tracing::info!(store = "embedded", max_entries, "store");
             tracing::warn!(
                 "no REDIS_URL: the data belongs to this process only and is lost on exit"
             );
         }
-        StoreConfig::Redis(redis) => {
+        StoreSettings::Redis(redis) => {
             tracing::info!(store = "redis", mode = %redis.mode, url = %redis.urls, "store");
         }
     }
-    if config.security.insecure {
+    if access.insecure {
         tracing::warn!("--insecure: callers need neither credentials nor encryption");
     }
     if let Some(admin) = admin {
@@ -27,7 +37,7 @@ pub(super) fn announce(config: &Config, addr: &ListenAddr, admin: Option<SocketA
         version = env!("CARGO_PKG_VERSION"),
         "serving gRPC on {addr}"
     );
-    if let Some(target) = grpcurl_target(addr, &config.security) {
+    if let Some(target) = grpcurl_target(addr, listen, access) {
         tracing::info!(
             r#"try: grpcurl -plaintext -d '{{"id":"42","int_value":100}}' {target} dyndata.v1.DynData/Mark"#
         );
@@ -36,12 +46,16 @@ pub(super) fn announce(config: &Config, addr: &ListenAddr, admin: Option<SocketA
 
 /// The address for grpcurl, if a call works without TLS, without credentials and with reflection.
 /// Otherwise the command would need names and files that only the caller knows.
-fn grpcurl_target(addr: &ListenAddr, security: &SecurityConfig) -> Option<String> {
-    if security.access_file.is_some() || security.reflection != Reflection::Open {
+fn grpcurl_target(
+    addr: &ListenAddr,
+    listen: &ListenSettings,
+    access: &AccessSettings,
+) -> Option<String> {
+    if access.file.is_some() || access.reflection != Reflection::Open {
         return None;
     }
     match addr {
-        ListenAddr::Tcp(_) if security.tls.is_some() => None,
+        ListenAddr::Tcp(_) if listen.tls.is_some() => None,
         ListenAddr::Tcp(addr) => Some(addr.to_string()),
         // Other characters have a meaning in a shell or in a URL.
         ListenAddr::Unix(path) => {

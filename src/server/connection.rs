@@ -36,7 +36,7 @@ use super::{
         tls::{self, ServerTls},
     },
 };
-use crate::{auth::San, config::ConnectionLimits, metrics::Recorder};
+use crate::{auth::San, metrics::Recorder, server::settings::ConnectionLimits};
 
 /// How many streams may be reset because of the peer's own errors before the connection is closed.
 const MAX_LOCAL_ERROR_RESET_STREAMS: usize = 1024;

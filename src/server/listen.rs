@@ -2,5 +2,6 @@
 
 pub(crate) mod accept;
 pub(crate) mod peers;
+pub(crate) mod settings;
 pub(crate) mod socket;
 pub(crate) mod tls;

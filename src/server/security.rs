@@ -11,7 +11,6 @@ use tokio::{sync::watch, task::JoinSet};
 use super::listen::tls::{ClientCertificate, ServerTls, TlsError, TlsFiles};
 use crate::{
     auth::{Access, AccessError},
-    config::SecurityConfig,
     metrics::Reading,
     reload::{self, Reload, WatchedFiles},
 };
@@ -35,56 +34,57 @@ pub(super) enum SecurityError {
 pub(super) struct Security {
     pub(super) tls: Option<watch::Sender<ServerTls>>,
     pub(super) access: Option<watch::Sender<Access>>,
-    files: WatchedFiles,
+    tls_files: Option<TlsFiles>,
+    access_file: Option<PathBuf>,
+    watched: WatchedFiles,
 }
 
 impl Security {
-    pub(super) fn load(config: &SecurityConfig) -> Result<Self, SecurityError> {
-        let mut files = config.tls.as_ref().map_or_else(Vec::new, TlsFiles::paths);
-        files.extend(config.access_file.clone());
-        let files = WatchedFiles::new(files);
-        let access = config.access_file.as_deref().map(Access::load);
+    pub(super) fn load(
+        tls_files: Option<TlsFiles>,
+        access_file: Option<PathBuf>,
+    ) -> Result<Self, SecurityError> {
+        let mut files = tls_files.as_ref().map_or_else(Vec::new, TlsFiles::paths);
+        files.extend(access_file.clone());
+        let watched = WatchedFiles::new(files);
+        let access = access_file.as_deref().map(Access::load);
         let access = access.transpose().map_err(SecurityError::Access)?;
         let client = client_certificate(access.as_ref());
-        let tls = config.tls.as_ref().map(|files| files.load(client));
+        let tls = tls_files.as_ref().map(|files| files.load(client));
         let tls = tls.transpose().map_err(SecurityError::Tls)?;
         Ok(Self {
             tls: tls.map(watch::Sender::new),
             access: access.map(watch::Sender::new),
-            files,
+            tls_files,
+            access_file,
+            watched,
         })
     }
 
     /// Starts the tasks that follow the files.
-    pub(super) fn watch(
-        self,
-        config: &SecurityConfig,
-        asked: Reload,
-        background: &mut JoinSet<()>,
-    ) {
-        if let (Some(tls), Some(current)) = (&config.tls, &self.tls) {
+    pub(super) fn watch(self, asked: Reload, background: &mut JoinSet<()>) {
+        if let (Some(tls), Some(current)) = (&self.tls_files, &self.tls) {
             background.spawn(warn_before_expiry(current.subscribe(), tls.cert.clone()));
         }
-        if config.tls.is_none() && config.access_file.is_none() {
+        if self.tls_files.is_none() && self.access_file.is_none() {
             return;
         }
-        let config = config.clone();
         let mut security = self;
         background.spawn(async move {
             loop {
-                security.files.changed(&asked).await;
-                security.reload(&config);
+                security.watched.changed(&asked).await;
+                security.reload();
             }
         });
     }
 
     /// Reads all files again. The access file comes first, because it decides whether a client needs
     /// a certificate.
-    fn reload(&self, config: &SecurityConfig) {
-        if let (Some(file), Some(access)) = (&config.access_file, &self.access) {
+    fn reload(&self) {
+        if let (Some(file), Some(access)) = (&self.access_file, &self.access) {
             reload::replace("access file", Access::load(file), access);
         }
-        if let (Some(files), Some(tls)) = (&config.tls, &self.tls) {
+        if let (Some(files), Some(tls)) = (&self.tls_files, &self.tls) {
             let client = {
                 let access = self.access.as_ref().map(watch::Sender::borrow);
                 client_certificate(access.as_deref())

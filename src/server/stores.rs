@@ -5,12 +5,12 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 
 use crate::{
-    config::{Config, RedisConfig, StoreConfig},
     metrics::Reading,
     store::{
         LinkState, Store, StoreStatus,
         memory::{MemoryStore, SWEEP_INTERVAL},
-        redis::RedisStore,
+        redis::{RedisStore, settings::RedisSettings},
+        settings::StoreSettings,
     },
 };
 
@@ -21,7 +21,7 @@ pub(crate) enum Stores {
         status: StoreStatus,
     },
     Redis {
-        config: Box<RedisConfig>,
+        settings: Box<RedisSettings>,
         status: StoreStatus,
     },
 }
@@ -32,9 +32,13 @@ pub(crate) type OpenStore = Box<dyn FnOnce() -> Store + Send>;
 
 impl Stores {
     /// Opens the embedded store, or prepares to connect to Redis.
-    pub(crate) fn open(config: &Config, background: &mut JoinSet<()>) -> Self {
-        match &config.store {
-            StoreConfig::Memory { max_entries } => {
+    pub(crate) fn open(
+        settings: &StoreSettings,
+        workers: usize,
+        background: &mut JoinSet<()>,
+    ) -> Self {
+        match settings {
+            StoreSettings::Memory { max_entries } => {
                 let store = Arc::new(MemoryStore::new(*max_entries));
                 let swept = Arc::clone(&store);
                 background.spawn(async move {
@@ -48,9 +52,9 @@ impl Stores {
                     status: StoreStatus::new(1, LinkState::Up),
                 }
             }
-            StoreConfig::Redis(redis) => Self::Redis {
-                config: redis.clone(),
-                status: StoreStatus::new(config.workers, connecting()),
+            StoreSettings::Redis(redis) => Self::Redis {
+                settings: redis.clone(),
+                status: StoreStatus::new(workers, connecting()),
             },
         }
     }
@@ -67,9 +71,9 @@ impl Stores {
                 let store = Arc::clone(store);
                 Box::new(move || Store::Memory(store))
             }
-            Self::Redis { config, status } => {
-                let (config, status) = (config.clone(), status.clone());
-                Box::new(move || Store::Redis(RedisStore::start(&config, number, status)))
+            Self::Redis { settings, status } => {
+                let (settings, status) = (settings.clone(), status.clone());
+                Box::new(move || Store::Redis(RedisStore::start(&settings, number, status)))
             }
         }
     }

@@ -64,7 +64,7 @@ impl CallContext {
     /// Refuses the call if its caller lacks the right that the RPC needs in this namespace.
     pub(super) fn check_access(&self, namespace: &Namespace) -> Result<(), Error> {
         match self.rpc.right() {
-            Some(right) => self.grant.check(right, namespace),
+            Some(right) => Ok(self.grant.check(right, namespace)?),
             None => Ok(()),
         }
     }

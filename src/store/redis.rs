@@ -6,6 +6,7 @@
 //! | [`values`] | Mark, Get and BatchGet |
 //! | [`entry`] | reading what one id holds, with its expiry or without |
 //! | [`layout`] | keys and values as other programs see them |
+//! | [`settings`] | where Redis is, how to talk to it, the layout of keys |
 //! | [`servers`] | supervised links to one Redis, to the master that sentinels name, or to a cluster |
 //! | [`wire`] | connections: sockets, TLS, handshake, pipelining, the protocol, the errors |
 //!
@@ -17,11 +18,9 @@ mod entry;
 pub(crate) mod fuzzing;
 mod layout;
 mod servers;
+pub(crate) mod settings;
 mod store;
 mod values;
 mod wire;
 
-pub(crate) use self::{
-    store::RedisStore,
-    wire::{tls::RedisTlsFiles, url::RedisUrls},
-};
+pub(crate) use self::store::RedisStore;

@@ -15,8 +15,8 @@ use super::{
     state::{Call, CallState, Handler},
 };
 use crate::{
+    auth::settings::Reflection,
     budget::CALL_BYTES,
-    config::Reflection,
     error::{Error, previous_attempts},
     rpc::{Family, Rpc},
     service::{CallContext, WriteStarted, message::MAX_SMALL_MESSAGE_BYTES, reflection},

@@ -3,22 +3,16 @@
 //! A call is recorded exactly once: with the status in the head or in the trailers of its response,
 //! or as cancelled if it is dropped before either has been sent.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use tonic::Code;
 
 use crate::{
     auth::{Caller, Grant},
     error::Error,
+    log_limit::LogLimit,
     metrics::Recorder,
     rpc::{Labels, Rpc},
-    telemetry::OncePerSecond,
     trace::{CallSpan, is_servers_fault},
 };
 
@@ -88,11 +82,13 @@ impl Guard {
     /// Failures of the server have a limit of their own, so that mistakes of callers do not hide
     /// them.
     fn log_code(&self, code: Code, reason: &str) {
-        static CALLERS: LineLimit = LineLimit::new();
-        static SERVERS: LineLimit = LineLimit::new();
+        static CALLERS: LogLimit = LogLimit::new();
+        static SERVERS: LogLimit = LogLimit::new();
         let servers_fault = is_servers_fault(code);
-        let lines = if servers_fault { &SERVERS } else { &CALLERS };
-        let Some(unlogged) = lines.take() else { return };
+        let limit = if servers_fault { &SERVERS } else { &CALLERS };
+        let Some(unlogged) = limit.admit() else {
+            return;
+        };
         let Labels {
             service, method, ..
         } = Rpc::labels(self.rpc);
@@ -124,30 +120,6 @@ impl Guard {
     /// The call ends now, with `code`.
     pub(super) fn finish(mut self, code: Code) {
         self.code = code;
-    }
-}
-
-/// Allows one log line a second, and counts those that were left out since the last one.
-struct LineLimit {
-    limit: OncePerSecond,
-    unlogged: AtomicU64,
-}
-
-impl LineLimit {
-    const fn new() -> Self {
-        Self {
-            limit: OncePerSecond::new(),
-            unlogged: AtomicU64::new(0),
-        }
-    }
-
-    /// If a line may be written now, the number of lines that were left out before it.
-    fn take(&self) -> Option<u64> {
-        if self.limit.take() {
-            return Some(self.unlogged.swap(0, Ordering::Relaxed));
-        }
-        self.unlogged.fetch_add(1, Ordering::Relaxed);
-        None
     }
 }
 

@@ -10,9 +10,8 @@ use tokio::sync::watch;
 
 use super::{admission::StreamPlaces, deadline::Deadlines, reply_stream::StreamLimits};
 use crate::{
-    auth::{Access, Grant, San},
+    auth::{Access, Grant, San, settings::Reflection},
     budget::{ConnectionBudget, WorkerBudget},
-    config::Reflection,
     error::Error,
     metrics::Recorder,
     model::{Limits, MAX_ID_BYTES},
@@ -116,7 +115,7 @@ impl ConnectionCalls {
     /// Who makes a call, and what this caller may do.
     pub(super) fn identify(&self, headers: &HeaderMap) -> Result<Grant, Error> {
         match &self.worker.access {
-            Some(access) => access.borrow().identify(headers, &self.names),
+            Some(access) => Ok(access.borrow().identify(headers, &self.names)?),
             None => Ok(Grant::Everything),
         }
     }

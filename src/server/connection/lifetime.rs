@@ -6,7 +6,7 @@ use h2::{Ping, PingPong};
 use tokio::time::{Instant, timeout};
 
 use super::http2_socket::LastRead;
-use crate::config::ConnectionAge;
+use crate::server::settings::ConnectionAge;
 
 /// How long a client may take to answer a keepalive ping.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);

@@ -12,9 +12,8 @@ use super::{
     socket::{Listener, Socket},
 };
 use crate::{
-    config::LimitsConfig,
-    server::{liveness::Liveness, worker::Worker},
-    telemetry::OncePerSecond,
+    log_limit::LogLimit,
+    server::{liveness::Liveness, settings::ServerSettings, worker::Worker},
 };
 
 /// The first pause after a failed accept.
@@ -30,21 +29,21 @@ pub(crate) async fn accept_into(
     listener: &Listener,
     workers: &[Worker],
     liveness: &Liveness,
-    limits: &LimitsConfig,
+    settings: &ServerSettings,
     refused: &AtomicU64,
 ) -> Infallible {
-    static LOG: OncePerSecond = OncePerSecond::new();
-    let peers = Peers::new(limits.max_connections_per_peer);
+    static LOG: LogLimit = LogLimit::new();
+    let peers = Peers::new(settings.max_connections_per_peer);
     loop {
         let socket = retry(|| listener.accept(&peers)).await;
         let open: usize = workers.iter().map(Worker::connections).sum();
         let socket = match socket {
-            Some(socket) if open < limits.max_connections => socket,
+            Some(socket) if open < settings.max_connections => socket,
             // Closed at once, so that the client can try another server. It would wait in the queue
             // otherwise.
             socket => {
                 refused.fetch_add(1, Ordering::Relaxed);
-                if LOG.take() {
+                if LOG.admit().is_some() {
                     let limit = match socket {
                         Some(_) => "max-connections",
                         None => "max-connections-per-peer",

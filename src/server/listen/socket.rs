@@ -10,7 +10,8 @@ use std::{
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
 use super::peers::{PeerSlot, Peers};
-use crate::{config::ListenAddr, systemd::Inherited};
+use super::settings::ListenAddr;
+use crate::systemd::Inherited;
 
 /// How many connections the kernel may queue until they are accepted.
 const BACKLOG: u32 = 1024;

@@ -3,9 +3,8 @@
 
 use std::{borrow::Cow, fmt::Write as _};
 
-use super::wire::resp;
+use super::{settings::KeyFormat, wire::resp};
 use crate::{
-    config::KeyFormat,
     decimal,
     model::{Id, Namespace, Value},
 };

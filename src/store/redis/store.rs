@@ -10,10 +10,10 @@ use super::{
         place::Place,
         sentinel::Sentinels,
     },
+    settings::{RedisMode, RedisSettings},
     wire::{connect::Connector, resp::Commands},
 };
 use crate::{
-    config::{RedisConfig, RedisMode},
     model::{Id, Namespace},
     store::{failure::WriteError, status::StoreStatus},
 };
@@ -36,8 +36,8 @@ pub(super) enum Servers {
 impl RedisStore {
     /// Starts to connect on the current runtime, and reports to `status` as link number `worker`.
     /// Calls fail at once while there is no connection.
-    pub(crate) fn start(config: &RedisConfig, worker: usize, status: StoreStatus) -> Self {
-        let RedisConfig {
+    pub(crate) fn start(settings: &RedisSettings, worker: usize, status: StoreStatus) -> Self {
+        let RedisSettings {
             urls,
             mode,
             sentinel_master,
@@ -46,7 +46,7 @@ impl RedisStore {
             timeout,
             key_prefix,
             key_format,
-        } = config;
+        } = settings;
         let connector = Connector::new(urls.first(), password_file.clone(), tls.clone());
         let report = Box::new(move |state| status.set(worker, state));
         let servers = match mode {

@@ -9,11 +9,11 @@ use super::{
     tls::RedisTlsError,
 };
 use crate::{
+    log_limit::LogLimit,
     store::failure::{StoreError, WriteError},
-    telemetry::OncePerSecond,
 };
 
-static LOG: OncePerSecond = OncePerSecond::new();
+static LOG: LogLimit = LogLimit::new();
 
 /// Why there is no connection. The messages are for the log and `/readyz`, not for callers.
 #[derive(Debug, Error)]
@@ -100,7 +100,7 @@ pub(crate) fn classify(line: &[u8]) -> StoreError {
         _ => StoreError::Unexpected,
     };
     // A key of another type is a caller's mistake. It is no news for those who run the service.
-    if error != StoreError::WrongType && LOG.take() {
+    if error != StoreError::WrongType && LOG.admit().is_some() {
         tracing::warn!(error = %text, "redis answered with an error");
     }
     error
