@@ -104,8 +104,8 @@ pub fn access_file(data: &[u8]) {
     }
 }
 
-/// Settings, one `name=value` a line: they are refused with a reason, or their summary can be given as
-/// settings again and has the same summary.
+/// Settings, one `name=value` a line: they are refused with a reason, or their summary can be given
+/// as settings again and has the same summary.
 pub fn settings(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let given: Vec<String> = text

@@ -98,8 +98,8 @@ fn check_keys(namespace: &Namespace, ids: &[Id]) {
     }
 }
 
-/// Whatever Redis keeps can be read as an int, a string or bytes, without loss, and what was read can
-/// be written again.
+/// Whatever Redis keeps can be read as an int, a string or bytes, without loss, and what was read
+/// can be written again.
 pub fn stored_value(data: &[u8]) {
     let value = layout::decode(data);
     let tagged = |tag: &[u8], bytes: &[u8]| data.strip_prefix(tag) == Some(bytes);
@@ -113,8 +113,8 @@ pub fn stored_value(data: &[u8]) {
     assert_eq!(layout::decode(&encode(&value)), value);
 }
 
-/// For every error reply of Redis, a caller gets a code and a reason of the contract, and nothing of
-/// the text.
+/// For every error reply of Redis, a caller gets a code and a reason of the contract, and nothing
+/// of the text.
 pub fn redis_error(data: &[u8]) {
     let error = failure::classify(data);
     let text = String::from_utf8_lossy(data);
@@ -127,8 +127,8 @@ pub fn redis_error(data: &[u8]) {
     check_refusal(error.into());
 }
 
-/// The end of replies does not depend on how the input is cut. Complete replies can be read to their
-/// end, and incomplete ones do not panic.
+/// The end of replies does not depend on how the input is cut. Complete replies can be read to
+/// their end, and incomplete ones do not panic.
 pub fn redis_replies(data: &[u8]) {
     for replies in 1..=2 {
         let whole = Scanner::new(replies).scan(data);

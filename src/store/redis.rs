@@ -7,7 +7,7 @@
 //! | [`entry`] | reading what one id holds, with its expiry or without |
 //! | [`layout`] | keys and values as other programs see them |
 //! | [`settings`] | where Redis is, how to talk to it, the layout of keys |
-//! | [`servers`] | supervised links to one Redis, to the master that sentinels name, or to a cluster |
+//! | [`servers`] | supervised links to one Redis, to the master behind sentinels, or to a cluster |
 //! | [`wire`] | connections: sockets, TLS, handshake, pipelining, the protocol, the errors |
 //!
 //! Nothing else in this crate uses the redis crate.

@@ -25,8 +25,9 @@ pub(super) const IDS_PER_TRANSACTION: usize = 100;
 pub(super) enum Pairing {
     /// In a transaction.
     Transaction,
-    /// With GET, PTTL, and GET again: the expiry belongs to the value if both GETs agree. This is for
-    /// a Redis that has no memory left. It refuses transactions, and serves the same commands alone.
+    /// With GET, PTTL, and GET again: the expiry belongs to the value if both GETs agree. This is
+    /// for a Redis that has no memory left. It refuses transactions, and serves the same commands
+    /// alone.
     Twice,
 }
 
@@ -42,8 +43,8 @@ pub(super) fn write_get(
     layout.write_key(namespace, id, out);
 }
 
-/// Writes GET and PTTL for each id, all of them in one transaction. Without the transaction, another
-/// program's write between the two would pair a value with the expiry of another.
+/// Writes GET and PTTL for each id, all of them in one transaction. Without the transaction,
+/// another program's write between the two would pair a value with the expiry of another.
 pub(super) fn write_get_with_expiry(
     layout: &KeyLayout,
     namespace: &Namespace,

@@ -101,8 +101,8 @@ pub(crate) fn write_value(value: &Value, out: &mut Vec<u8>) {
     resp::argument_end(out);
 }
 
-/// Reads whatever Redis keeps; never fails. A value without a tag was written by another program. It
-/// is a string if it is UTF-8 and bytes if it is not.
+/// Reads whatever Redis keeps; never fails. A value without a tag was written by another program.
+/// It is a string if it is UTF-8 and bytes if it is not.
 pub(crate) fn decode(stored: &[u8]) -> Value {
     if let Some(int) = canonical_int(stored) {
         return Value::Int(int);

@@ -183,8 +183,8 @@ impl RedisStore {
         Ok(reply.await?)
     }
 
-    /// Sends a GET or a transaction for each id. A cluster does not serve an MGET over several slots,
-    /// and one slot that moves would fail all of it.
+    /// Sends a GET or a transaction for each id. A cluster does not serve an MGET over several
+    /// slots, and one slot that moves would fail all of it.
     async fn get_each(
         &self,
         cluster: &Cluster,

@@ -1,10 +1,10 @@
 //! Redis Cluster: which node has which key, and a supervised link to every master.
 //!
-//! A key belongs to one of 16,384 slots, and a slot to one master. The nodes themselves tell the map
-//! of slots; they are asked now and then, and at once when a link breaks or a node redirects us.
-//! MOVED changes the map. ASK sends one request elsewhere while a slot is on its way. A batch is
-//! grouped by node, with one pipelined request to each. If a key cannot be read, the call fails: a
-//! key is never taken for absent because its node is.
+//! A key belongs to one of 16,384 slots, and a slot to one master. The nodes themselves tell the
+//! map of slots; they are asked now and then, and at once when a link breaks or a node redirects
+//! us. MOVED changes the map. ASK sends one request elsewhere while a slot is on its way. A batch
+//! is grouped by node, with one pipelined request to each. If a key cannot be read, the call fails:
+//! a key is never taken for absent because its node is.
 //!
 //! Nodes fail one by one, so each has its own link. A node that hangs delays nobody who wants
 //! another one.
@@ -57,7 +57,8 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts to look for the nodes on the current runtime. `seeds` are the addresses of some nodes.
+    /// Starts to look for the nodes on the current runtime. `seeds` are the addresses of some
+    /// nodes.
     pub(crate) fn start(
         connector: Connector,
         seeds: Vec<ConnectionAddr>,
@@ -73,8 +74,8 @@ impl Cluster {
         }
     }
 
-    /// Sends one unit about one key, a command or a transaction, to the node that has the key's slot.
-    /// Follows redirects.
+    /// Sends one unit about one key, a command or a transaction, to the node that has the key's
+    /// slot. Follows redirects.
     pub(crate) async fn request(
         &self,
         effect: Effect,
@@ -197,7 +198,8 @@ impl Cluster {
                 pieces[*item] = piece;
             }
         }
-        // They share the deadline of the first requests, so a batch takes no longer than one request.
+        // They share the deadline of the first requests, so a batch takes no longer than one
+        // request.
         let again = try_join_all(refused.into_iter().map(async |(item, redirected)| {
             let encode = |commands: &mut Commands<'_>| encode(item, commands);
             let piece = self.follow(Effect::Read, redirected, encode);

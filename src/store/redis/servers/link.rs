@@ -2,8 +2,8 @@
 //!
 //! Concurrent commands pipeline by themselves on one connection. A pool with a checkout per call
 //! costs several times as much CPU. A task, the [`supervisor`], owns the connection: it connects,
-//! drives the connection until it breaks, and connects again. While there is no connection, commands
-//! fail at once.
+//! drives the connection until it breaks, and connects again. While there is no connection,
+//! commands fail at once.
 //!
 //! A request whose connection ends before the reply is repeated once, if that is safe: a read
 //! always, a write only if it was certainly not executed. Otherwise a repeated write could

@@ -10,9 +10,9 @@
 //!   address wins that more than half of those who answer name.
 //! - Otherwise nobody wins, and there is no connection.
 //!
-//! A sentinel has no vote if it does not answer in time, or knows no master of this name. The winner
-//! has to say in ROLE that it is a master, because during a failover it may not be one yet. If the
-//! winner cannot be reached, there is no connection. Another address is never taken instead.
+//! A sentinel has no vote if it does not answer in time, or knows no master of this name. The
+//! winner has to say in ROLE that it is a master, because during a failover it may not be one yet.
+//! If the winner cannot be reached, there is no connection. Another address is never taken instead.
 //!
 //! Once a second, one of the sentinels is asked whether the address is still the same; they take
 //! turns. If one names another address, all are asked, and the connection is given up only if

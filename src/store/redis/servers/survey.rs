@@ -12,13 +12,13 @@ use tokio::{
 pub(crate) struct Patience {
     /// The longest time to wait.
     pub(crate) bound: Duration,
-    /// How long to wait for more once there are enough answers. Without this time, the first answers
-    /// would decide, and those may be outdated. A healthy server should answer within it.
+    /// How long to wait for more once there are enough answers. Without this time, the first
+    /// answers would decide, and those may be outdated. A healthy server should answer within it.
     pub(crate) linger: Duration,
 }
 
-/// Gives each answer to `take`, which returns whether there are enough answers by now. Ends when all
-/// servers have answered or the patience is over. The questions that are still open are then
+/// Gives each answer to `take`, which returns whether there are enough answers by now. Ends when
+/// all servers have answered or the patience is over. The questions that are still open are then
 /// cancelled, as they are if this is dropped.
 pub(crate) async fn survey<T: Send + 'static>(
     questions: impl IntoIterator<Item: Future<Output = T> + Send + 'static>,

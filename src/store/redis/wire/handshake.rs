@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_redis_says_of_a_password_is_not_repeated() {
+    async fn an_error_reply_to_auth_is_not_quoted() {
         let failed = asked(&[b"-ERR unknown command 'AUTH', with args: 'user' 'c4n4ry'\r\n"]);
         let failed = failed.await.expect_err("is not logged in");
         assert_eq!(failed.to_string(), "authentication failed: ERR");

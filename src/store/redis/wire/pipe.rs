@@ -6,17 +6,17 @@
 //! and hands each reply to its request as one piece of bytes, unparsed.
 //!
 //! A [`PipeConnection`] is what requests and one driver share. A [`Pipe`] knows the connection that
-//! new requests go to. A connection that is *retired* gets no new requests. Its driver goes on until
-//! the requests in flight are answered, beside the driver of the next connection.
+//! new requests go to. A connection that is *retired* gets no new requests. Its driver goes on
+//! until the requests in flight are answered, beside the driver of the next connection.
 //!
 //! When a connection ends, nothing tells which commands Redis has run or will still run. Bytes that
-//! have left our buffer may be on the way, and a device on the way may deliver them later. A request
-//! is certain not to be executed only if none of its bytes has left. The error of a request says
-//! which of the two it is ([`WriteError`]).
+//! have left our buffer may be on the way, and a device on the way may deliver them later. A
+//! request is certain not to be executed only if none of its bytes has left. The error of a request
+//! says which of the two it is ([`WriteError`]).
 //!
-//! The locks are never contended: requests and drivers run on one thread, and no lock is held across
-//! an await. A request that is dropped keeps its place in the queue, and its reply is thrown away.
-//! Dropping cancels the wait, not the command.
+//! The locks are never contended: requests and drivers run on one thread, and no lock is held
+//! across an await. A request that is dropped keeps its place in the queue, and its reply is thrown
+//! away. Dropping cancels the wait, not the command.
 //!
 //! [`queue`] has what requests and drivers share, [`driver`] the task.
 
@@ -38,11 +38,12 @@ use self::queue::{Caller, CurrentConnection, PendingRequest, PipeConnection};
 use super::resp::Commands;
 use crate::store::failure::{Outcome, StoreError, WriteError};
 
-/// Maximum size of the commands that wait to be written. They gather only while Redis does not read.
+/// Maximum size of the commands that wait to be written. They gather only while Redis does not
+/// read.
 const MAX_QUEUED_BYTES: usize = 64 << 20;
-/// Minimum age of a connection before an error reply may make us replace it. Without it, a read-only
-/// replica would be reconnected for every refused Mark, and the Gets on that connection would fail
-/// with it.
+/// Minimum age of a connection before an error reply may make us replace it. Without it, a
+/// read-only replica would be reconnected for every refused Mark, and the Gets on that connection
+/// would fail with it.
 const MIN_AGE: Duration = Duration::from_secs(2);
 
 /// The callers' end. Clones share the connection. A pipe outlives its connections.
@@ -103,8 +104,8 @@ impl Pipe {
         self.current.lock().is_some()
     }
 
-    /// Sends no new requests on connection `number`, unless it is younger than [`MIN_AGE`]. Requests
-    /// in flight go on. Returns whether there is another connection, or will be soon.
+    /// Sends no new requests on connection `number`, unless it is younger than [`MIN_AGE`].
+    /// Requests in flight go on. Returns whether there is another connection, or will be soon.
     pub(crate) fn retire(&self, number: u64) -> bool {
         let mut current = self.current.lock();
         let is_too_new = match &*current {
@@ -238,7 +239,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_offered_to_a_stream_that_failed_may_have_been_executed() {
+    async fn a_request_given_to_a_stream_that_failed_may_have_been_executed() {
         let pipe = Pipe::new(Duration::from_secs(1));
         let driver = pipe.drive(SendsAndFails, 1);
         let ask = || pipe.request(|commands| commands.whole(&[b"PING"]));

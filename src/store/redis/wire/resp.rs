@@ -1,8 +1,8 @@
 //! The Redis protocol, RESP2, as far as this store needs it.
 //!
-//! Commands are written straight into the connection's output buffer. Replies are read in two steps.
-//! [`Scanner`] finds where a reply ends, so that the connection can cut the reply out of its input
-//! in one piece. [`Replies`] then reads that piece in place. Neither allocates or recurses.
+//! Commands are written straight into the connection's output buffer. Replies are read in two
+//! steps. [`Scanner`] finds where a reply ends, so that the connection can cut the reply out of its
+//! input in one piece. [`Replies`] then reads that piece in place. Neither allocates or recurses.
 //! `docs/performance.md` has what other parsers cost.
 //!
 //! Source: <https://redis.io/docs/latest/develop/reference/protocol-spec/>
@@ -51,8 +51,8 @@ impl<'a> Commands<'a> {
         }
     }
 
-    /// Writes a transaction, which Redis executes in one step: MULTI, what `write` writes, and EXEC.
-    /// [`Replies::executed`] reads the replies.
+    /// Writes a transaction, which Redis executes in one step: MULTI, what `write` writes, and
+    /// EXEC. [`Replies::executed`] reads the replies.
     pub(crate) fn transaction(&mut self, write: impl FnOnce(&mut Self)) {
         self.whole(&[b"MULTI"]);
         write(self);
@@ -113,8 +113,8 @@ impl Scanner {
         }
     }
 
-    /// Scans the input so far, which is given from its start. Returns the length of the replies once
-    /// all of them are there.
+    /// Scans the input so far, which is given from its start. Returns the length of the replies
+    /// once all of them are there.
     pub(crate) fn scan(&mut self, input: &[u8]) -> Result<Option<usize>, ProtocolError> {
         while self.missing > 0 {
             let Some((head, after_head)) = head(input, self.at)? else {
@@ -256,9 +256,9 @@ impl<'a> Replies<'a> {
         }
     }
 
-    /// Reads the replies to a transaction of `commands` commands up to their results. What comes next
-    /// is one result for each. If Redis refused the transaction, returns the first error reply: it
-    /// says why, while EXEC only says that there was an error.
+    /// Reads the replies to a transaction of `commands` commands up to their results. What comes
+    /// next is one result for each. If Redis refused the transaction, returns the first error
+    /// reply: it says why, while EXEC only says that there was an error.
     pub(crate) fn executed(&mut self, commands: usize) -> Result<(), Option<Reply<'a>>> {
         match self.next() {
             Some(Reply::Status(b"OK")) => {}
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_complete_ends_the_replies() {
+    fn incomplete_input_ends_the_replies() {
         for input in [
             &b"$1\r\n5"[..],
             b"$1\r\n5\r",
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_resp_is_refused() {
+    fn input_that_is_not_resp_is_refused() {
         for input in [
             &b"HTTP/1.1 400 Bad Request\r\n"[..],
             b"$9999999999999\r\n",

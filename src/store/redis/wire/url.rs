@@ -6,9 +6,9 @@
 //! - `unix:///path[?db=…&user=…&pass=…]`.
 //!
 //! The redis crate accepts more and ignores what it does not know. That would mislead: with `?db=3`
-//! on a TCP address we would serve database 0, and every key of database 3 would read as not marked.
-//! So a URL with anything else in it is refused. Errors never quote what may be a piece of a
-//! password.
+//! on a TCP address we would serve database 0, and every key of database 3 would read as not
+//! marked. So a URL with anything else in it is refused. Errors never quote what may be a piece of
+//! a password.
 
 use std::fmt;
 
@@ -42,8 +42,8 @@ const KNOWN_KEYS: &[&str] = &[
 pub(crate) struct RedisUrl(ConnectionInfo);
 
 impl RedisUrl {
-    /// Parses `redis://`, `rediss://` or `unix://`. Ignores white space at both ends. The error does
-    /// not repeat the URL.
+    /// Parses `redis://`, `rediss://` or `unix://`. Ignores white space at both ends. The error
+    /// does not repeat the URL.
     pub(crate) fn parse(url: &str) -> Result<Self, String> {
         let url = url.trim();
         if url.is_empty() {
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_redis_url_is_refused_without_repeating_it() {
+    fn an_invalid_redis_url_is_refused_without_repeating_it() {
         for url in [
             "",
             "localhost:6379",

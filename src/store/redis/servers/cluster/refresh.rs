@@ -203,8 +203,8 @@ impl Best {
             self.view.as_ref().is_some_and(|view| view.ok)
         })
         .await;
-        // The error of the first node, not of the quickest. It stays the same while nothing changes,
-        // and each new error is a new line in the log.
+        // The error of the first node, not of the quickest. It stays the same while nothing
+        // changes, and each new error is a new line in the log.
         if let Some((_, reason)) = errors.pop_first() {
             self.error = Some(reason);
         }

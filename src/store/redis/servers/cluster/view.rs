@@ -23,9 +23,9 @@ pub(super) type Range = (NodeAddr, u16, u16);
 pub(super) type Worth = (bool, usize, u64);
 
 impl View {
-    /// Reads the replies to CLUSTER INFO and CLUSTER SLOTS. `host` is the host that was asked, which
-    /// a node means when it gives no host. Returns `None` if the node knows no slots, as after
-    /// CLUSTER RESET, and if the replies make no sense.
+    /// Reads the replies to CLUSTER INFO and CLUSTER SLOTS. `host` is the host that was asked,
+    /// which a node means when it gives no host. Returns `None` if the node knows no slots, as
+    /// after CLUSTER RESET, and if the replies make no sense.
     pub(super) fn read(
         info: Option<Reply<'_>>,
         mut slots: Replies<'_>,
@@ -65,9 +65,9 @@ impl View {
     }
 }
 
-/// Reads one range of CLUSTER SLOTS: first, last, and the nodes that have it, the master first. Each
-/// node is a list of host, port and more. Returns `Some(None)` for a range without an owner that we
-/// can connect to: if the node has lost the owner's address, the port is 0.
+/// Reads one range of CLUSTER SLOTS: first, last, and the nodes that have it, the master first.
+/// Each node is a list of host, port and more. Returns `Some(None)` for a range without an owner
+/// that we can connect to: if the node has lost the owner's address, the port is 0.
 fn read_range(replies: &mut Replies<'_>, host: &str) -> Option<Option<Range>> {
     let Some(Reply::Array(parts @ 2..)) = replies.next() else {
         return None;

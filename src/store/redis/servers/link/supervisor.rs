@@ -29,8 +29,8 @@ use crate::store::status::LinkState;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The pause before the first attempt to reconnect, and the longest pause.
 const BACKOFF: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(1);
-/// How much the pause grows with each attempt. With a factor of 2, the pauses of an outage of half a
-/// second outlast the four attempts of a common gRPC retry policy (`docs/resilience.md`).
+/// How much the pause grows with each attempt. With a factor of 2, the pauses of an outage of half
+/// a second outlast the four attempts of a common gRPC retry policy (`docs/resilience.md`).
 const GROWTH: f64 = 1.5;
 /// A connection that lasted this long was a good one. The backoff starts anew after it.
 const GOOD: Duration = Duration::from_secs(5);

@@ -105,8 +105,8 @@ impl PipeState {
         }
     }
 
-    /// Fails all requests that wait, because the connection has ended. The first `left` bytes of the
-    /// commands may have left our buffer.
+    /// Fails all requests that wait, because the connection has ended. The first `left` bytes of
+    /// the commands may have left our buffer.
     pub(super) fn close(&mut self, error: StoreError, left: u64) {
         self.out = Vec::new();
         self.answered = self.queue.len();
