@@ -112,8 +112,9 @@ fuzz:
 	$(TEST) fuzz/run.sh $(CASES)
 
 .PHONY: docs
-docs:
+docs: build-debug
 	docs/api/generate.sh docs
+	docs/settings/generate.py target/debug/dyndata docs
 
 .PHONY: package
 package:
