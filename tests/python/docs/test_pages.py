@@ -67,11 +67,8 @@ def settings_of(help_text):
     for part in re.split(r"^(?= +(?:-\w, )?--[a-z])", help_text, flags=re.MULTILINE)[1:]:
         flag = re.search(r"--[a-z-]+", part).group()
         variable = re.search(r"\[env: (\w+)", part)
-        default = re.search(r"\[default: ([^]]*)\]", part)
-        settings[flag] = (
-            variable and variable.group(1),
-            default and " ".join(default.group(1).split()),
-        )
+        default = re.search(r"\[default: ([^]]*)\]", " ".join(part.split()))
+        settings[flag] = (variable and variable.group(1), default and default.group(1))
     return settings
 
 
