@@ -8,7 +8,8 @@
 //! |---|---|
 //! | [`proto`] | the wire contract, generated from `proto/dyndata/v1/dyndata.proto` |
 //! | `rpc` | the table of RPCs, from which dispatch, access checks, metrics and spans derive |
-//! | [`config`] | flags and environment, turned into a checked [`Config`] |
+//! | [`config`] | flags and environment, turned into a checked [`Config`]; a setting itself stands beside what it sets |
+//! | `setting` | what the settings of all modules share |
 //! | [`model`] | ids, namespaces, values, times to live: what is valid, and to and from proto |
 //! | [`error`] | every way a call can fail, and the one mapping to a gRPC status |
 //! | `auth` | the access file: who may do what |
@@ -25,6 +26,7 @@
 //! | [`event_loop`] | ends event loops without waiting for blocked threads |
 //! | [`systemd`] | socket activation, readiness and watchdog |
 //! | [`telemetry`] | the log |
+//! | `log_limit` | the rate limit of log lines |
 //! | `decimal` | decimal numbers in what a peer sends |
 //! | [`cli`] | the client commands; the only module that prints |
 //! | `fuzzing` | checks of all parsers, for any bytes; only in tests and builds for fuzzing |
