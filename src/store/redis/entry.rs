@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime};
 use super::{
     layout::{self, KeyLayout},
     wire::{
+        commands::{Commands, argument},
         failure,
-        resp::{Commands, Replies, Reply, argument},
+        resp::{Replies, Reply},
     },
 };
 use crate::{

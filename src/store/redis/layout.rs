@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, fmt::Write as _};
 
-use super::{settings::KeyFormat, wire::resp};
+use super::{settings::KeyFormat, wire::commands};
 use crate::{
     decimal,
     model::{Id, Namespace, Value},
@@ -25,11 +25,11 @@ impl KeyLayout {
     pub(crate) fn write_key(&self, namespace: &Namespace, id: &Id, out: &mut Vec<u8>) {
         let id = self.id(namespace, id);
         let parts = self.parts(namespace, &id);
-        resp::argument_length(out, parts.iter().map(|part| part.len()).sum());
+        commands::argument_length(out, parts.iter().map(|part| part.len()).sum());
         for part in parts {
             out.extend_from_slice(part.as_bytes());
         }
-        resp::argument_end(out);
+        commands::argument_end(out);
     }
 
     /// The key of an id.
@@ -90,15 +90,15 @@ fn python_bytes(id: &str) -> String {
 pub(crate) fn write_value(value: &Value, out: &mut Vec<u8>) {
     let (tag, bytes) = match value {
         Value::Int(int) => {
-            return resp::argument(out, itoa::Buffer::new().format(*int).as_bytes());
+            return commands::argument(out, itoa::Buffer::new().format(*int).as_bytes());
         }
         Value::String(text) => (STRING_TAG, text.as_bytes()),
         Value::Bytes(bytes) => (BYTES_TAG, bytes.as_slice()),
     };
-    resp::argument_length(out, tag.len() + bytes.len());
+    commands::argument_length(out, tag.len() + bytes.len());
     out.extend_from_slice(tag);
     out.extend_from_slice(bytes);
-    resp::argument_end(out);
+    commands::argument_end(out);
 }
 
 /// Reads whatever Redis keeps; never fails. A value without a tag was written by another program.

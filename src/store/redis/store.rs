@@ -11,7 +11,7 @@ use super::{
         sentinel::Sentinels,
     },
     settings::{RedisMode, RedisSettings},
-    wire::{connect::Connector, resp::Commands},
+    wire::{commands::Commands, connect::Connector},
 };
 use crate::{
     model::{Id, Namespace},

@@ -15,8 +15,9 @@ use super::{
     },
     store::{RedisStore, Servers},
     wire::{
+        commands::argument,
         failure,
-        resp::{Replies, Reply, argument},
+        resp::{Replies, Reply},
     },
 };
 use crate::{

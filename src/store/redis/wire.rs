@@ -7,10 +7,12 @@
 //! | [`handshake`] | the first commands on a connection: credentials, database, PING |
 //! | [`ping`] | PINGs and what their replies say about the server |
 //! | [`pipe`] | many calls at once on one connection |
-//! | [`resp`] | the protocol: writes commands, reads replies |
+//! | [`commands`] | commands in the protocol |
+//! | [`resp`] | replies in the protocol |
 //! | [`failure`] | why there is no connection, and what error replies mean |
 //! | [`tls`] | TLS to Redis |
 
+pub(super) mod commands;
 pub(super) mod connect;
 pub(super) mod failure;
 mod handshake;

@@ -37,10 +37,7 @@ use self::{
     slots::{Node, Topology},
 };
 use super::{
-    super::wire::{
-        connect::Connector,
-        resp::{Commands, Scanner},
-    },
+    super::wire::{commands::Commands, connect::Connector, resp::Scanner},
     link::{Effect, Report},
     task::AbortOnDrop,
 };

@@ -31,7 +31,7 @@ use tokio::{
 pub(super) use self::supervisor::Report;
 use self::supervisor::{Attempt, LinkSupervisor};
 use super::{
-    super::wire::{pipe::Pipe, resp::Commands},
+    super::wire::{commands::Commands, pipe::Pipe},
     place::Place,
     task::AbortOnDrop,
 };

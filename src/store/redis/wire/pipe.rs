@@ -35,7 +35,7 @@ use tokio::time::Instant;
 
 pub(crate) use self::driver::{Broken, Driver};
 use self::queue::{Caller, CurrentConnection, PendingRequest, PipeConnection};
-use super::resp::Commands;
+use super::commands::Commands;
 use crate::store::failure::{Outcome, StoreError, WriteError};
 
 /// Maximum size of the commands that wait to be written. They gather only while Redis does not

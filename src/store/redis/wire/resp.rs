@@ -1,8 +1,7 @@
-//! The Redis protocol, RESP2, as far as this store needs it.
+//! Replies in the Redis protocol, RESP2. They are read in two steps.
 //!
-//! Commands are written straight into the connection's output buffer. Replies are read in two
-//! steps. [`Scanner`] finds where a reply ends, so that the connection can cut the reply out of its
-//! input in one piece. [`Replies`] then reads that piece in place. Neither allocates or recurses.
+//! [`Scanner`] finds where a reply ends, so that the connection can cut the reply out of its input in
+//! one piece. [`Replies`] then reads that piece in place. Neither allocates or recurses.
 //! `docs/performance.md` has what other parsers cost.
 //!
 //! Source: <https://redis.io/docs/latest/develop/reference/protocol-spec/>
@@ -21,77 +20,6 @@ const MAX_BULK_BYTES: usize = 512 << 20;
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("not a Redis reply: {0}")]
 pub(crate) struct ProtocolError(&'static str);
-
-/// Writes commands into a connection's output buffer and counts the replies that they will get.
-#[derive(Debug)]
-pub(crate) struct Commands<'a> {
-    out: &'a mut Vec<u8>,
-    replies: usize,
-}
-
-impl<'a> Commands<'a> {
-    /// Appends to `out`.
-    pub(crate) fn new(out: &'a mut Vec<u8>) -> Self {
-        Self { out, replies: 0 }
-    }
-
-    /// Starts a command of `arguments` parts, the name included. The caller writes them into the
-    /// buffer that this returns.
-    pub(crate) fn command(&mut self, arguments: usize) -> &mut Vec<u8> {
-        self.replies += 1;
-        array_length(self.out, arguments);
-        self.out
-    }
-
-    /// Writes a whole command.
-    pub(crate) fn whole(&mut self, arguments: &[&[u8]]) {
-        let out = self.command(arguments.len());
-        for bytes in arguments {
-            argument(out, bytes);
-        }
-    }
-
-    /// Writes a transaction, which Redis executes in one step: MULTI, what `write` writes, and
-    /// EXEC. [`Replies::executed`] reads the replies.
-    pub(crate) fn transaction(&mut self, write: impl FnOnce(&mut Self)) {
-        self.whole(&[b"MULTI"]);
-        write(self);
-        self.whole(&[b"EXEC"]);
-    }
-
-    /// How many replies there will be.
-    pub(crate) fn replies(&self) -> usize {
-        self.replies
-    }
-}
-
-fn array_length(out: &mut Vec<u8>, length: usize) {
-    out.push(b'*');
-    number_line(out, length);
-}
-
-/// Writes one part of a command.
-pub(crate) fn argument(out: &mut Vec<u8>, bytes: &[u8]) {
-    argument_length(out, bytes.len());
-    out.extend_from_slice(bytes);
-    argument_end(out);
-}
-
-/// Starts a part of a command. The caller then writes its `length` bytes.
-pub(crate) fn argument_length(out: &mut Vec<u8>, length: usize) {
-    out.push(b'$');
-    number_line(out, length);
-}
-
-/// Ends a part of a command that [`argument_length`] started.
-pub(crate) fn argument_end(out: &mut Vec<u8>) {
-    out.extend_from_slice(b"\r\n");
-}
-
-fn number_line(out: &mut Vec<u8>, number: usize) {
-    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
-    out.extend_from_slice(b"\r\n");
-}
 
 /// Finds the end of a number of replies, however the input is cut into pieces. Each scan goes on
 /// where the last one stopped, so a large reply in many pieces costs no more than one in a single
@@ -306,6 +234,7 @@ mod tests {
     use redis::Value;
 
     use super::*;
+    use crate::store::redis::wire::commands::{Commands, argument, array_length};
 
     fn wire(value: &Value, out: &mut Vec<u8>) {
         match value {

@@ -1,0 +1,74 @@
+//! Commands in the Redis protocol, RESP2, written straight into a connection's output buffer.
+//!
+//! Source: <https://redis.io/docs/latest/develop/reference/protocol-spec/>
+
+/// Writes commands into a connection's output buffer and counts the replies that they will get.
+#[derive(Debug)]
+pub(crate) struct Commands<'a> {
+    out: &'a mut Vec<u8>,
+    replies: usize,
+}
+
+impl<'a> Commands<'a> {
+    /// Appends to `out`.
+    pub(crate) fn new(out: &'a mut Vec<u8>) -> Self {
+        Self { out, replies: 0 }
+    }
+
+    /// Starts a command of `arguments` parts, the name included. The caller writes them into the
+    /// buffer that this returns.
+    pub(crate) fn command(&mut self, arguments: usize) -> &mut Vec<u8> {
+        self.replies += 1;
+        array_length(self.out, arguments);
+        self.out
+    }
+
+    /// Writes a whole command.
+    pub(crate) fn whole(&mut self, arguments: &[&[u8]]) {
+        let out = self.command(arguments.len());
+        for bytes in arguments {
+            argument(out, bytes);
+        }
+    }
+
+    /// Writes a transaction, which Redis executes in one step: MULTI, what `write` writes, and
+    /// EXEC. [`Replies::executed`](super::resp::Replies::executed) reads the replies.
+    pub(crate) fn transaction(&mut self, write: impl FnOnce(&mut Self)) {
+        self.whole(&[b"MULTI"]);
+        write(self);
+        self.whole(&[b"EXEC"]);
+    }
+
+    /// How many replies there will be.
+    pub(crate) fn replies(&self) -> usize {
+        self.replies
+    }
+}
+
+pub(super) fn array_length(out: &mut Vec<u8>, length: usize) {
+    out.push(b'*');
+    number_line(out, length);
+}
+
+/// Writes one part of a command.
+pub(crate) fn argument(out: &mut Vec<u8>, bytes: &[u8]) {
+    argument_length(out, bytes.len());
+    out.extend_from_slice(bytes);
+    argument_end(out);
+}
+
+/// Starts a part of a command. The caller then writes its `length` bytes.
+pub(crate) fn argument_length(out: &mut Vec<u8>, length: usize) {
+    out.push(b'$');
+    number_line(out, length);
+}
+
+/// Ends a part of a command that [`argument_length`] started.
+pub(crate) fn argument_end(out: &mut Vec<u8>) {
+    out.extend_from_slice(b"\r\n");
+}
+
+fn number_line(out: &mut Vec<u8>, number: usize) {
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
