@@ -112,9 +112,9 @@ fuzz:
 	$(TEST) fuzz/run.sh $(CASES)
 
 .PHONY: docs
-docs: build-debug
+docs:
 	docs/api/generate.sh docs
-	docs/settings/generate.py target/debug/dyndata docs
+	UPDATE_EXPECT=1 $(CARGO) test --locked --quiet --test settings_page
 
 .PHONY: package
 package:
