@@ -73,9 +73,9 @@ pub enum ClientCommand {
     Man(Man),
 }
 
-/// Prints what clap has to say: help and version to standard output, complaints to standard error.
+/// Prints help and version to standard output, and errors of usage to standard error.
 pub fn usage(error: &clap::Error) -> ExitCode {
-    // A closed pipe is no reason to fail differently.
+    // An error here, such as a closed pipe, does not change the exit code.
     _ = error.print();
     if error.use_stderr() {
         ExitCode::from(EX_USAGE)
@@ -90,7 +90,7 @@ pub fn bad_config(error: &ConfigError) -> ExitCode {
     ExitCode::from(EX_CONFIG)
 }
 
-/// Prints why the process cannot go on.
+/// Prints the error that ends the process.
 pub fn failed(error: &dyn std::error::Error) -> ExitCode {
     eprintln!("error: {}", chain(error));
     ExitCode::FAILURE

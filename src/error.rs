@@ -1,22 +1,23 @@
-//! Every way a call can fail, and the one mapping to a gRPC status.
+//! Every error of a call, and the only mapping from errors to gRPC statuses.
 //!
-//! Each status carries a `google.rpc.ErrorInfo` with the domain [`DOMAIN`] and a reason that
-//! programs can switch on. Errors about a field add `BadRequest`. Messages name fields, lengths and
-//! limits, never a value; the store's own words, addresses and credentials stay in the log.
+//! Each status has a `google.rpc.ErrorInfo` with the domain [`DOMAIN`] and a reason that programs
+//! can switch on. An error about a field also has a `BadRequest`. Messages contain names of fields,
+//! lengths and limits, but never a value. Error texts of Redis, addresses and credentials go only to
+//! the log.
 //!
-//! Each error of a write says in `ErrorInfo.metadata["outcome"]` whether the write may take effect:
-//! see `Outcome`. With it goes what a caller is told about trying again:
+//! The error of a write says in `ErrorInfo.metadata["outcome"]` whether the write may have taken
+//! effect: see `Outcome`. This also decides what the status says about retries:
 //!
 //! | error | `RetryInfo` | `grpc-retry-pushback-ms` |
 //! |---|---|---|
-//! | a write whose outcome is unknown | no | absent: the caller's policy decides |
-//! | `OVERLOADED` | yes | grows with each attempt of the caller |
-//! | another error that may pass | yes | absent: the caller's own backoff grows, ours does not |
-//! | UNAVAILABLE or RESOURCE_EXHAUSTED that will not pass | no | -1: do not retry |
+//! | a write with an unknown outcome | no | absent: the retry policy of the caller decides |
+//! | `OVERLOADED` | yes | a delay that grows with the attempts of the caller |
+//! | another temporary error | yes | absent: the caller uses its own growing backoff |
+//! | a permanent UNAVAILABLE or RESOURCE_EXHAUSTED | no | -1: do not retry |
 //! | all others | no | absent |
 //!
-//! A pushback replaces the backoff of a gRPC client and starts its growth anew. That is why only an
-//! overloaded server sends one: it alone knows better than the client when to come again.
+//! A pushback replaces the backoff of a gRPC client, and resets its growth. So only an overloaded
+//! server sends one. In all other cases the backoff of the client is better.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -34,7 +35,7 @@ use crate::{
 
 /// The `ErrorInfo` domain of every error of this service.
 pub const DOMAIN: &str = "dyndata";
-/// The key in the metadata of the `ErrorInfo` of a write's error: see [`Outcome`].
+/// The key of the [`Outcome`] in the metadata of `ErrorInfo`.
 const OUTCOME: &str = "outcome";
 
 /// Why a call failed.
@@ -49,31 +50,31 @@ pub enum Error {
     /// The server has no such method.
     #[error("there is no such method")]
     Unimplemented,
-    /// The messages are of a format that the server does not have.
+    /// The content type names a message format that the server does not have.
     #[error("the messages have to be protobuf: application/grpc or application/grpc+proto")]
     FormatUnsupported,
-    /// A health check of a service that the server does not have.
+    /// A health check names a service that the server does not have.
     #[error("there is no such service")]
     ServiceUnknown,
     /// The request is compressed.
     #[error("compressed messages are not supported")]
     CompressionUnsupported,
-    /// The request is larger than any valid one can be.
+    /// The request is larger than the largest valid request.
     #[error("the request message is too large; at most {max} bytes are allowed")]
     MessageTooLarge {
         /// The limit, in bytes.
         max: usize,
     },
-    /// The `grpc-timeout` header is not of the form that gRPC gives it.
+    /// The `grpc-timeout` header breaks the format of gRPC.
     #[error("the grpc-timeout header is not 1 to 8 digits and a unit (H, M, S, m, u, n)")]
     TimeoutInvalid,
-    /// The caller's time is up, or the longest that the server gives to a call.
+    /// The deadline of the caller, or the `--max-deadline` of the server, has passed.
     #[error("the deadline has passed")]
     DeadlineExceeded,
-    /// There is more work in flight than the server takes on.
+    /// A limit on the work in flight is reached.
     #[error("too many calls are in flight; try again later")]
     Overloaded,
-    /// The server ends a stream because it stops, or because its connection has reached its age.
+    /// The server ends a stream because it shuts down, or because the connection is too old.
     #[error("the server is shutting down, or closes this connection")]
     ShuttingDown,
     /// Access control refuses the call.
@@ -104,12 +105,12 @@ impl Error {
         (code, reason)
     }
 
-    /// Whether a write that ended so may have an effect; `asked` says whether the store was
-    /// asked to write.
+    /// Whether a write that failed with this error may have taken effect. `asked` says whether the
+    /// store was asked to write.
     pub(crate) fn outcome(&self, asked: bool) -> Outcome {
         match self {
             Self::Write(failed) => failed.outcome,
-            // A panic may have come at any time.
+            // A panic can happen before or after the write.
             Self::Internal => Outcome::Unknown,
             _ if asked => Outcome::Unknown,
             _ => Outcome::NotExecuted,
@@ -117,8 +118,8 @@ impl Error {
     }
 
     fn contract(&self) -> Contract {
-        // The delays suggest when the cause may have passed: a reconnect takes tens of
-        // milliseconds, what needs a person takes longer.
+        // When to retry. A reconnect takes tens of milliseconds. An error that a person has to fix
+        // takes longer.
         const SOON: Option<Duration> = Some(Duration::from_millis(100));
         const LATER: Option<Duration> = Some(Duration::from_secs(1));
         let (code, reason, retry_after) = match self {
@@ -180,7 +181,7 @@ fn invalid_reason(invalid: &Invalid) -> &'static str {
     }
 }
 
-/// The field that `BadRequest` blames, by its proto name.
+/// The proto name of the invalid field, for `BadRequest`.
 fn invalid_field(invalid: &Invalid) -> String {
     match invalid {
         Invalid::IdEmpty | Invalid::IdTooLong { .. } | Invalid::IdControl { .. } => "id".to_owned(),
@@ -194,8 +195,8 @@ fn invalid_field(invalid: &Invalid) -> String {
 }
 
 impl Error {
-    /// The status that a caller gets. `outcome` is that of a write, and none for a call that only
-    /// reads. `previous_attempts` is how often the caller's retry policy has sent the call before.
+    /// The status for the caller. `outcome` is `None` for a call that only reads.
+    /// `previous_attempts` says how often the retry policy of the caller has sent the call before.
     pub(crate) fn into_status(self, outcome: Option<Outcome>, previous_attempts: u32) -> Status {
         let Contract {
             code,
@@ -203,7 +204,7 @@ impl Error {
             retry_after,
         } = self.contract();
         let retry_after = match outcome {
-            // A repetition may bring an older value back, which only the caller can judge.
+            // A retry may overwrite a newer value. Only the caller knows whether that matters.
             Some(Outcome::Unknown) => None,
             Some(Outcome::NotExecuted) | None => {
                 retry_after.map(|delay| grown(delay, previous_attempts))
@@ -222,13 +223,14 @@ impl Error {
         let mut status = Status::with_error_details(code, message, details);
         let pushback = match retry_after {
             Some(delay) if matches!(self, Self::Overloaded) => {
-                // Give or take a half, so that those who were refused together do not come together.
+                // Plus or minus a half, so that clients that were refused together do not retry
+                // together.
                 let millis = delay.mul_f64(0.5 + fastrand::f64()).as_millis();
                 Some(i64::try_from(millis).unwrap_or(i64::MAX))
             }
             Some(_) => None,
             None if outcome == Some(Outcome::Unknown) => None,
-            // The code alone would look to a retry policy as if the error could pass.
+            // From the code alone, a retry policy would take the error for a temporary one.
             None => matches!(code, Code::Unavailable | Code::ResourceExhausted).then_some(-1),
         };
         if let Some(pushback) = pushback {
@@ -245,21 +247,21 @@ impl Error {
     }
 }
 
-/// The status of a call that only reads, or is none of the service's own.
+/// The status of a call that does not write.
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         error.into_status(None, 0)
     }
 }
 
-/// How often a caller's retry policy has sent a call before, as the caller says.
+/// How often the retry policy of the caller has sent the call before, according to its headers.
 pub(crate) fn previous_attempts(headers: &HeaderMap) -> u32 {
     let attempts = headers.get("grpc-previous-rpc-attempts");
     let attempts = attempts.and_then(|attempts| decimal::unsigned(attempts.as_bytes()));
     attempts.map_or(0, |attempts| u32::try_from(attempts).unwrap_or(0))
 }
 
-/// Doubles a delay for each attempt before, as gRPC's own backoff does by custom.
+/// Doubles a delay for each previous attempt, like the usual backoff of gRPC clients.
 fn grown(delay: Duration, previous_attempts: u32) -> Duration {
     /// gRPC clients attempt a call at most five times.
     const MAX_DOUBLINGS: u32 = 4;
@@ -284,14 +286,14 @@ mod tests {
     }
 
     #[test]
-    fn every_error_has_its_row_of_the_status_contract() {
-        /// What a caller may do about an error of a call that had no effect.
+    fn every_error_has_the_code_reason_and_retry_rule_of_the_contract() {
+        /// What the status says about retries, if the call had no effect.
         enum Retry {
             Yes,
-            /// After the pushback.
+            /// Yes, after the pushback.
             Later,
             No,
-            /// The code could pass for one that may be retried.
+            /// No, although the code alone would allow it.
             Never,
         }
         let row = |error: Error, code, reason, retry| (error, code, reason, retry);
@@ -321,7 +323,7 @@ mod tests {
             row(Refusal::PermissionDenied.into(), Code::PermissionDenied, "PERMISSION_DENIED", Retry::No),
             row(Error::Internal, Code::Internal, "INTERNAL", Retry::No),
         ];
-        // A read, and a write that had no effect, may be retried for the same reasons.
+        // Reads, and writes that had no effect, have the same rules.
         for outcome in [None, Some(Outcome::NotExecuted)] {
             for (error, code, reason, retry) in rows() {
                 let (status, pushback, has_retry_info) = status_of(error, outcome);
@@ -337,7 +339,7 @@ mod tests {
                 }
             }
         }
-        // A write that may have an effect: the caller's policy decides.
+        // For a write that may have taken effect, the policy of the caller decides.
         for (error, _, reason, _) in rows() {
             let (_, pushback, has_retry_info) = status_of(error, Some(Outcome::Unknown));
             assert_eq!((pushback, has_retry_info), (None, false), "{reason}");
@@ -345,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_has_an_effect_at_most_if_the_store_was_asked() {
+    fn a_write_has_no_effect_if_the_store_was_not_asked() {
         for asked in [false, true] {
             for outcome in [Outcome::NotExecuted, Outcome::Unknown] {
                 let error = StoreError::Unavailable;

@@ -32,7 +32,7 @@ fn serve(mut args: ServeArgs) -> ExitCode {
         Err(error) => return cli::failed(&error),
     };
     match inherited.as_ref().map(Inherited::local_addr).transpose() {
-        // Checked like any other address.
+        // The settings check this address like any other.
         Ok(Some(addr)) => args.listen_at(addr),
         Ok(None) => {}
         Err(error) => return cli::failed(&error),
@@ -42,11 +42,11 @@ fn serve(mut args: ServeArgs) -> ExitCode {
         Err(error) => return cli::bad_config(&error),
     };
     telemetry::init(config.log_format());
-    // The usual soft limit of 1,024 is below the connections that are allowed by default.
+    // The usual soft limit of 1,024 open files is below the default of --max-connections.
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
-    // This thread accepts, probes and scrapes; the workers have their own.
+    // This thread accepts connections and serves the admin listener. Each worker has its own thread.
     let served = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -65,7 +65,7 @@ async fn run(
     config: Config,
     inherited: Option<Inherited>,
 ) -> Result<ExitCode, Box<dyn std::error::Error>> {
-    // Each sees every signal from here on.
+    // Each of the two receives every signal from here on.
     let (mut first, mut signals) = (Signals::new()?, Signals::new()?);
     let mut hangup = signal(SignalKind::hangup())?;
     let bound = match inherited {
@@ -85,7 +85,7 @@ async fn run(
         first.next().await;
         systemd::stopping();
     };
-    // The second signal ends the shutdown delay; during the drain, one more ends the process.
+    // The second signal ends the shutdown delay. One more signal ends the process, even in the drain.
     let impatient = async {
         signals.next().await;
         signals.next().await;
@@ -105,7 +105,7 @@ async fn run(
     }
 }
 
-/// SIGTERM and SIGINT: what asks for an end.
+/// The signals that ask the process to end: SIGTERM and SIGINT.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,

@@ -1,4 +1,4 @@
-//! Certificates and keys from PEM files. Errors name the file, never what is in it.
+//! Reads certificates and keys from PEM files. Errors name the file, but never quote it.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use rustls::pki_types::{
 };
 use thiserror::Error;
 
-/// Why a file is of no use.
+/// Why a PEM file cannot be used.
 #[derive(Debug, Error)]
 pub(crate) enum PemError {
     #[error("cannot read {}: {reason}", file.display())]
@@ -17,7 +17,7 @@ pub(crate) enum PemError {
     Empty { file: PathBuf },
 }
 
-/// The certificates in a file, at least one.
+/// Reads the certificates in a file. There is at least one.
 pub(crate) fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, PemError> {
     let certificates: Vec<_> = CertificateDer::pem_file_iter(file)
         .and_then(Iterator::collect)
@@ -30,7 +30,7 @@ pub(crate) fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, 
     Ok(certificates)
 }
 
-/// The private key in a file.
+/// Reads the private key in a file.
 pub(crate) fn key(file: &Path) -> Result<PrivateKeyDer<'static>, PemError> {
     PrivateKeyDer::from_pem_file(file).map_err(|error| unreadable(file, &error))
 }

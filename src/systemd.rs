@@ -1,7 +1,7 @@
-//! What systemd gives and wants, if it started the process: a socket that is open already, and to
-//! be told how things are. Elsewhere all of this does nothing.
+//! Socket activation, readiness and the watchdog of systemd. Without systemd, nothing here has an
+//! effect.
 //!
-//! Source: <https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html> and
+//! Protocols: <https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html> and
 //! <https://www.freedesktop.org/software/systemd/man/latest/sd_listen_fds.html>
 
 use std::{convert::Infallible, io, net::TcpListener, os::unix::net::UnixListener};
@@ -12,17 +12,17 @@ use sd_notify::NotifyState;
 use crate::server::listen::settings::ListenAddr;
 use crate::server::liveness::Liveness;
 
-/// A listening socket that was opened by somebody else.
+/// A listening socket that another process has opened.
 #[derive(Debug)]
 pub enum Inherited {
     /// On a TCP address.
     Tcp(TcpListener),
-    /// On a unix socket, whose file is its owner's to remove.
+    /// On a unix socket. Its owner removes the file.
     Unix(UnixListener),
 }
 
 impl Inherited {
-    /// The first socket that systemd has passed on, if there is one.
+    /// Takes the first socket that systemd has passed to this process, if there is one.
     pub fn take() -> io::Result<Option<Self>> {
         let mut sockets = ListenFd::from_env();
         if sockets.len() == 0 {
@@ -34,7 +34,7 @@ impl Inherited {
         Ok(sockets.take_unix_listener(0)?.map(Self::Unix))
     }
 
-    /// Where it listens.
+    /// The address of the socket.
     pub fn local_addr(&self) -> io::Result<ListenAddr> {
         Ok(match self {
             Self::Tcp(listener) => ListenAddr::Tcp(listener.local_addr()?),
@@ -48,18 +48,18 @@ impl Inherited {
     }
 }
 
-/// Clients can connect.
+/// Tells systemd that clients can connect.
 pub fn ready() {
     notify(NotifyState::Ready);
 }
 
-/// The shutdown begins.
+/// Tells systemd that the shutdown begins.
 pub fn stopping() {
     notify(NotifyState::Stopping);
 }
 
-/// Feeds the watchdog, if the unit has one, for as long as all event loops turn: this one, and the
-/// workers'.
+/// Feeds the watchdog, if the unit has one, while no event loop of a worker is stuck. This task runs
+/// on the first thread, so it also stops when that thread is stuck.
 pub async fn feed_watchdog(liveness: Liveness) -> Infallible {
     let Some(patience) = sd_notify::watchdog_enabled() else {
         return std::future::pending().await;

@@ -1,7 +1,7 @@
-//! Which calls are allowed: callers, their credentials, and what each caller may do.
+//! Which calls are allowed: the callers, their credentials and their rights.
 //!
-//! All entries are compared, each in constant time, so the time of a refusal says nothing about how
-//! close a guess was. Whatever is wrong with the credentials of a caller, the error is the same.
+//! A token is compared with all entries, each in constant time. So the time of a refusal does not
+//! show how close a guess was. The error is the same whatever is wrong with the credentials.
 
 use std::{fmt, sync::Arc};
 
@@ -95,22 +95,22 @@ pub(crate) enum San {
 pub(super) enum Pattern {
     /// `*`
     Any,
-    /// `orders`; the empty text is the namespace without a name
+    /// `orders`; the empty text is the empty namespace
     Exactly(String),
     /// `team-*`
     StartsWith(String),
 }
 
 impl Access {
-    /// Whether somebody is known by a token.
+    /// Whether any caller is known by a token.
     pub(crate) fn has_tokens(&self) -> bool {
         self.callers
             .iter()
             .any(|caller| matches!(caller.credential, Credential::Token(_)))
     }
 
-    /// Finds out who makes a call: by its bearer token if it has one, or else by the names in the
-    /// verified certificate of its connection.
+    /// Finds the caller of a call: by the bearer token if there is one, otherwise by the names in
+    /// the client certificate of the connection, which is already verified.
     pub(crate) fn identify(&self, headers: &HeaderMap, names: &[San]) -> Result<Grant, Refusal> {
         let found = match headers.get(AUTHORIZATION) {
             Some(header) => bearer(header.as_bytes()).and_then(|token| self.by_token(token)),
@@ -122,7 +122,7 @@ impl Access {
     fn by_token(&self, token: &[u8]) -> Option<Arc<Caller>> {
         let hash = sha256(token);
         let mut found = None;
-        // To the end, whether or not one has been found.
+        // Compare all entries even after a match, so that the time does not depend on the match.
         for caller in &self.callers {
             if let Credential::Token(expected) = &caller.credential
                 && bool::from(expected[..].ct_eq(&hash[..]))
@@ -157,7 +157,7 @@ impl Caller {
     }
 }
 
-/// The token in an `authorization` header. The scheme's case does not matter (RFC 9110, 11.1).
+/// The token in an `authorization` header. The case of the scheme does not matter (RFC 9110, 11.1).
 fn bearer(header: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = header.split_at_checked(b"bearer ".len())?;
     (scheme.eq_ignore_ascii_case(b"bearer ") && !token.is_empty()).then_some(token)

@@ -1,6 +1,6 @@
 //! The access file: TOML with one `[[caller]]` for each caller, parsed into [`Access`].
 //!
-//! An error of this module never contains text of the file, which may have a token by mistake.
+//! Errors never quote the file, because it may contain a token by mistake.
 
 use std::{borrow::Cow, collections::HashSet, path::Path, sync::Arc};
 
@@ -49,7 +49,7 @@ impl Access {
     }
 
     pub(crate) fn parse(text: &str) -> Result<Self, AccessError> {
-        // The parser's own display quotes the line, which may hold a token by mistake.
+        // The parser's error would quote the line, which may contain a token by mistake.
         let file: File = toml::from_str(text).map_err(|error| AccessError::Syntax {
             line: error
                 .span()
@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_wrong_with_a_file_is_said_without_what_is_in_it() {
+    fn an_error_names_the_problem_without_quoting_the_file() {
         let entry = |lines: &str| format!("[[caller]]\nname = \"a\"\n{lines}");
         let hash = "0".repeat(64);
         for (text, said) in [

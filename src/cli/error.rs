@@ -37,7 +37,7 @@ impl From<Status> for CliError {
 
 /// `CODE: message (REASON)`.
 fn describe(status: &Status) -> String {
-    // A status with a cause is one that no server sent.
+    // A status with a cause was made by the client, not sent by a server.
     if let Some(cause) = std::error::Error::source(status) {
         return format!("no answer: {}", chain(cause));
     }
@@ -49,7 +49,7 @@ fn describe(status: &Status) -> String {
     line
 }
 
-/// An error with its causes, in one line.
+/// An error and its causes in one line.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
     let mut source = error.source();

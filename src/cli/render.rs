@@ -1,4 +1,4 @@
-//! How values come in from the command line and go out to people and programs.
+//! Reads values from the command line, and prints replies for people and programs.
 
 use std::{
     ffi::OsString,
@@ -14,7 +14,7 @@ use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
 use super::error::{CliError, chain};
 use crate::proto::{self, Entry};
 
-/// How to print a result.
+/// The format of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Output {
     /// For people
@@ -23,18 +23,18 @@ pub(super) enum Output {
     Json,
 }
 
-/// The types of a value.
+/// The type of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum ValueType {
     /// A signed 64-bit number
     Int,
     /// UTF-8 text
     String,
-    /// Opaque bytes, as they are on the command line
+    /// Opaque bytes, taken from the command line without change
     Bytes,
 }
 
-/// The value on a command line; an integer is an int unless `value_type` says otherwise.
+/// Reads a value from the command line. An integer becomes an int unless `value_type` is given.
 pub(super) fn typed(
     value: OsString,
     value_type: Option<ValueType>,
@@ -53,7 +53,7 @@ pub(super) fn typed(
         }
         None => {
             let text = value.into_string().map_err(not_utf8)?;
-            // Only what is written exactly as the number would be: 007 is a string.
+            // Only the usual spelling of a number is an int: 007 is a string.
             Ok(match text.parse::<i64>() {
                 Ok(int) if int.to_string() == text => Value::IntValue(int),
                 _ => Value::StringValue(text),
@@ -68,7 +68,7 @@ pub(super) fn wire_duration(duration: Duration) -> Result<prost_types::Duration,
         .map_err(|_| CliError::Usage("--ttl is too long".to_owned()))
 }
 
-/// The value for people: bytes are escaped.
+/// A value as text for people, with bytes escaped.
 pub(super) fn value_text(entry: &Entry) -> String {
     use proto::entry::Value;
     let mut text = match &entry.value {
@@ -84,12 +84,12 @@ pub(super) fn value_text(entry: &Entry) -> String {
     text
 }
 
-/// An expire time for people.
+/// An expire time as text for people.
 pub(super) fn time(time: Option<&prost_types::Timestamp>) -> String {
     time.map_or_else(|| "never".to_owned(), ToString::to_string)
 }
 
-/// The protobuf JSON mapping with an indent of two, which is what grpcurl prints.
+/// The protobuf JSON mapping with an indent of two, like the output of grpcurl.
 pub(super) fn json(message: &str, reply: &impl prost::Message) -> Result<String, CliError> {
     let failed = |error: &dyn std::error::Error| CliError::Json(chain(error));
     let pool = DescriptorPool::decode(proto::FILE_DESCRIPTOR_SET).map_err(|e| failed(&e))?;
@@ -104,8 +104,8 @@ pub(super) fn json(message: &str, reply: &impl prost::Message) -> Result<String,
         .serialize_with_options(&mut serializer, &SerializeOptions::new())
         .map_err(|e| failed(&e))?;
     let text = String::from_utf8(text).map_err(|e| failed(&e))?;
-    // As Go's encoder does, so that the output can stand in HTML and JavaScript. These characters
-    // occur in JSON strings only.
+    // Escape the same characters as Go's encoder, so that the output is safe in HTML and JavaScript.
+    // In JSON, these characters occur only in strings.
     Ok(text
         .replace('<', "\\u003c")
         .replace('>', "\\u003e")

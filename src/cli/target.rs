@@ -1,4 +1,4 @@
-//! Where and how the client commands call.
+//! The options that all client commands share: address, TLS, token, deadline, output.
 
 use std::{
     path::{Path, PathBuf},
@@ -16,11 +16,12 @@ use super::{
 };
 use crate::proto::dyn_data_client::DynDataClient;
 
-/// Where and how a client command calls.
+/// The server that a client command calls, and how.
 #[derive(Debug, clap::Args)]
 pub(super) struct Target {
-    /// The server: http:// or https:// and HOST:PORT, or unix:/path. HOST:PORT alone means http://,
-    /// or https:// with one of the --tls options; http:// with one of them is refused
+    /// Address of the server: http:// or https:// and HOST:PORT, or unix:/path. HOST:PORT alone means
+    /// https:// if one of the --tls options is given, and http:// otherwise. http:// together with a
+    /// --tls option is refused
     #[arg(
         long,
         env = "DYNDATA_ADDR",
@@ -28,16 +29,17 @@ pub(super) struct Target {
         default_value = "http://127.0.0.1:50051"
     )]
     addr: String,
-    /// The namespace of the ids
+    /// Namespace of the ids
     #[arg(long, env = "DYNDATA_NAMESPACE", default_value = "")]
     pub(super) namespace: String,
-    /// How to print the result
+    /// Format of the result
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(super) output: Output,
-    /// Authorities for the certificate of a server behind https://, as PEM [default: the system's]
+    /// PEM file with the authorities that sign the server's certificate; for https:// [default: the
+    /// system's]
     #[arg(long, env = "DYNDATA_CLIENT_TLS_CA", value_name = "FILE")]
     tls_ca: Option<PathBuf>,
-    /// Client certificate, as PEM; with --tls-key
+    /// PEM file with the client certificate; with --tls-key
     #[arg(
         long,
         env = "DYNDATA_CLIENT_TLS_CERT",
@@ -45,7 +47,7 @@ pub(super) struct Target {
         requires = "tls_key"
     )]
     tls_cert: Option<PathBuf>,
-    /// Private key of the client certificate, as PEM
+    /// PEM file with the private key of the client certificate
     #[arg(
         long,
         env = "DYNDATA_CLIENT_TLS_KEY",
@@ -53,10 +55,10 @@ pub(super) struct Target {
         requires = "tls_cert"
     )]
     tls_key: Option<PathBuf>,
-    /// File with the bearer token to call with
+    /// File with the bearer token
     #[arg(long, env = "DYNDATA_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// How long the call may take
+    /// Deadline of the call
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
     timeout: Duration,
 }
@@ -74,7 +76,7 @@ impl Target {
         if endpoint.uri().scheme_str() == Some("https") {
             endpoint = endpoint.tls_config(self.tls()?).map_err(failed)?;
         }
-        // The endpoint's own timeout ends before the TLS handshake.
+        // The timeout of the endpoint does not cover the TLS handshake.
         match tokio::time::timeout(self.timeout, endpoint.connect()).await {
             Ok(channel) => channel.map_err(failed),
             Err(_) => Err(CliError::Connect {
@@ -84,9 +86,9 @@ impl Target {
         }
     }
 
-    /// The address with a scheme. Without one, files for TLS say that TLS is meant: a token must
-    /// not cross the network in the clear then. For the same reason `http://` is refused beside
-    /// such files, and so is a scheme that tonic would take for `http`.
+    /// The address with its scheme. An address without a scheme means `https://` if there are files
+    /// for TLS, because the caller expects encryption then. For the same reason, `http://` together
+    /// with such files is refused, and any scheme that tonic would treat like `http`.
     fn url(&self) -> Result<String, CliError> {
         if self.addr.starts_with("unix:") {
             return Ok(self.addr.clone());
@@ -127,7 +129,7 @@ impl Target {
         Ok(DynDataClient::new(self.channel().await?).max_decoding_message_size(usize::MAX))
     }
 
-    /// A request with the deadline and the token.
+    /// Makes a request with the deadline and the token.
     pub(super) fn request<T>(&self, message: T) -> Result<tonic::Request<T>, CliError> {
         let mut request = tonic::Request::new(message);
         request.set_timeout(self.timeout);
@@ -143,7 +145,7 @@ impl Target {
         Ok(request)
     }
 
-    /// Prints a reply as asked for: as `text`, or the message as JSON.
+    /// Prints a reply in the format of `--output`: `text`, or the message as JSON.
     pub(super) fn print(
         &self,
         message: &str,

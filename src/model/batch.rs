@@ -6,7 +6,7 @@ use super::{
     settings::Limits,
 };
 
-/// The ids of one BatchGet: at least one, at most `max_batch`, each of them valid.
+/// The ids of one BatchGet: at least one, at most `max_batch`, all valid.
 #[derive(Debug)]
 pub struct Batch(Vec<Id>);
 
@@ -28,7 +28,7 @@ impl Batch {
                 source: Box::new(source),
             })?;
         }
-        // Same layout, so this reuses the allocation.
+        // An Id has the layout of its String, so `collect` reuses the allocation.
         Ok(Self(ids.into_iter().map(Id).collect()))
     }
 

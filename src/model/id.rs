@@ -5,7 +5,7 @@ use super::invalid::Invalid;
 /// The longest id, in bytes of UTF-8.
 pub const MAX_ID_BYTES: usize = 256;
 
-/// What a value is about: 1 to 256 bytes of UTF-8 without control characters.
+/// An id, under which a value is stored: 1 to 256 bytes of UTF-8 without control characters.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Id(pub(super) String);
 
@@ -31,7 +31,7 @@ impl From<Id> for String {
     }
 }
 
-/// Checks an id where it lies: the ids of a batch are checked before they are moved.
+/// Checks an id without taking it.
 pub(super) fn check(id: &str) -> Result<(), Invalid> {
     let bytes = id.len();
     if bytes == 0 {
@@ -43,7 +43,7 @@ pub(super) fn check(id: &str) -> Result<(), Invalid> {
             max: MAX_ID_BYTES,
         });
     }
-    // Almost every id is printable ASCII, which one pass over the bytes settles.
+    // Almost every id is printable ASCII. One pass over its bytes is enough then.
     if id.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
         return Ok(());
     }

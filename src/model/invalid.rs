@@ -1,4 +1,4 @@
-//! What can be wrong with a request.
+//! The errors of a request that breaks the contract.
 
 use std::time::Duration;
 
@@ -6,7 +6,8 @@ use thiserror::Error;
 
 use crate::setting::readable;
 
-/// What is wrong with a request. Says lengths and limits, never what the caller sent.
+/// What is wrong with a request. Messages contain lengths and limits, but nothing that the caller
+/// sent.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 pub enum Invalid {
     /// The id is empty.
@@ -23,7 +24,7 @@ pub enum Invalid {
     /// The id contains a control character.
     #[error("id has a control character at byte {at}")]
     IdControl {
-        /// Its position, in bytes from the start of the id.
+        /// The position of the character, in bytes from the start of the id.
         at: usize,
     },
     /// The namespace is not of the allowed form.
@@ -46,7 +47,7 @@ pub enum Invalid {
     /// The value has too many bytes.
     #[error("value has {bytes} bytes; at most {max} are allowed (max-value-bytes)")]
     ValueTooLarge {
-        /// The field that holds it: `string_value` or `bytes_value`.
+        /// The field of the value: `string_value` or `bytes_value`.
         field: &'static str,
         /// The length of the value, in bytes.
         bytes: usize,

@@ -5,7 +5,8 @@ use super::invalid::Invalid;
 /// The longest namespace, in characters (all of them ASCII).
 pub const MAX_NAMESPACE_BYTES: usize = 63;
 
-/// Keeps the ids of different applications apart: empty, or `[a-z0-9][a-z0-9_-]{0,62}`.
+/// A namespace, which separates the ids of different applications: empty, or
+/// `[a-z0-9][a-z0-9_-]{0,62}`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Namespace(String);
 
@@ -15,7 +16,7 @@ impl Namespace {
         &self.0
     }
 
-    /// Whether this is the namespace without a name.
+    /// Whether this is the empty namespace.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

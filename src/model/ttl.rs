@@ -11,8 +11,8 @@ pub struct Ttl {
 }
 
 impl Ttl {
-    /// Checks the ttl of a Mark. Fractions of a millisecond are dropped, so that a value never
-    /// outlives what was asked for.
+    /// Checks the ttl of a Mark. Fractions of a millisecond are dropped, so that a value never lives
+    /// longer than its caller asked for.
     pub fn parse(ttl: Option<prost_types::Duration>, limits: &Limits) -> Result<Self, Invalid> {
         let out_of_range = Invalid::TtlOutOfRange {
             max: limits.max_ttl,

@@ -1,4 +1,4 @@
-//! Values, and what a read finds.
+//! Values, and the result of a read.
 
 use std::time::SystemTime;
 
@@ -64,12 +64,12 @@ impl From<Value> for proto::entry::Value {
     }
 }
 
-/// Whether a read shall say when the value expires.
+/// Whether a read also returns the expire time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExpireTime {
     /// Only the value.
     Omit,
-    /// The value and its expiry, for the price of a second command per key.
+    /// The value and its expire time, which costs a second Redis command for each key.
     Include,
 }
 
@@ -79,16 +79,16 @@ impl From<bool> for ExpireTime {
     }
 }
 
-/// What a store found under an id.
+/// The value of an id in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
     /// The value.
     pub value: Value,
-    /// When it will be gone, if asked for and if it ever will.
+    /// When the value expires. `None` if the read did not ask, or if the value never expires.
     pub expire_time: Option<SystemTime>,
 }
 
-/// The entry of a reply: the id, and what was found under it.
+/// The entry of a reply: an id with its value, if it has one.
 pub fn entry(id: Id, found: Option<Found>) -> proto::Entry {
     let (value, expire_time) = match found {
         Some(Found { value, expire_time }) => (Some(value.into()), expire_time.map(timestamp)),
@@ -101,12 +101,12 @@ pub fn entry(id: Id, found: Option<Found>) -> proto::Entry {
     }
 }
 
-/// A point in time on the wire, cut to whole milliseconds, which is what Redis counts in.
+/// A point in time as a protobuf message, cut to whole milliseconds, the unit of Redis.
 pub fn timestamp(time: SystemTime) -> prost_types::Timestamp {
-    /// The last second of the year 9999, beyond which a protobuf `Timestamp` is not valid. Another
+    /// The last second of the year 9999. A later protobuf `Timestamp` is not valid, but another
     /// program can give a key a later expiry.
     const LAST: i64 = 253_402_300_799;
-    // A clock before 1970 is a broken clock; 1970 is then as good an answer as any.
+    // Only a broken clock is before 1970.
     let since_epoch = time
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();

@@ -63,11 +63,13 @@ pub(crate) struct ServerArgs {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Calls and connections")]
 struct LimitArgs {
-    /// Longest duration of a call, even if its caller sets a later deadline
+    /// Longest duration of a call, even if its caller sets a later deadline. The request message must
+    /// be complete after 3 s
     #[arg(long, env = "DYNDATA_MAX_DEADLINE", value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
     max_deadline: Duration,
 
-    /// Most calls in flight in one worker; further calls are refused at once
+    /// Most calls in flight in one worker, counted from when their message is complete; further calls
+    /// are refused at once
     #[arg(
         long,
         env = "DYNDATA_MAX_IN_FLIGHT",
@@ -85,7 +87,8 @@ struct LimitArgs {
     )]
     max_connections: usize,
 
-    /// Most open connections from one address; further connections are closed at once
+    /// Most open connections from one IP address, or from one IPv6 /64; further connections are closed
+    /// at once
     #[arg(
         long,
         env = "DYNDATA_MAX_CONNECTIONS_PER_PEER",
@@ -103,7 +106,8 @@ struct LimitArgs {
     )]
     max_concurrent_streams: u32,
 
-    /// Most bytes in the headers of one call
+    /// Most bytes in the headers of one call; beyond them the answer is HTTP 431, which gRPC clients
+    /// report as UNKNOWN
     #[arg(
         long,
         env = "DYNDATA_MAX_HEADER_BYTES",

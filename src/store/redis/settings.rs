@@ -81,7 +81,7 @@ pub(crate) struct RedisArgs {
     redis_password_file: Option<PathBuf>,
 
     /// PEM file with the authorities that sign Redis's certificate; for rediss://. Read at every
-    /// connect [default: the system's authorities]
+    /// connect [default: the system's]
     #[arg(long, env = "DYNDATA_REDIS_TLS_CA", value_name = "FILE")]
     redis_tls_ca: Option<PathBuf>,
 
