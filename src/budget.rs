@@ -25,7 +25,7 @@ use crate::error::Error;
 /// Reserved for each call besides its bytes: HTTP/2's stream, its task, headers and trailers.
 pub(crate) const CALL_BYTES: usize = 4 * 1024;
 /// Reserved besides for a call whose request is incomplete.
-pub(crate) const INCOMPLETE_BYTES: usize = 2 * 1024;
+pub(crate) const INCOMPLETE_BYTES: usize = 3 * 1024;
 /// A reply of up to this size needs nothing besides [`CALL_BYTES`]. So it is never refused, and a
 /// caller always hears that its value has been written.
 const SMALL_REPLY_BYTES: usize = 512;

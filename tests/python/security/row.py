@@ -21,7 +21,7 @@ LARGEST_RATIO = 3.0
 SHORT_SECONDS = 20
 LARGEST_RATIO_WHEN_SHORT = 20.0
 # A smaller quiet p99 counts as this, since the noise of a busy machine would decide below it.
-QUIET_FLOOR_MILLISECONDS = 3.0
+QUIET_FLOOR_MILLISECONDS = 5.0
 # The limit for the p99 of new connections: far more than they need, and far less than a client waits.
 # The table has their p99 without an attack.
 LARGEST_CONNECTION_MILLISECONDS = 500
