@@ -8,7 +8,7 @@ use std::sync::{
 use crate::{error::Error, metrics::Recorder};
 
 /// When one worker has this many streams of health and reflection...
-const MAX_WORKER_STREAMS: usize = 1024;
+const MAX_WORKER_STREAMS: usize = 2048;
 /// ... each of its connections may have only this many. A client needs two or three.
 const FAIR_CONNECTION_STREAMS: usize = 8;
 
