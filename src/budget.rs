@@ -41,6 +41,9 @@ const FAIR_WORKER_BYTES: usize = 2 << 20;
 const MIN_FAIR_BYTES: usize = 16 * 1024;
 /// ... and at most this size.
 const MAX_FAIR_BYTES: usize = 256 * 1024;
+/// An incomplete request of up to this size always has room if it is the only call of its
+/// connection. A larger one needs room like all others, or a worker without other calls.
+const MAX_ALONE_INCOMPLETE_BYTES: usize = 600 * 1024;
 /// The limit for the complete requests of one connection that wait for the store.
 const MAX_CONNECTION_REQUEST_BYTES: usize = 8 << 20;
 /// The limit for those of one worker.
@@ -112,7 +115,9 @@ impl ConnectionBudget {
         self.0.worker.0.bytes.load(Ordering::Relaxed) > MAX_WORKER_BYTES / 4
     }
 
-    fn has_room_for(&self, more: usize, of_this_call: usize) -> bool {
+    /// Whether a call that holds `of_this_call` may hold `more`. The only call of a connection may
+    /// hold up to `alone` whatever the others hold.
+    fn has_room_for(&self, more: usize, of_this_call: usize, alone: usize) -> bool {
         let before = self.0.bytes.load(Ordering::Relaxed);
         let worker = &self.0.worker.0;
         let in_worker = worker.bytes.load(Ordering::Relaxed) + more;
@@ -121,9 +126,9 @@ impl ConnectionBudget {
         }
         let connections = worker.connections.load(Ordering::Relaxed).max(1);
         let fair = (FAIR_WORKER_BYTES / connections).clamp(MIN_FAIR_BYTES, MAX_FAIR_BYTES);
-        // The only call of a connection has room whatever its size. Otherwise large replies could
-        // never be sent.
-        before + more <= fair || before == of_this_call
+        let is_alone = before == of_this_call;
+        let is_alone_in_worker = in_worker == of_this_call + more;
+        before + more <= fair || is_alone && (before + more <= alone || is_alone_in_worker)
     }
 
     fn has_room_for_request(&self, more: usize) -> bool {
@@ -148,7 +153,18 @@ pub(crate) struct Reservation {
 impl Reservation {
     /// Reserves more, or refuses if there is no room for it.
     pub(crate) fn grow(&mut self, bytes: usize) -> Result<(), Error> {
-        if !self.budget.has_room_for(bytes, self.bytes) {
+        // The only call of a connection has room whatever its size. Otherwise large replies could
+        // never be sent.
+        self.grow_alone(bytes, usize::MAX)
+    }
+
+    /// As [`Reservation::grow`], for a request that is incomplete.
+    pub(crate) fn grow_incomplete(&mut self, bytes: usize) -> Result<(), Error> {
+        self.grow_alone(bytes, MAX_ALONE_INCOMPLETE_BYTES)
+    }
+
+    fn grow_alone(&mut self, bytes: usize, alone: usize) -> Result<(), Error> {
+        if !self.budget.has_room_for(bytes, self.bytes, alone) {
             return Err(Error::Overloaded);
         }
         self.bytes += bytes;

@@ -10,7 +10,8 @@
 //!
 //! | error | `RetryInfo` | `grpc-retry-pushback-ms` |
 //! |---|---|---|
-//! | a write with an unknown outcome | no | absent: the retry policy of the caller decides |
+//! | a MarkIf or Increment with an unknown outcome | no | -1: do not retry |
+//! | another write with an unknown outcome | no | absent: the retry policy of the caller decides |
 //! | `OVERLOADED` | yes | a delay that grows with the attempts of the caller |
 //! | another temporary error | yes | absent: the caller uses its own growing backoff |
 //! | a permanent UNAVAILABLE or RESOURCE_EXHAUSTED | no | -1: do not retry |
@@ -151,7 +152,10 @@ impl Error {
                     StoreError::OutOfMemory
                     | StoreError::Full { .. }
                     | StoreError::TooLarge { .. } => (Code::ResourceExhausted, None),
-                    StoreError::WrongType => (Code::FailedPrecondition, None),
+                    StoreError::WrongType | StoreError::NotAnInteger => {
+                        (Code::FailedPrecondition, None)
+                    }
+                    StoreError::CounterOverflow => (Code::OutOfRange, None),
                     StoreError::Unexpected => (Code::Internal, None),
                 };
                 (code, store.reason().name(), retry_after)
@@ -172,11 +176,15 @@ fn invalid_reason(invalid: &Invalid) -> &'static str {
         | Invalid::IdTooLong { .. }
         | Invalid::IdControl { .. }
         | Invalid::BatchId { .. } => "ID_INVALID",
+        Invalid::BatchMark { source, .. } => invalid_reason(source),
+        Invalid::Condition { .. } => "CONDITION_INVALID",
+        Invalid::TtlPolicy => "TTL_POLICY_INVALID",
+        Invalid::Range => "RANGE_INVALID",
         Invalid::Namespace { .. } => "NAMESPACE_INVALID",
         Invalid::TtlOutOfRange { .. } => "TTL_OUT_OF_RANGE",
         Invalid::ValueMissing => "VALUE_MISSING",
         Invalid::ValueTooLarge { .. } => "VALUE_TOO_LARGE",
-        Invalid::BatchEmpty => "BATCH_EMPTY",
+        Invalid::BatchEmpty { .. } => "BATCH_EMPTY",
         Invalid::BatchTooLarge { .. } => "BATCH_TOO_LARGE",
     }
 }
@@ -190,14 +198,22 @@ fn invalid_field(invalid: &Invalid) -> String {
         Invalid::TtlOutOfRange { .. } => "ttl".to_owned(),
         Invalid::ValueMissing => "value".to_owned(),
         Invalid::ValueTooLarge { field, .. } => (*field).to_owned(),
-        Invalid::BatchEmpty | Invalid::BatchTooLarge { .. } => "ids".to_owned(),
+        Invalid::BatchEmpty { field } | Invalid::BatchTooLarge { field, .. } => (*field).to_owned(),
+        Invalid::BatchMark { index, source } => format!("marks[{index}].{}", invalid_field(source)),
+        Invalid::Condition { field } => (*field).to_owned(),
+        Invalid::TtlPolicy => "ttl_policy".to_owned(),
+        Invalid::Range => "min".to_owned(),
     }
 }
 
 impl Error {
-    /// The status for the caller. `outcome` is `None` for a call that only reads.
-    /// `previous_attempts` says how often the retry policy of the caller has sent the call before.
-    pub(crate) fn into_status(self, outcome: Option<Outcome>, previous_attempts: u32) -> Status {
+    /// The status that a caller gets.
+    pub(crate) fn into_status(self, call: FailedCall) -> Status {
+        let FailedCall {
+            outcome,
+            counts_again,
+            previous_attempts,
+        } = call;
         let Contract {
             code,
             reason,
@@ -229,8 +245,9 @@ impl Error {
                 Some(i64::try_from(millis).unwrap_or(i64::MAX))
             }
             Some(_) => None,
-            None if outcome == Some(Outcome::Unknown) => None,
-            // From the code alone, a retry policy would take the error for a temporary one.
+            // A second execution would have a second effect.
+            None if outcome == Some(Outcome::Unknown) => counts_again.then_some(-1),
+            // The code alone would look to a retry policy as if the error could pass.
             None => matches!(code, Code::Unavailable | Code::ResourceExhausted).then_some(-1),
         };
         if let Some(pushback) = pushback {
@@ -250,11 +267,23 @@ impl Error {
 /// The status of a call that does not write.
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
-        error.into_status(None, 0)
+        error.into_status(FailedCall::default())
     }
 }
 
-/// How often the retry policy of the caller has sent the call before, according to its headers.
+/// What the status of an error depends on besides the error.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct FailedCall {
+    /// The outcome of a write. `None` for a call that only reads.
+    pub(crate) outcome: Option<Outcome>,
+    /// Whether a second execution has a second effect: no retry policy may repeat the call if its
+    /// outcome is unknown.
+    pub(crate) counts_again: bool,
+    /// How often the caller's retry policy has sent the call before.
+    pub(crate) previous_attempts: u32,
+}
+
+/// How often a caller's retry policy has sent a call before, as the caller says.
 pub(crate) fn previous_attempts(headers: &HeaderMap) -> u32 {
     let attempts = headers.get("grpc-previous-rpc-attempts");
     let attempts = attempts.and_then(|attempts| decimal::unsigned(attempts.as_bytes()));
@@ -273,7 +302,11 @@ mod tests {
     use super::*;
 
     fn status_of(error: Error, outcome: Option<Outcome>) -> (Status, Option<i64>, bool) {
-        let status = error.into_status(outcome, 0);
+        let call = FailedCall {
+            outcome,
+            ..FailedCall::default()
+        };
+        let status = error.into_status(call);
         let pushback = status.metadata().get("grpc-retry-pushback-ms");
         let pushback = pushback.map(|value| value.to_str().expect("ASCII"));
         let pushback = pushback.map(|value| value.parse().expect("a number"));
@@ -347,7 +380,26 @@ mod tests {
     }
 
     #[test]
-    fn a_write_has_no_effect_if_the_store_was_not_asked() {
+    fn no_policy_repeats_what_may_count_twice() {
+        for error in [
+            Error::DeadlineExceeded,
+            WriteError::unknown(StoreError::Timeout).into(),
+            Error::Internal,
+        ] {
+            let call = FailedCall {
+                outcome: Some(Outcome::Unknown),
+                counts_again: true,
+                ..FailedCall::default()
+            };
+            let status = error.into_status(call);
+            let pushback = status.metadata().get("grpc-retry-pushback-ms");
+            assert_eq!(pushback.map(|value| value.as_bytes()), Some(&b"-1"[..]));
+            assert!(status.get_details_retry_info().is_none());
+        }
+    }
+
+    #[test]
+    fn a_write_has_an_effect_at_most_if_the_store_was_asked() {
         for asked in [false, true] {
             for outcome in [Outcome::NotExecuted, Outcome::Unknown] {
                 let error = StoreError::Unavailable;
@@ -379,7 +431,10 @@ mod tests {
             ("4294967295", 800, 2_400),
         ] {
             for _ in 0..20 {
-                let status = Error::Overloaded.into_status(None, attempts(text));
+                let status = Error::Overloaded.into_status(FailedCall {
+                    previous_attempts: attempts(text),
+                    ..FailedCall::default()
+                });
                 let pushback = status.metadata().get("grpc-retry-pushback-ms");
                 let pushback = pushback.expect("a pushback").to_str().expect("ASCII");
                 let pushback = pushback.parse::<i64>().expect("a number");

@@ -5,8 +5,11 @@
 //! codes.
 
 mod batch;
+mod condition;
+mod counter;
 mod id;
 mod invalid;
+mod marks;
 mod namespace;
 pub(crate) mod settings;
 mod ttl;
@@ -14,8 +17,11 @@ mod value;
 
 pub use self::{
     batch::Batch,
+    condition::{Condition, MarkedIf, equal_to},
+    counter::{Counter, Increment, Step, TtlPolicy},
     id::{Id, MAX_ID_BYTES},
     invalid::Invalid,
+    marks::{MarkItem, Marks},
     namespace::{MAX_NAMESPACE_BYTES, Namespace},
     settings::Limits,
     ttl::Ttl,

@@ -10,7 +10,10 @@ pub(crate) const DYN_DATA: &str = "dyndata.v1.DynData";
 
 /// Makes [`Rpc`] from the rows of the table.
 macro_rules! rpcs {
-    ($($rpc:ident = $kind:ident $service:literal $method:literal, $family:ident $right:expr, $operation:expr;)*) => {
+    ($(
+        $rpc:ident = $kind:ident $service:literal $method:literal,
+        $family:ident [$($right:ident)*] $repetition:ident $request:ident, $operation:expr;
+    )*) => {
         /// An RPC that the server has.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub(crate) enum Rpc {
@@ -36,7 +39,9 @@ macro_rules! rpcs {
                         service: $service,
                         method: $method,
                         family: Family::$family,
-                        right: $right,
+                        rights: &[$(Right::$right),*],
+                        repetition: Repetition::$repetition,
+                        request: RequestSize::$request,
                         operation: $operation,
                     },)*
                 }
@@ -46,18 +51,37 @@ macro_rules! rpcs {
 }
 
 rpcs! {
-    // kind, service and method as metrics name them; family, the right that the caller needs in
-    // the namespace; the operation of the store as metrics and spans name it
-    Mark = Unary "dyndata.v1.DynData" "Mark", Values Some(Right::Write), Some("mark");
-    Get = Unary "dyndata.v1.DynData" "Get", Values Some(Right::Read), Some("get");
-    BatchGet = Unary "dyndata.v1.DynData" "BatchGet", Values Some(Right::Read), Some("batch_get");
-    HealthCheck = Unary "grpc.health.v1.Health" "Check", Health None, None;
-    HealthList = Unary "grpc.health.v1.Health" "List", Health None, None;
-    HealthWatch = ServerStream "grpc.health.v1.Health" "Watch", Health None, None;
+    // Kind, service and method as metrics name them. Family, the rights that the caller needs in the
+    // namespace, what a repetition does, and how large a request may be. The operation of the store
+    // as metrics and spans name it.
+    Mark = Unary "dyndata.v1.DynData" "Mark",
+        Values [Write] MayRestore Usual, Some("mark");
+    Get = Unary "dyndata.v1.DynData" "Get",
+        Values [Read] Harmless Usual, Some("get");
+    BatchGet = Unary "dyndata.v1.DynData" "BatchGet",
+        Values [Read] Harmless Usual, Some("batch_get");
+    Unmark = Unary "dyndata.v1.DynData" "Unmark",
+        Values [Write] MayRestore Usual, Some("unmark");
+    BatchUnmark = Unary "dyndata.v1.DynData" "BatchUnmark",
+        Values [Write] MayRestore Usual, Some("batch_unmark");
+    BatchMark = Unary "dyndata.v1.DynData" "BatchMark",
+        Values [Write] MayRestore Largest, Some("batch_mark");
+    MarkIf = Unary "dyndata.v1.DynData" "MarkIf",
+        Values [Read Write] CountsAgain TwoValues, Some("mark_if");
+    Touch = Unary "dyndata.v1.DynData" "Touch",
+        Values [Read Write] MayRestore Usual, Some("touch");
+    Increment = Unary "dyndata.v1.DynData" "Increment",
+        Values [Read Write] CountsAgain Usual, Some("increment");
+    HealthCheck = Unary "grpc.health.v1.Health" "Check",
+        Health [] Harmless Small, None;
+    HealthList = Unary "grpc.health.v1.Health" "List",
+        Health [] Harmless Small, None;
+    HealthWatch = ServerStream "grpc.health.v1.Health" "Watch",
+        Health [] Harmless Small, None;
     Reflection = BidiStream "grpc.reflection.v1.ServerReflection" "ServerReflectionInfo",
-        Reflection None, None;
+        Reflection [] Harmless Small, None;
     ReflectionAlpha = BidiStream "grpc.reflection.v1alpha.ServerReflection" "ServerReflectionInfo",
-        Reflection None, None;
+        Reflection [] Harmless Small, None;
 }
 
 /// What the table says about one RPC.
@@ -66,7 +90,9 @@ struct Row {
     service: &'static str,
     method: &'static str,
     family: Family,
-    right: Option<Right>,
+    rights: &'static [Right],
+    repetition: Repetition,
+    request: RequestSize,
     operation: Option<&'static str>,
 }
 
@@ -76,6 +102,30 @@ enum CallKind {
     Unary,
     ServerStream,
     BidiStream,
+}
+
+/// What it does when a call is executed a second time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Repetition {
+    /// Nothing: the call only reads.
+    Harmless,
+    /// It may bring an older state back, if the id has several writers.
+    MayRestore,
+    /// It has another effect than the first time.
+    CountsAgain,
+}
+
+/// How large the message of a request may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RequestSize {
+    /// The name of a service or a symbol.
+    Small,
+    /// A full batch of ids, or one value.
+    Usual,
+    /// Two values.
+    TwoValues,
+    /// `--max-request-bytes`.
+    Largest,
 }
 
 /// RPCs that one file of `src/service/` handles.
@@ -95,16 +145,26 @@ impl Rpc {
         self.row().family
     }
 
-    /// The right that a caller needs in the namespace of the request. `None` if the request names
-    /// no namespace.
-    pub(crate) fn right(self) -> Option<Right> {
-        self.row().right
+    /// The rights that a caller needs in the namespace of the request.
+    pub(crate) fn rights(self) -> &'static [Right] {
+        self.row().rights
     }
 
     /// Whether the call changes what the store holds. Only a call that does not may always be
-    /// repeated; the error of one that does says whether it may have taken effect.
+    /// repeated. The error of one that does says whether it may have taken effect.
     pub(crate) fn is_write(self) -> bool {
-        self.right() == Some(Right::Write)
+        self.row().repetition != Repetition::Harmless
+    }
+
+    /// Whether a call that is executed twice has two effects. No retry policy may repeat it if its
+    /// outcome is unknown.
+    pub(crate) fn counts_again(self) -> bool {
+        self.row().repetition == Repetition::CountsAgain
+    }
+
+    /// How large the message of a request may be.
+    pub(crate) fn request_size(self) -> RequestSize {
+        self.row().request
     }
 
     /// What the call asks the store to do, as metrics and spans name it.

@@ -4,6 +4,8 @@
 //! Knows nothing of Redis, sockets or HTTP/2: a request comes in as the bytes of its message, and a
 //! reply goes out as the bytes of its own.
 
+mod batches;
+mod conditional;
 mod context;
 pub(crate) mod health;
 pub(crate) mod message;

@@ -19,7 +19,9 @@ use std::{sync::Arc, time::SystemTime};
 pub(crate) use self::failure::{Outcome, StoreError, WriteError};
 pub(crate) use self::status::{LinkState, StoreStatus};
 use self::{memory::MemoryStore, redis::RedisStore};
-use crate::model::{ExpireTime, Found, Id, Namespace, Ttl, Value};
+use crate::model::{
+    Condition, Counter, ExpireTime, Found, Id, Increment, MarkItem, MarkedIf, Namespace, Ttl, Value,
+};
 
 /// One worker's access to the values.
 #[derive(Debug, Clone)]
@@ -83,6 +85,89 @@ impl Store {
                     .batch_get(namespace, ids, expire_time, max_bytes)
                     .await
             }
+        }
+    }
+
+    /// Writes many values, each as [`Store::mark`] does. Not atomic. The outcome of a failure is
+    /// `NotExecuted` only if no item was executed.
+    pub(crate) async fn batch_mark(
+        &self,
+        namespace: &Namespace,
+        items: Vec<MarkItem>,
+    ) -> Result<(), WriteError> {
+        match self {
+            Self::Memory(store) => store.batch_mark(namespace, items),
+            Self::Redis(store) => store.batch_mark(namespace, &items).await,
+        }
+    }
+
+    /// Removes a value, if it is equal to `if_equal` or there is no such condition. Returns whether
+    /// a value was removed.
+    pub(crate) async fn unmark(
+        &self,
+        namespace: &Namespace,
+        id: &Id,
+        if_equal: Option<&Value>,
+    ) -> Result<bool, WriteError> {
+        match self {
+            Self::Memory(store) => Ok(store.unmark(namespace, id, if_equal)),
+            Self::Redis(store) => store.unmark(namespace, id, if_equal).await,
+        }
+    }
+
+    /// Removes many values. Not atomic, as [`Store::batch_mark`]. Returns how many were removed.
+    pub(crate) async fn batch_unmark(
+        &self,
+        namespace: &Namespace,
+        ids: &[Id],
+    ) -> Result<usize, WriteError> {
+        match self {
+            Self::Memory(store) => Ok(store.batch_unmark(namespace, ids)),
+            Self::Redis(store) => store.batch_unmark(namespace, ids).await,
+        }
+    }
+
+    /// Writes a value if `condition` holds, and returns what was marked before, in one step.
+    pub(crate) async fn mark_if(
+        &self,
+        namespace: &Namespace,
+        id: &Id,
+        value: Value,
+        ttl: Ttl,
+        condition: &Condition,
+    ) -> Result<MarkedIf, WriteError> {
+        match self {
+            Self::Memory(store) => store.mark_if(namespace, id, value, ttl, condition),
+            Self::Redis(store) => store.mark_if(namespace, id, &value, ttl, condition).await,
+        }
+    }
+
+    /// Restarts the time to live of the values that are marked, and returns them in the order of
+    /// `ids`. Each value is read and touched in one step. Fails if the values have more than
+    /// `max_bytes` together; they may be touched all the same.
+    pub(crate) async fn touch(
+        &self,
+        namespace: &Namespace,
+        ids: &[Id],
+        ttl: Ttl,
+        max_bytes: usize,
+    ) -> Result<Vec<Option<Found>>, WriteError> {
+        match self {
+            Self::Memory(store) => store.touch(namespace, ids, ttl, max_bytes),
+            Self::Redis(store) => store.touch(namespace, ids, ttl, max_bytes).await,
+        }
+    }
+
+    /// Adds to a number, in one step with reading it.
+    pub(crate) async fn increment(
+        &self,
+        namespace: &Namespace,
+        id: &Id,
+        increment: &Increment,
+    ) -> Result<Counter, WriteError> {
+        match self {
+            Self::Memory(store) => store.increment(namespace, id, increment),
+            Self::Redis(store) => store.increment(namespace, id, increment).await,
         }
     }
 }

@@ -26,6 +26,7 @@ const LIMITS: Limits = Limits {
     max_batch: 10,
     max_value_bytes: 100,
     max_reply_bytes: 1000,
+    max_request_bytes: 4 << 20,
 };
 
 /// From the request to Redis: a valid request has keys that no other id has, and a value that reads

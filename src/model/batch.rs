@@ -1,4 +1,4 @@
-//! The ids of one BatchGet.
+//! The ids of one call that names many.
 
 use super::{
     id::{self, Id},
@@ -6,19 +6,21 @@ use super::{
     settings::Limits,
 };
 
-/// The ids of one BatchGet: at least one, at most `max_batch`, all valid.
+/// The ids of one call: at least one, at most `max_batch`, all valid.
 #[derive(Debug)]
 pub struct Batch(Vec<Id>);
 
 impl Batch {
     /// Checks the ids of a request; they are moved, not copied.
     pub fn parse(ids: Vec<String>, limits: &Limits) -> Result<Self, Invalid> {
+        let field = "ids";
         if ids.is_empty() {
-            return Err(Invalid::BatchEmpty);
+            return Err(Invalid::BatchEmpty { field });
         }
         if ids.len() > limits.max_batch {
             return Err(Invalid::BatchTooLarge {
-                ids: ids.len(),
+                field,
+                items: ids.len(),
                 max: limits.max_batch,
             });
         }

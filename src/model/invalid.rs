@@ -54,14 +54,19 @@ pub enum Invalid {
         /// The limit, in bytes.
         max: usize,
     },
-    /// The batch names no id.
-    #[error("ids must not be empty")]
-    BatchEmpty,
-    /// The batch names too many ids.
-    #[error("ids has {ids} entries; at most {max} are allowed (max-batch)")]
+    /// The batch has no item.
+    #[error("{field} must not be empty")]
+    BatchEmpty {
+        /// The field that holds the items: `ids` or `marks`.
+        field: &'static str,
+    },
+    /// The batch has too many items.
+    #[error("{field} has {items} entries; at most {max} are allowed (max-batch)")]
     BatchTooLarge {
-        /// The number of ids.
-        ids: usize,
+        /// The field that holds the items: `ids` or `marks`.
+        field: &'static str,
+        /// The number of items.
+        items: usize,
         /// The limit.
         max: usize,
     },
@@ -73,4 +78,24 @@ pub enum Invalid {
         /// What is wrong with it.
         source: Box<Self>,
     },
+    /// One item of a BatchMark is invalid.
+    #[error("marks[{index}]: {source}")]
+    BatchMark {
+        /// The position of the item in the request.
+        index: usize,
+        /// What is wrong with it.
+        source: Box<Self>,
+    },
+    /// A condition is false, or has no value to compare with.
+    #[error("{field} must be {}", if *field == "if_equal" { "a value" } else { "true, or unset" })]
+    Condition {
+        /// The field: `if_absent`, `if_present` or `if_equal`.
+        field: &'static str,
+    },
+    /// The policy is none of those that the contract has.
+    #[error("ttl_policy must be TTL_POLICY_RESTART, TTL_POLICY_KEEP or unset")]
+    TtlPolicy,
+    /// The bounds of a counter leave no number.
+    #[error("min must not be greater than max")]
+    Range,
 }

@@ -42,6 +42,16 @@ pub(crate) struct RequestArgs {
         default_value_t = 4 << 20
     )]
     max_reply_bytes: usize,
+
+    /// Most bytes of one request; most calls have a smaller limit, which follows from what they may
+    /// carry
+    #[arg(
+        long,
+        env = "DYNDATA_MAX_REQUEST_BYTES",
+        value_name = "BYTES",
+        default_value_t = 4 << 20
+    )]
+    max_request_bytes: usize,
 }
 
 /// Limits of requests and their replies.
@@ -57,6 +67,8 @@ pub struct Limits {
     pub max_value_bytes: usize,
     /// The most bytes of one reply.
     pub max_reply_bytes: usize,
+    /// The most bytes of one request.
+    pub max_request_bytes: usize,
 }
 
 impl TryFrom<RequestArgs> for Limits {
@@ -71,6 +83,7 @@ impl TryFrom<RequestArgs> for Limits {
             max_batch,
             max_value_bytes,
             max_reply_bytes,
+            max_request_bytes,
         } = args;
         duration_within("max-ttl", max_ttl, MILLISECOND..=YEAR)?;
         duration_within("default-ttl", default_ttl, MILLISECOND..=max_ttl)?;
@@ -82,12 +95,19 @@ impl TryFrom<RequestArgs> for Limits {
             (max_value_bytes + 1024..=1 << 30).contains(&max_reply_bytes),
             "must be from 1024 more than max-value-bytes to 1073741824",
         )?;
+        // A MarkIf can carry two values.
+        check(
+            "max-request-bytes",
+            (2 * max_value_bytes + 1024..=1 << 30).contains(&max_request_bytes),
+            "must be from 1024 more than twice max-value-bytes to 1073741824",
+        )?;
         Ok(Self {
             default_ttl,
             max_ttl,
             max_batch,
             max_value_bytes,
             max_reply_bytes,
+            max_request_bytes,
         })
     }
 }
@@ -100,11 +120,13 @@ impl Limits {
             max_batch,
             max_value_bytes,
             max_reply_bytes,
+            max_request_bytes,
         } = self;
         summary.add_duration("default-ttl", *default_ttl);
         summary.add_duration("max-ttl", *max_ttl);
         summary.add("max-batch", max_batch);
         summary.add("max-value-bytes", max_value_bytes);
         summary.add("max-reply-bytes", max_reply_bytes);
+        summary.add("max-request-bytes", max_request_bytes);
     }
 }

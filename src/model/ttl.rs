@@ -59,6 +59,7 @@ mod tests {
         max_batch: 3,
         max_value_bytes: 8,
         max_reply_bytes: 100,
+        max_request_bytes: 100,
     };
 
     fn ttl(seconds: i64, nanos: i32) -> Result<u64, Invalid> {

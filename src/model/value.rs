@@ -17,31 +17,24 @@ pub enum Value {
 }
 
 impl Value {
-    /// Checks the value of a Mark.
-    pub fn parse(
-        value: Option<proto::mark_request::Value>,
-        limits: &Limits,
-    ) -> Result<Self, Invalid> {
-        use proto::mark_request::Value as Wire;
-        let max = limits.max_value_bytes;
-        let check = |field, bytes| {
-            if bytes > max {
-                Err(Invalid::ValueTooLarge { field, bytes, max })
-            } else {
-                Ok(())
-            }
+    /// Checks the value that a request wants to store.
+    pub fn parse(value: Option<impl Into<Self>>, limits: &Limits) -> Result<Self, Invalid> {
+        let value = value.ok_or(Invalid::ValueMissing)?.into();
+        value.check_size(limits)?;
+        Ok(value)
+    }
+
+    pub(super) fn check_size(&self, limits: &Limits) -> Result<(), Invalid> {
+        let (field, bytes) = match self {
+            Self::Int(_) => return Ok(()),
+            Self::String(text) => ("string_value", text.len()),
+            Self::Bytes(bytes) => ("bytes_value", bytes.len()),
         };
-        match value.ok_or(Invalid::ValueMissing)? {
-            Wire::IntValue(int) => Ok(Self::Int(int)),
-            Wire::StringValue(text) => {
-                check("string_value", text.len())?;
-                Ok(Self::String(text))
-            }
-            Wire::BytesValue(bytes) => {
-                check("bytes_value", bytes.len())?;
-                Ok(Self::Bytes(bytes))
-            }
+        let max = limits.max_value_bytes;
+        if bytes > max {
+            return Err(Invalid::ValueTooLarge { field, bytes, max });
         }
+        Ok(())
     }
 
     /// About how much room the value takes in a reply, in bytes.
@@ -54,14 +47,38 @@ impl Value {
     }
 }
 
-impl From<Value> for proto::entry::Value {
-    fn from(value: Value) -> Self {
-        match value {
-            Value::Int(int) => Self::IntValue(int),
-            Value::String(text) => Self::StringValue(text),
-            Value::Bytes(bytes) => Self::BytesValue(bytes),
+/// Converts from and to each oneof of the contract that holds a value.
+macro_rules! on_the_wire {
+    ($($wire:path),* $(,)?) => {
+        $(impl From<$wire> for Value {
+            fn from(value: $wire) -> Self {
+                use $wire as Wire;
+                match value {
+                    Wire::IntValue(int) => Self::Int(int),
+                    Wire::StringValue(text) => Self::String(text),
+                    Wire::BytesValue(bytes) => Self::Bytes(bytes),
+                }
+            }
         }
-    }
+
+        impl From<Value> for $wire {
+            fn from(value: Value) -> Self {
+                match value {
+                    Value::Int(int) => Self::IntValue(int),
+                    Value::String(text) => Self::StringValue(text),
+                    Value::Bytes(bytes) => Self::BytesValue(bytes),
+                }
+            }
+        })*
+    };
+}
+
+on_the_wire! {
+    proto::mark_request::Value,
+    proto::mark_if_request::Value,
+    proto::batch_mark_request::item::Value,
+    proto::value::Kind,
+    proto::entry::Value,
 }
 
 /// Whether a read also returns the expire time.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    auth::Grant,
+    auth::{Grant, Right},
     error::Error,
     metrics::Recorder,
     model::{Limits, Namespace},
@@ -61,12 +61,15 @@ pub(crate) struct CallContext {
 }
 
 impl CallContext {
-    /// Refuses the call if its caller lacks the right that the RPC needs in this namespace.
+    /// Refuses the call if its caller lacks a right that the RPC needs in this namespace.
     pub(super) fn check_access(&self, namespace: &Namespace) -> Result<(), Error> {
-        match self.rpc.right() {
-            Some(right) => Ok(self.grant.check(right, namespace)?),
-            None => Ok(()),
-        }
+        let mut rights = self.rpc.rights().iter();
+        rights.try_for_each(|right| self.check_right(*right, namespace))
+    }
+
+    /// Refuses the call if its caller lacks this right in this namespace.
+    pub(super) fn check_right(&self, right: Right, namespace: &Namespace) -> Result<(), Error> {
+        Ok(self.grant.check(right, namespace)?)
     }
 
     /// Notes that the store is asked to write from now on.

@@ -1,10 +1,11 @@
-//! The calls about values: Mark, Get and BatchGet.
+//! The calls about values, and the handlers of Mark, Get and BatchGet.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::{
+    batches, conditional,
     context::{CallContext, Service},
     message::{UnaryReplyEncoder, decode},
 };
@@ -12,7 +13,8 @@ use crate::{
     error::Error,
     model::{self, Batch, Id, Namespace, Ttl, Value},
     proto::{
-        BatchGetRequest, BatchGetResponse, GetRequest, GetResponse, MarkRequest, MarkResponse,
+        BatchGetRequest, BatchGetResponse, BatchMarkRequest, BatchUnmarkRequest, GetRequest,
+        GetResponse, MarkRequest, MarkResponse, TouchRequest,
     },
     rpc::Rpc,
 };
@@ -49,6 +51,55 @@ pub(crate) async fn call(
             let ids = request.ids.len();
             encoder.reserve_for_request(copies * (length + OVERHEAD_PER_ID * ids))?;
             let reply = batch_get(&service, &context, request).await?;
+            encoder.encode(&reply)
+        }
+        // Boxed, so that the future of a Get has no room for these.
+        _ => Box::pin(call_boxed(service, context, message, encoder)).await,
+    }
+}
+
+/// The calls whose futures are large, or that are rarer.
+async fn call_boxed(
+    service: Arc<Service>,
+    context: CallContext,
+    message: Bytes,
+    mut encoder: UnaryReplyEncoder,
+) -> Result<Bytes, Error> {
+    let length = message.len();
+    match context.rpc {
+        Rpc::Unmark => {
+            encoder.reserve_for_request(COPIES * length)?;
+            let reply = conditional::unmark(&service, &context, decode(message)?).await?;
+            encoder.encode(&reply)
+        }
+        Rpc::MarkIf => {
+            encoder.reserve_for_request(COPIES * length)?;
+            let reply = conditional::mark_if(&service, &context, decode(message)?).await?;
+            encoder.encode(&reply)
+        }
+        Rpc::Increment => {
+            let reply = conditional::increment(&service, &context, decode(message)?).await?;
+            encoder.encode(&reply)
+        }
+        Rpc::BatchMark => {
+            let request: BatchMarkRequest = decode(message)?;
+            let items = request.marks.len();
+            encoder.reserve_for_request(COPIES * (length + OVERHEAD_PER_ID * items))?;
+            let reply = batches::batch_mark(&service, &context, request).await?;
+            encoder.encode(&reply)
+        }
+        Rpc::BatchUnmark => {
+            let request: BatchUnmarkRequest = decode(message)?;
+            let ids = request.ids.len();
+            encoder.reserve_for_request(COPIES * (length + OVERHEAD_PER_ID * ids))?;
+            let reply = batches::batch_unmark(&service, &context, request).await?;
+            encoder.encode(&reply)
+        }
+        Rpc::Touch => {
+            let request: TouchRequest = decode(message)?;
+            let ids = request.ids.len();
+            encoder.reserve_for_request(COPIES * (length + OVERHEAD_PER_ID * ids))?;
+            let reply = batches::touch(&service, &context, request).await?;
             encoder.encode(&reply)
         }
         // Not of this family.

@@ -45,6 +45,12 @@ pub enum StoreError {
     /// The key holds a Redis type that is not a plain value.
     #[error("the key holds a data type that is not a value")]
     WrongType,
+    /// An Increment found a string or bytes.
+    #[error("the value is not a number")]
+    NotAnInteger,
+    /// An Increment would go past 64 bits.
+    #[error("the number would not fit into 64 bits")]
+    CounterOverflow,
     /// The store gave an answer that it never should give.
     #[error("the data store gave an unexpected answer")]
     Unexpected,
@@ -83,6 +89,8 @@ reasons! {
     OutOfMemory = "BACKEND_OUT_OF_MEMORY",
     ReplyTooLarge = "REPLY_TOO_LARGE",
     WrongType = "WRONG_TYPE",
+    NotAnInteger = "NOT_AN_INTEGER",
+    CounterOverflow = "COUNTER_OVERFLOW",
     Internal = "INTERNAL",
 }
 
@@ -99,6 +107,8 @@ impl StoreError {
             Self::OutOfMemory | Self::Full { .. } => StoreReason::OutOfMemory,
             Self::TooLarge { .. } => StoreReason::ReplyTooLarge,
             Self::WrongType => StoreReason::WrongType,
+            Self::NotAnInteger => StoreReason::NotAnInteger,
+            Self::CounterOverflow => StoreReason::CounterOverflow,
             Self::Unexpected => StoreReason::Internal,
         }
     }

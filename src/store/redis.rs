@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`store`] | one worker's [`RedisStore`]: starts it, sends a request to the right server |
 //! | [`values`] | Mark, Get and BatchGet |
+//! | [`batches`] | BatchMark, BatchUnmark and Touch: pipelines |
+//! | [`scripted`] | Unmark, MarkIf and Increment: scripts, whose texts are in `scripts/` |
 //! | [`entry`] | reading what one id holds, with its expiry or without |
 //! | [`layout`] | keys and values as other programs see them |
 //! | [`settings`] | where Redis is, how to talk to it, the layout of keys |
@@ -12,11 +14,13 @@
 //!
 //! Nothing else in this crate uses the redis crate.
 
+mod batches;
 mod entry;
 #[cfg(any(test, fuzzing))]
 #[path = "../../fuzz/oracles/redis.rs"]
 pub(crate) mod fuzzing;
 mod layout;
+mod scripted;
 mod servers;
 pub(crate) mod settings;
 mod store;

@@ -19,7 +19,7 @@ use crate::{
     budget::CALL_BYTES,
     error::{Error, previous_attempts},
     rpc::{Family, Rpc},
-    service::{CallContext, WriteStarted, message::MAX_SMALL_MESSAGE_BYTES, reflection},
+    service::{CallContext, WriteStarted, reflection},
 };
 
 /// Makes a call from the head of its request. The feeder is for a handler that reads the request as
@@ -72,7 +72,7 @@ fn values(
         write_started,
     };
     let timeout = grpc_timeout(headers)?;
-    let max_message_bytes = calls.worker.max_message_bytes;
+    let max_message_bytes = calls.max_message_bytes(rpc);
     read_message(
         calls,
         max_message_bytes,
@@ -97,7 +97,7 @@ fn health(
         // Not of this family.
         _ => return Err(Error::Unimplemented),
     };
-    read_message(calls, MAX_SMALL_MESSAGE_BYTES, timeout, guard, handler)
+    read_message(calls, calls.max_message_bytes(rpc), timeout, guard, handler)
 }
 
 fn read_message(

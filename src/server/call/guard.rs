@@ -46,6 +46,11 @@ impl Guard {
         }
     }
 
+    /// The call's RPC, if the server has it.
+    pub(super) fn rpc(&self) -> Option<Rpc> {
+        self.rpc
+    }
+
     /// When the call began.
     pub(super) fn started(&self) -> Instant {
         self.started

@@ -109,7 +109,7 @@ impl MessageReader {
         self.reservation
             .as_mut()
             .ok_or(Error::Internal)?
-            .grow(bytes)
+            .grow_incomplete(bytes)
     }
 
     /// Adds a piece. A message that cannot become valid is refused before it is complete.

@@ -15,8 +15,13 @@ use crate::{
     error::Error,
     metrics::Recorder,
     model::{Limits, MAX_ID_BYTES},
+    rpc::{RequestSize, Rpc},
     server::stores::OpenStore,
-    service::{Service, health::HealthService, message::ReplyEncoder},
+    service::{
+        Service,
+        health::HealthService,
+        message::{MAX_SMALL_MESSAGE_BYTES, ReplyEncoder},
+    },
     trace::Tracing,
 };
 
@@ -42,8 +47,8 @@ pub(crate) struct WorkerCalls {
     pub(super) deadlines: Deadlines,
     pub(super) tracing: Option<Tracing>,
     pub(super) max_in_flight: usize,
-    pub(super) max_message_bytes: usize,
     pub(super) max_reply_bytes: usize,
+    limits: Limits,
     max_deadline: Duration,
     access: Option<watch::Receiver<Access>>,
     budget: WorkerBudget,
@@ -75,7 +80,6 @@ impl WorkerCalls {
             tracing,
             health,
         } = config;
-        let max_message_bytes = max_message_bytes(&limits);
         let max_reply_bytes = limits.max_reply_bytes;
         Arc::new(Self {
             service: Arc::new(Service::new(store(), limits, Arc::clone(&recorder))),
@@ -85,7 +89,7 @@ impl WorkerCalls {
             deadlines,
             tracing,
             max_in_flight,
-            max_message_bytes,
+            limits,
             max_reply_bytes,
             max_deadline,
             access,
@@ -112,6 +116,11 @@ impl WorkerCalls {
 }
 
 impl ConnectionCalls {
+    /// The largest message that a request of this RPC can have.
+    pub(super) fn max_message_bytes(&self, rpc: Rpc) -> usize {
+        max_message_bytes(&self.worker.limits, rpc.request_size())
+    }
+
     /// Who makes a call, and what this caller may do.
     pub(super) fn identify(&self, headers: &HeaderMap) -> Result<Grant, Error> {
         match &self.worker.access {
@@ -147,12 +156,19 @@ impl ConnectionCalls {
     }
 }
 
-/// Room for the largest valid request: a full batch of the longest ids, or the largest value.
-fn max_message_bytes(limits: &Limits) -> usize {
-    /// For tags, lengths, namespace and ttl.
+/// The largest message that a request of this size can have.
+fn max_message_bytes(limits: &Limits, size: RequestSize) -> usize {
+    /// For tags, lengths, namespace, id and ttl.
     const OVERHEAD: usize = 1024;
     /// For the tag and the length of an id.
     const OVERHEAD_PER_ID: usize = 3;
-    let batch = limits.max_batch * (MAX_ID_BYTES + OVERHEAD_PER_ID);
-    batch.max(limits.max_value_bytes) + OVERHEAD
+    match size {
+        RequestSize::Small => MAX_SMALL_MESSAGE_BYTES,
+        RequestSize::Usual => {
+            let batch = limits.max_batch * (MAX_ID_BYTES + OVERHEAD_PER_ID);
+            batch.max(limits.max_value_bytes) + OVERHEAD
+        }
+        RequestSize::TwoValues => 2 * limits.max_value_bytes + OVERHEAD,
+        RequestSize::Largest => limits.max_request_bytes,
+    }
 }

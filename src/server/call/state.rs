@@ -28,7 +28,8 @@ use super::{
 };
 use crate::{
     budget::{CALL_BYTES, Reservation},
-    error::Error,
+    error::{Error, FailedCall},
+    rpc::Rpc,
     service::{CallContext, WriteStarted, message::UnaryReplyEncoder, values},
 };
 
@@ -242,7 +243,12 @@ impl Call {
         if let Some(guard) = &self.guard {
             guard.failed(&error);
         }
-        let status = error.into_status(outcome, self.previous_attempts);
+        let rpc = self.guard.as_ref().and_then(Guard::rpc);
+        let status = error.into_status(FailedCall {
+            outcome,
+            counts_again: rpc.is_some_and(Rpc::counts_again),
+            previous_attempts: self.previous_attempts,
+        });
         if let Some(guard) = self.guard.take() {
             guard.finish(status.code());
         }

@@ -59,6 +59,18 @@ struct Slot {
     expiry: Expiry,
 }
 
+/// What becomes of an entry.
+pub(super) enum Change {
+    /// It stays as it is.
+    Keep,
+    /// It gets this value and this expiry. It need not have been there.
+    Write(Value, Instant),
+    /// It keeps its value and gets this expiry.
+    ExpireAt(Instant),
+    /// It is removed.
+    Remove,
+}
+
 impl MemoryStore {
     /// An empty store that takes at most `max_entries`.
     pub(crate) fn new(max_entries: usize) -> Self {
@@ -71,31 +83,65 @@ impl MemoryStore {
         }
     }
 
-    /// Writes an entry in place of the one with the same key. A failure leaves all as it was.
-    pub(super) fn insert(&self, key: Key, value: Value, expiry: Instant) -> Result<(), StoreError> {
-        let expiry = (expiry, self.sequence.fetch_add(1, Ordering::Relaxed));
-        let known = self.shard(&key).slots.contains_key(&key);
-        if !known {
-            self.reserve()?;
+    /// Changes one entry in one step: `decide` sees the live entry, if there is one, and says what
+    /// becomes of it. A failure leaves everything as it was.
+    pub(super) fn update<T>(
+        &self,
+        key: &Key,
+        decide: impl FnOnce(Option<(&Value, Instant)>) -> (Change, T),
+    ) -> Result<T, StoreError> {
+        let mut room = None;
+        loop {
+            let mut shard = self.shard(key);
+            let is_new = !shard.slots.contains_key(key);
+            if is_new && room.is_none() {
+                // Making room may lock every shard, so it is done without this lock.
+                drop(shard);
+                room = Some(self.reserve());
+                continue;
+            }
+            let (change, result) = decide(shard.live(key));
+            let writes_new = is_new && matches!(change, Change::Write(..));
+            match room {
+                Some(Err(full)) if writes_new => return Err(full),
+                Some(Ok(())) if !writes_new => {
+                    // The room is not needed after all.
+                    self.entries.fetch_sub(1, Ordering::Relaxed);
+                }
+                _ => {}
+            }
+            self.apply(&mut shard, key, change);
+            return Ok(result);
         }
-        let mut shard = self.shard(&key);
-        let Shard { slots, by_expiry } = &mut *shard;
-        by_expiry.insert(expiry, key.clone());
-        match slots.insert(key, Slot { value, expiry }) {
-            Some(previous) => {
-                by_expiry.remove(&previous.expiry);
-                if !known {
-                    // Another worker has inserted the same key since. Give one reservation back.
+    }
+
+    /// As [`MemoryStore::update`], if `decide` never writes a new entry.
+    pub(super) fn update_existing<T>(
+        &self,
+        key: &Key,
+        decide: impl FnOnce(Option<(&Value, Instant)>) -> (Change, T),
+    ) -> T {
+        let mut shard = self.shard(key);
+        let (change, result) = decide(shard.live(key));
+        self.apply(&mut shard, key, change);
+        result
+    }
+
+    fn apply(&self, shard: &mut Shard, key: &Key, change: Change) {
+        let expiry = |instant| (instant, self.sequence.fetch_add(1, Ordering::Relaxed));
+        match change {
+            Change::Keep => {}
+            Change::Write(value, instant) => {
+                let expiry = expiry(instant);
+                shard.put(key, Slot { value, expiry });
+            }
+            Change::ExpireAt(instant) => shard.expire_at(key, expiry(instant)),
+            Change::Remove => {
+                if shard.remove(key) {
                     self.entries.fetch_sub(1, Ordering::Relaxed);
                 }
             }
-            None if known => {
-                // The entry had expired, and the sweep has removed it since.
-                self.entries.fetch_add(1, Ordering::Relaxed);
-            }
-            None => {}
         }
-        Ok(())
     }
 
     /// Lets `read` look at the value of a key and the instant of its expiry, which may have passed.
@@ -148,6 +194,37 @@ impl MemoryStore {
 }
 
 impl Shard {
+    /// The value and the expiry of an entry that has not expired.
+    fn live(&self, key: &Key) -> Option<(&Value, Instant)> {
+        let slot = self.slots.get(key)?;
+        let instant = slot.expiry.0;
+        (instant > Instant::now()).then_some((&slot.value, instant))
+    }
+
+    fn put(&mut self, key: &Key, slot: Slot) {
+        self.by_expiry.insert(slot.expiry, key.clone());
+        if let Some(previous) = self.slots.insert(key.clone(), slot) {
+            self.by_expiry.remove(&previous.expiry);
+        }
+    }
+
+    fn expire_at(&mut self, key: &Key, expiry: Expiry) {
+        if let Some(slot) = self.slots.get_mut(key) {
+            let previous = std::mem::replace(&mut slot.expiry, expiry);
+            self.by_expiry.remove(&previous);
+            self.by_expiry.insert(expiry, key.clone());
+        }
+    }
+
+    /// Whether there was such an entry.
+    fn remove(&mut self, key: &Key) -> bool {
+        let removed = self.slots.remove(key);
+        if let Some(slot) = &removed {
+            self.by_expiry.remove(&slot.expiry);
+        }
+        removed.is_some()
+    }
+
     fn remove_expired(&mut self, now: Instant) -> usize {
         let mut removed = 0;
         while let Some(first) = self.by_expiry.first_entry()

@@ -1,10 +1,13 @@
-//! Mark, Get and BatchGet on the embedded store. [`Store`](crate::store::Store) documents them.
+//! The calls about values on the embedded store. [`Store`](crate::store::Store) documents them.
 
 use std::time::{Instant, SystemTime};
 
-use super::shards::{Key, MemoryStore};
+use super::shards::{Change, Key, MemoryStore};
 use crate::{
-    model::{ExpireTime, Found, Id, Namespace, Ttl, Value},
+    model::{
+        Condition, Counter, ExpireTime, Found, Id, Increment, MarkItem, MarkedIf, Namespace, Step,
+        Ttl, TtlPolicy, Value,
+    },
     store::failure::{StoreError, WriteError},
 };
 
@@ -16,13 +19,13 @@ impl MemoryStore {
         value: Value,
         ttl: Ttl,
     ) -> Result<SystemTime, WriteError> {
-        let key = Key::new(namespace, id);
-        // Read before the monotonic clock, so that the promise is never later than the expiry.
-        let expire_time = SystemTime::now() + ttl.as_duration();
-        let expiry = Instant::now() + ttl.as_duration();
-        let inserted = self.insert(key, value, expiry);
-        inserted.map_err(WriteError::not_executed)?;
-        Ok(expire_time)
+        let clocks = Clocks::read();
+        let expiry = clocks.instant + ttl.as_duration();
+        self.update(&Key::new(namespace, id), |_| {
+            (Change::Write(value, expiry), ())
+        })
+        .map_err(WriteError::not_executed)?;
+        Ok(clocks.system + ttl.as_duration())
     }
 
     pub(crate) fn get(
@@ -54,6 +57,141 @@ impl MemoryStore {
     ) -> Result<Vec<Option<Found>>, StoreError> {
         // Checked before anything is copied. Otherwise a caller could make us copy far more than
         // the limit.
+        self.check_size(namespace, ids, max_bytes)?;
+        let found = ids.iter().map(|id| self.get(namespace, id, expire_time));
+        Ok(found.collect())
+    }
+
+    pub(crate) fn batch_mark(
+        &self,
+        namespace: &Namespace,
+        items: Vec<MarkItem>,
+    ) -> Result<(), WriteError> {
+        for (index, MarkItem { id, value, ttl }) in items.into_iter().enumerate() {
+            self.mark(namespace, &id, value, ttl)
+                .map_err(|failed| match index {
+                    0 => failed,
+                    // The items before are written.
+                    _ => WriteError::unknown(failed.error),
+                })?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn unmark(&self, namespace: &Namespace, id: &Id, if_equal: Option<&Value>) -> bool {
+        self.update_existing(&Key::new(namespace, id), |marked| match marked {
+            Some((value, _)) if if_equal.is_none_or(|equal| equal == value) => {
+                (Change::Remove, true)
+            }
+            _ => (Change::Keep, false),
+        })
+    }
+
+    pub(crate) fn batch_unmark(&self, namespace: &Namespace, ids: &[Id]) -> usize {
+        let removed = ids.iter().filter(|id| self.unmark(namespace, id, None));
+        removed.count()
+    }
+
+    pub(crate) fn mark_if(
+        &self,
+        namespace: &Namespace,
+        id: &Id,
+        value: Value,
+        ttl: Ttl,
+        condition: &Condition,
+    ) -> Result<MarkedIf, WriteError> {
+        let clocks = Clocks::read();
+        let expiry = clocks.instant + ttl.as_duration();
+        self.update(&Key::new(namespace, id), |marked| {
+            let marked = marked.map(|(value, _)| value);
+            let previous = marked.cloned();
+            let holds = condition.holds(marked);
+            let change = match holds {
+                true => Change::Write(value, expiry),
+                false => Change::Keep,
+            };
+            let result = MarkedIf {
+                expire_time: holds.then(|| clocks.system + ttl.as_duration()),
+                previous,
+            };
+            (change, result)
+        })
+        .map_err(WriteError::not_executed)
+    }
+
+    pub(crate) fn touch(
+        &self,
+        namespace: &Namespace,
+        ids: &[Id],
+        ttl: Ttl,
+        max_bytes: usize,
+    ) -> Result<Vec<Option<Found>>, WriteError> {
+        // The values are looked at first, so that a request for too much changes nothing.
+        self.check_size(namespace, ids, max_bytes)
+            .map_err(WriteError::not_executed)?;
+        let clocks = Clocks::read();
+        let expiry = clocks.instant + ttl.as_duration();
+        let touch = |id| {
+            self.update_existing(&Key::new(namespace, id), |marked| match marked {
+                Some((value, _)) => {
+                    let found = Found {
+                        value: value.clone(),
+                        expire_time: Some(clocks.system + ttl.as_duration()),
+                    };
+                    (Change::ExpireAt(expiry), Some(found))
+                }
+                None => (Change::Keep, None),
+            })
+        };
+        Ok(ids.iter().map(touch).collect())
+    }
+
+    pub(crate) fn increment(
+        &self,
+        namespace: &Namespace,
+        id: &Id,
+        increment: &Increment,
+    ) -> Result<Counter, WriteError> {
+        let clocks = Clocks::read();
+        let restarted = clocks.instant + increment.ttl.as_duration();
+        let incremented = self.update(&Key::new(namespace, id), |marked| {
+            let (number, expiry) = match marked {
+                Some((Value::Int(number), expiry)) => (*number, Some(expiry)),
+                Some(_) => return (Change::Keep, Err(StoreError::NotAnInteger)),
+                None => (0, None),
+            };
+            let counter = |applied, value, expiry: Option<Instant>| {
+                Ok(Counter {
+                    applied,
+                    value,
+                    expire_time: expiry.map(|expiry| clocks.system_time_of(expiry)),
+                })
+            };
+            match increment.step(number) {
+                Step::To(result) => {
+                    let expiry = match (increment.policy, expiry) {
+                        (TtlPolicy::Keep, Some(expiry)) => expiry,
+                        _ => restarted,
+                    };
+                    let change = Change::Write(Value::Int(result), expiry);
+                    (change, counter(true, result, Some(expiry)))
+                }
+                Step::OutOfBounds => (Change::Keep, counter(false, number, expiry)),
+                Step::Overflow => (Change::Keep, Err(StoreError::CounterOverflow)),
+            }
+        });
+        incremented
+            .and_then(|result| result)
+            .map_err(WriteError::not_executed)
+    }
+
+    /// Fails if the values have more than `max_bytes` together.
+    fn check_size(
+        &self,
+        namespace: &Namespace,
+        ids: &[Id],
+        max_bytes: usize,
+    ) -> Result<(), StoreError> {
         let mut bytes = 0;
         for id in ids {
             let size = self.read(&Key::new(namespace, id), |value, _| value.size());
@@ -62,8 +200,29 @@ impl MemoryStore {
                 return Err(StoreError::TooLarge { max: max_bytes });
             }
         }
-        let found = ids.iter().map(|id| self.get(namespace, id, expire_time));
-        Ok(found.collect())
+        Ok(())
+    }
+}
+
+/// The same moment on both clocks.
+#[derive(Clone, Copy)]
+struct Clocks {
+    system: SystemTime,
+    instant: Instant,
+}
+
+impl Clocks {
+    fn read() -> Self {
+        // The system clock is read first, so that no expire time is later than the expiry.
+        let system = SystemTime::now();
+        Self {
+            system,
+            instant: Instant::now(),
+        }
+    }
+
+    fn system_time_of(self, instant: Instant) -> SystemTime {
+        self.system + instant.saturating_duration_since(self.instant)
     }
 }
 
@@ -81,6 +240,7 @@ mod tests {
             max_batch: 1,
             max_value_bytes: 1,
             max_reply_bytes: 100,
+            max_request_bytes: 100,
         };
         let duration = prost_types::Duration {
             seconds: 0,

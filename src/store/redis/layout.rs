@@ -101,6 +101,21 @@ pub(crate) fn write_value(value: &Value, out: &mut Vec<u8>) {
     commands::argument_end(out);
 }
 
+/// Writes a value as another program may have stored it, as one part of a command: without a tag, if
+/// [`decode`] reads that as the same value. Otherwise as [`write_value`] does.
+pub(crate) fn write_foreign_value(value: &Value, out: &mut Vec<u8>) {
+    let bytes = match value {
+        Value::Int(_) => return write_value(value, out),
+        Value::String(text) => text.as_bytes(),
+        Value::Bytes(bytes) => bytes,
+    };
+    if decode(bytes) == *value {
+        commands::argument(out, bytes);
+    } else {
+        write_value(value, out);
+    }
+}
+
 /// Reads whatever Redis keeps; never fails. A value without a tag was written by another program.
 /// It is a string if it is UTF-8 and bytes if it is not.
 pub(crate) fn decode(stored: &[u8]) -> Value {

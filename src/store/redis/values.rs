@@ -7,8 +7,8 @@ use std::{slice, time::SystemTime};
 use bytes::Bytes;
 
 use super::{
+    batches,
     entry::{self, Pairing},
-    layout,
     servers::{
         cluster::Cluster,
         link::{Effect, Link},
@@ -39,12 +39,7 @@ impl RedisStore {
         // Read before Redis starts to count, so that the promise is never later than the expiry.
         let expire_time = SystemTime::now() + ttl.as_duration();
         let reply = self.request(Effect::Write, namespace, id, |commands| {
-            let out = commands.command(5);
-            argument(out, b"SET");
-            self.layout.write_key(namespace, id, out);
-            layout::write_value(value, out);
-            argument(out, b"PX");
-            argument(out, itoa::Buffer::new().format(ttl.as_millis()).as_bytes());
+            batches::write_set(&self.layout, namespace, id, value, ttl, commands);
         });
         match Replies::new(&reply.await?).next() {
             Some(Reply::Status(b"OK")) => Ok(expire_time),
@@ -201,13 +196,28 @@ impl RedisStore {
             (ExpireTime::Include, Pairing::Transaction) => 4,
             (ExpireTime::Include, Pairing::Twice) => 3,
         };
-        let replies = cluster.request_each(&slots, each, |item, commands| match expire_time {
-            ExpireTime::Omit => entry::write_get(&self.layout, namespace, &ids[item], commands),
-            ExpireTime::Include => {
-                let id = slice::from_ref(&ids[item]);
-                entry::write_get_with_expiry(&self.layout, namespace, id, pairing, commands);
-            }
-        });
-        replies.await
+        let replies =
+            cluster.request_each(
+                Effect::Read,
+                &slots,
+                each,
+                |item, commands| match expire_time {
+                    ExpireTime::Omit => {
+                        entry::write_get(&self.layout, namespace, &ids[item], commands)
+                    }
+                    ExpireTime::Include => {
+                        let id = slice::from_ref(&ids[item]);
+                        entry::write_get_with_expiry(
+                            &self.layout,
+                            namespace,
+                            id,
+                            pairing,
+                            commands,
+                        );
+                    }
+                },
+            );
+        let replies = replies.await?.into_iter();
+        replies.map(|reply| Ok(reply?)).collect()
     }
 }

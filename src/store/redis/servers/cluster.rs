@@ -26,7 +26,7 @@ mod view;
 use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use redis::ConnectionAddr;
 use tokio::time::{Instant, timeout_at};
 
@@ -151,14 +151,16 @@ impl Cluster {
         Err(WriteError::not_executed(StoreError::Busy))
     }
 
-    /// Reads many keys with one unit for each. The units for one node go to it as one request.
-    /// Returns for each key its replies, `each` in number.
+    /// Sends one unit for each of many keys. The units for one node go to it as one request. Returns
+    /// for each key its replies, `each` in number, or why there are none. Fails as a whole if nothing
+    /// was sent, because nobody is known to have one of the slots.
     pub(crate) async fn request_each(
         &self,
+        effect: Effect,
         slots: &[u16],
         each: usize,
         encode: impl Fn(usize, &mut Commands<'_>),
-    ) -> Result<Vec<Bytes>, StoreError> {
+    ) -> Result<Vec<Result<Bytes, WriteError>>, StoreError> {
         let deadline = Instant::now() + self.topology.timeout;
         let mut groups: Vec<(Node, Vec<usize>)> = Vec::new();
         for (item, slot) in slots.iter().enumerate() {
@@ -169,19 +171,31 @@ impl Cluster {
             }
         }
         let encode = &encode;
-        let replies = try_join_all(groups.iter().map(|(node, items)| {
-            node.link.request(Effect::Read, move |commands| {
+        let replies = join_all(groups.iter().map(|(node, items)| {
+            node.link.request(effect, move |commands| {
                 for item in items {
                     encode(*item, commands);
                 }
             })
         }));
-        let mut pieces = vec![Bytes::new(); slots.len()];
+        let mut pieces = vec![Ok(Bytes::new()); slots.len()];
         let mut refused = Vec::new();
-        for ((node, items), mut reply) in groups.iter().zip(replies.await?) {
+        for ((node, items), reply) in groups.iter().zip(replies.await) {
+            let mut reply = match reply {
+                Ok(reply) => reply,
+                Err(failed) => {
+                    for item in items {
+                        pieces[*item] = Err(failed);
+                    }
+                    continue;
+                }
+            };
             for item in items {
-                let length = Scanner::new(each).scan(&reply).ok().flatten();
-                let piece = reply.split_to(length.ok_or(StoreError::Unexpected)?);
+                let Some(length) = Scanner::new(each).scan(&reply).ok().flatten() else {
+                    pieces[*item] = Err(WriteError::unknown(StoreError::Unexpected));
+                    continue;
+                };
+                let piece = reply.split_to(length);
                 if let Some(redirect) = Redirect::find(&piece) {
                     let redirected = Redirected {
                         redirect,
@@ -192,17 +206,15 @@ impl Cluster {
                     refused.push((*item, redirected));
                 }
                 self.topology.note(&piece);
-                pieces[*item] = piece;
+                pieces[*item] = Ok(piece);
             }
         }
-        // They share the deadline of the first requests, so a batch takes no longer than one
-        // request.
-        let again = try_join_all(refused.into_iter().map(async |(item, redirected)| {
+        // They share the deadline of the first requests, so a batch takes no longer than one request.
+        let again = join_all(refused.into_iter().map(async |(item, redirected)| {
             let encode = |commands: &mut Commands<'_>| encode(item, commands);
-            let piece = self.follow(Effect::Read, redirected, encode);
-            Ok::<_, StoreError>((item, piece.await?))
+            (item, self.follow(effect, redirected, encode).await)
         }));
-        for (item, piece) in again.await? {
+        for (item, piece) in again.await {
             pieces[item] = piece;
         }
         Ok(pieces)

@@ -31,7 +31,11 @@ use tokio::{
 pub(super) use self::supervisor::Report;
 use self::supervisor::{Attempt, LinkSupervisor};
 use super::{
-    super::wire::{commands::Commands, pipe::Pipe},
+    super::wire::{
+        commands::Commands,
+        pipe::Pipe,
+        resp::{Replies, Reply},
+    },
     place::Place,
     task::AbortOnDrop,
 };
@@ -83,8 +87,13 @@ impl Link {
         let (connection, deadline) = (request.connection(), request.deadline());
         let result = request.await;
         let again = match &result {
-            // Redis has refused the request, so a write may be repeated too.
-            Ok(reply) => supervisor::is_reason_to_retire(reply) && self.pipe.retire(connection),
+            // Redis has refused the request, so a write may be repeated too: if it has several
+            // commands, only if all of them were refused.
+            Ok(reply) => {
+                supervisor::is_reason_to_retire(reply)
+                    && self.pipe.retire(connection)
+                    && (effect == Effect::Read || is_refused(reply))
+            }
             Err(failed) => {
                 failed.error == StoreError::Unavailable
                     && (effect == Effect::Read || failed.outcome == Outcome::NotExecuted)
@@ -139,6 +148,11 @@ impl Link {
             Err(_) => Err(StoreError::Unavailable),
         }
     }
+}
+
+/// Whether all replies are errors.
+fn is_refused(reply: &[u8]) -> bool {
+    Replies::new(reply).all(|reply| matches!(reply, Reply::Error(_)))
 }
 
 impl fmt::Debug for Link {

@@ -95,7 +95,7 @@ pub(crate) fn classify(line: &[u8]) -> StoreError {
         "READONLY" => StoreError::ReadOnly,
         "OOM" => StoreError::OutOfMemory,
         "MISCONF" => StoreError::Misconfigured,
-        _ if is_about_credentials(code) => StoreError::Auth,
+        _ if is_about_credentials(code) || is_about_rights_in_script(&text) => StoreError::Auth,
         "WRONGTYPE" => StoreError::WrongType,
         _ => StoreError::Unexpected,
     };
@@ -112,11 +112,22 @@ pub(crate) fn is_about_credentials(code: &str) -> bool {
     matches!(code, "NOAUTH" | "WRONGPASS" | "NOPERM" | "DENIED")
 }
 
-/// The error behind an error reply: where Redis refuses EXEC itself, it puts words of its own
-/// before the reason.
+/// The error behind an error reply. Redis puts words of its own before the reason where it refuses
+/// EXEC itself, and, up to version 6.2, where a command of a script fails.
 pub(crate) fn cause(text: &str) -> &str {
-    let cause = text.strip_prefix("EXECABORT Transaction discarded because of: ");
-    cause.unwrap_or(text)
+    if let Some(cause) = text.strip_prefix("EXECABORT Transaction discarded because of: ") {
+        return cause;
+    }
+    let script = text.strip_prefix("ERR Error running script");
+    let place = script.and_then(|script| script.rsplit_once("@user_script:"));
+    let cause = place.and_then(|(_, line_and_cause)| line_and_cause.split_once(": "));
+    cause.map_or(text, |(_, cause)| cause.trim_start_matches('-'))
+}
+
+/// Whether a script failed because the Redis user may not run one of its commands. The commands
+/// before may have written.
+fn is_about_rights_in_script(text: &str) -> bool {
+    text.contains("The user executing the script can't") || text.contains("ACL failure in script")
 }
 
 /// The first word of an error reply, and the rest.
@@ -143,8 +154,12 @@ pub(crate) fn unexpected(command: &'static str, reply: Option<Reply<'_>>) -> Sto
 /// The error of a write that got this reply. An error reply that we know says that Redis refused
 /// the write. Any other reply may come from a proxy, which need not know what became of the write.
 pub(crate) fn refused(command: &'static str, reply: Option<Reply<'_>>) -> WriteError {
+    let may_have_written = match &reply {
+        Some(Reply::Error(line)) => is_about_rights_in_script(&String::from_utf8_lossy(line)),
+        _ => false,
+    };
     match unexpected(command, reply) {
-        error @ StoreError::Unexpected => WriteError::unknown(error),
+        error if may_have_written || error == StoreError::Unexpected => WriteError::unknown(error),
         error => WriteError::not_executed(error),
     }
 }

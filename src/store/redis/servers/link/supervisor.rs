@@ -16,8 +16,10 @@ use tokio::{
 use super::super::{
     super::wire::{
         connect::{Connected, Transport},
+        failure,
         ping::{Challenge, ServerHealth},
         pipe::{Broken, Driver, Pipe},
+        resp::{Replies, Reply},
     },
     place::Place,
     task::AbortOnDrop,
@@ -53,7 +55,17 @@ pub(super) struct Attempt {
 /// Whether a new connection may answer better: it may lead to the master if this one does not any
 /// more, or log in with a password that has changed.
 pub(super) fn is_reason_to_retire(reply: &[u8]) -> bool {
-    reply.starts_with(b"-READONLY") || reply.starts_with(b"-NOAUTH")
+    if reply.first() != Some(&b'-') {
+        return false;
+    }
+    let Some(Reply::Error(line)) = Replies::new(reply).next() else {
+        return false;
+    };
+    let text = String::from_utf8_lossy(line);
+    matches!(
+        failure::split(failure::cause(&text)).0,
+        "READONLY" | "NOAUTH"
+    )
 }
 
 pub(super) struct LinkSupervisor {
