@@ -6,6 +6,8 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "see above")]
 
+mod batches;
+mod conditional;
 mod config;
 mod error;
 mod health;

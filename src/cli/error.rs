@@ -13,6 +13,8 @@ use crate::config::ConfigError;
 pub(super) enum CliError {
     #[error("{}", describe(.0))]
     Call(#[from] Box<Status>),
+    #[error("{source} (the {sent} items before this call are marked)")]
+    Batch { sent: u64, source: Box<Self> },
     #[error("cannot reach {addr}: {reason}")]
     Connect { addr: String, reason: String },
     #[error("{0}")]

@@ -5,14 +5,20 @@ use std::{
     fmt::Write as _,
     io::{self, Write as _},
     os::unix::ffi::OsStringExt as _,
+    sync::LazyLock,
     time::Duration,
 };
 
 use clap::ValueEnum;
-use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
+use prost_reflect::{
+    DescriptorError, DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions,
+};
 
 use super::error::{CliError, chain};
-use crate::proto::{self, Entry};
+use crate::{
+    model::Value,
+    proto::{self, Entry},
+};
 
 /// The format of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -35,28 +41,24 @@ pub(super) enum ValueType {
 }
 
 /// Reads a value from the command line. An integer becomes an int unless `value_type` is given.
-pub(super) fn typed(
-    value: OsString,
-    value_type: Option<ValueType>,
-) -> Result<proto::mark_request::Value, CliError> {
-    use proto::mark_request::Value;
+pub(super) fn typed(value: OsString, value_type: Option<ValueType>) -> Result<Value, CliError> {
     let not_utf8 = |_| CliError::Usage("the value is not UTF-8; use --type bytes".to_owned());
     match value_type {
-        Some(ValueType::Bytes) => Ok(Value::BytesValue(value.into_vec())),
-        Some(ValueType::String) => Ok(Value::StringValue(value.into_string().map_err(not_utf8)?)),
+        Some(ValueType::Bytes) => Ok(Value::Bytes(value.into_vec())),
+        Some(ValueType::String) => Ok(Value::String(value.into_string().map_err(not_utf8)?)),
         Some(ValueType::Int) => {
             let text = value.into_string().map_err(not_utf8)?;
             let int = text.parse().map_err(|_| {
                 CliError::Usage("the value is not a signed 64-bit integer".to_owned())
             })?;
-            Ok(Value::IntValue(int))
+            Ok(Value::Int(int))
         }
         None => {
             let text = value.into_string().map_err(not_utf8)?;
             // Only the usual spelling of a number is an int: 007 is a string.
             Ok(match text.parse::<i64>() {
-                Ok(int) if int.to_string() == text => Value::IntValue(int),
-                _ => Value::StringValue(text),
+                Ok(int) if int.to_string() == text => Value::Int(int),
+                _ => Value::String(text),
             })
         }
     }
@@ -92,11 +94,7 @@ pub(super) fn time(time: Option<&prost_types::Timestamp>) -> String {
 /// The protobuf JSON mapping with an indent of two, like the output of grpcurl.
 pub(super) fn json(message: &str, reply: &impl prost::Message) -> Result<String, CliError> {
     let failed = |error: &dyn std::error::Error| CliError::Json(chain(error));
-    let pool = DescriptorPool::decode(proto::FILE_DESCRIPTOR_SET).map_err(|e| failed(&e))?;
-    let descriptor = pool
-        .get_message_by_name(&format!("dyndata.v1.{message}"))
-        .ok_or_else(|| CliError::Json("unknown message".to_owned()))?;
-    let mut dynamic = DynamicMessage::new(descriptor);
+    let mut dynamic = DynamicMessage::new(descriptor(message)?);
     dynamic.transcode_from(reply).map_err(|e| failed(&e))?;
     let mut text = Vec::new();
     let mut serializer = serde_json::Serializer::pretty(&mut text);
@@ -112,6 +110,29 @@ pub(super) fn json(message: &str, reply: &impl prost::Message) -> Result<String,
         .replace('&', "\\u0026")
         .replace('\u{2028}', "\\u2028")
         .replace('\u{2029}', "\\u2029"))
+}
+
+/// A message from its protobuf JSON mapping.
+pub(super) fn from_json<M: prost::Message + Default>(
+    message: &str,
+    text: &str,
+) -> Result<M, CliError> {
+    let failed = |error: &dyn std::error::Error| CliError::Usage(chain(error));
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let dynamic = DynamicMessage::deserialize(descriptor(message)?, &mut deserializer)
+        .map_err(|e| failed(&e))?;
+    deserializer.end().map_err(|e| failed(&e))?;
+    dynamic.transcode_to().map_err(|e| failed(&e))
+}
+
+fn descriptor(message: &str) -> Result<MessageDescriptor, CliError> {
+    static POOL: LazyLock<Result<DescriptorPool, DescriptorError>> =
+        LazyLock::new(|| DescriptorPool::decode(proto::FILE_DESCRIPTOR_SET));
+    let pool = POOL
+        .as_ref()
+        .map_err(|error| CliError::Json(chain(error)))?;
+    pool.get_message_by_name(&format!("dyndata.v1.{message}"))
+        .ok_or_else(|| CliError::Json("unknown message".to_owned()))
 }
 
 /// Prints a line to standard output.

@@ -5,6 +5,8 @@ use std::{ffi::OsString, time::Duration};
 use clap::{Args, Subcommand};
 
 use super::{
+    batches::{BatchMark, BatchUnmark, Touch},
+    conditional::{Incr, MarkIf, Unmark},
     error::CliError,
     render::{ValueType, time, typed, value_text, wire_duration},
     target::Target,
@@ -20,6 +22,18 @@ pub enum ValuesCommand {
     Get(Get),
     /// Read many values
     BatchGet(BatchGet),
+    /// Remove a value, or remove it only if it is equal to another
+    Unmark(Unmark),
+    /// Remove many values
+    BatchUnmark(BatchUnmark),
+    /// Write many values, from arguments or from JSON lines on standard input
+    BatchMark(BatchMark),
+    /// Write a value if a condition holds, and see what was marked before
+    MarkIf(MarkIf),
+    /// Restart the time to live of values
+    Touch(Touch),
+    /// Add to a number
+    Incr(Incr),
 }
 
 impl ValuesCommand {
@@ -28,6 +42,12 @@ impl ValuesCommand {
             Self::Mark(mark) => mark.run().await,
             Self::Get(get) => get.run().await,
             Self::BatchGet(batch_get) => batch_get.run().await,
+            Self::Unmark(unmark) => unmark.run().await,
+            Self::BatchUnmark(batch_unmark) => batch_unmark.run().await,
+            Self::BatchMark(batch_mark) => batch_mark.run().await,
+            Self::MarkIf(mark_if) => mark_if.run().await,
+            Self::Touch(touch) => touch.run().await,
+            Self::Incr(incr) => incr.run().await,
         }
     }
 }
@@ -62,7 +82,7 @@ impl Mark {
         let request = MarkRequest {
             namespace: target.namespace.clone(),
             id,
-            value: Some(typed(value, value_type)?),
+            value: Some(typed(value, value_type)?.into()),
             ttl: ttl.map(wire_duration).transpose()?,
         };
         let mut client = target.client().await?;
