@@ -2,10 +2,7 @@
 
 mod support;
 
-use std::{
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use support::{
     Client, Directory, Dyndata, PATIENCE, Redis, TestServer, assert_error, eventually, int, mark,
@@ -55,41 +52,10 @@ fn ids(count: usize) -> Vec<String> {
 }
 
 mod cluster {
-    use super::*;
-
-    /// A node that is in no cluster yet.
-    fn node() -> Redis {
-        Redis::start_with(&[
-            "--cluster-enabled",
-            "yes",
-            "--cluster-node-timeout",
-            "1000",
-            "--cluster-require-full-coverage",
-            "no",
-        ])
-    }
-
-    fn says_ok(node: &Redis) -> bool {
-        node.text(&["CLUSTER", "INFO"]).contains("cluster_state:ok")
-    }
-
-    /// Three masters without replicas. If one is lost, the others still serve their slots.
-    fn masters() -> Vec<Redis> {
-        let nodes: Vec<_> = (0..3).map(|_| node()).collect();
-        create(&nodes);
-        nodes
-    }
-
-    fn create(nodes: &[Redis]) {
-        let created = Command::new("redis-cli")
-            .args(["--cluster", "create"])
-            .args(nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)))
-            .arg("--cluster-yes")
-            .output()
-            .expect("redis-cli runs");
-        assert!(created.status.success(), "{created:?}");
-        eventually("the nodes serve", || nodes.iter().all(says_ok));
-    }
+    use super::{
+        support::cluster::{create, masters, node, says_ok},
+        *,
+    };
 
     #[tokio::test]
     async fn a_node_that_was_reset_does_not_take_the_others_down() {

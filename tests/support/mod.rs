@@ -7,6 +7,7 @@
 )]
 
 pub mod certificates;
+pub mod cluster;
 pub mod dyndata_process;
 pub mod redis_server;
 pub mod scripted_proxy;
