@@ -5,10 +5,13 @@
 mod support;
 
 use dyndata::proto::{
-    BatchGetRequest, FILE_DESCRIPTOR_SET, GetRequest, MarkRequest,
+    self, BatchGetRequest, BatchMarkRequest, BatchUnmarkRequest, FILE_DESCRIPTOR_SET, GetRequest,
+    IncrementRequest, MarkIfRequest, MarkRequest, TouchRequest, UnmarkRequest, batch_mark_request,
     dyn_data_client::DynDataClient,
     health::{HealthCheckRequest, HealthListRequest, health_client::HealthClient},
+    mark_if_request,
     mark_request::Value,
+    value,
 };
 use prost::Message as _;
 use support::{
@@ -26,11 +29,20 @@ use tonic_types::StatusExt as _;
 
 const NAMESPACE: &str = "orders";
 
-/// All RPCs of the server, with what each demands of its caller.
-const RPCS: [(&str, Demand); 8] = [
+/// All RPCs of the server, with what each demands of its caller. An RPC has a second row, with a
+/// space and more after its name, if a field changes what it demands.
+const RPCS: [(&str, Demand); 15] = [
     ("dyndata.v1.DynData/Mark", Demand::Write),
     ("dyndata.v1.DynData/Get", Demand::Read),
     ("dyndata.v1.DynData/BatchGet", Demand::Read),
+    ("dyndata.v1.DynData/Unmark", Demand::Write),
+    // It also tells whether the value is equal.
+    ("dyndata.v1.DynData/Unmark if_equal", Demand::ReadAndWrite),
+    ("dyndata.v1.DynData/BatchUnmark", Demand::Write),
+    ("dyndata.v1.DynData/BatchMark", Demand::Write),
+    ("dyndata.v1.DynData/MarkIf", Demand::ReadAndWrite),
+    ("dyndata.v1.DynData/Touch", Demand::ReadAndWrite),
+    ("dyndata.v1.DynData/Increment", Demand::ReadAndWrite),
     // Probes send no credentials.
     ("grpc.health.v1.Health/Check", Demand::Nothing),
     ("grpc.health.v1.Health/List", Demand::Nothing),
@@ -50,6 +62,7 @@ enum Demand {
     Credentials,
     Read,
     Write,
+    ReadAndWrite,
 }
 
 /// A caller with its credentials.
@@ -81,9 +94,18 @@ fn expected(demand: Demand, known: Known) -> Option<Code> {
         (_, Known::Nobody) => Code::Unauthenticated,
         (Demand::Credentials, _)
         | (Demand::Read, Known::Reader | Known::ReaderAndWriter)
-        | (Demand::Write, Known::Writer | Known::ReaderAndWriter) => Code::Ok,
-        (Demand::Read | Demand::Write, _) => Code::PermissionDenied,
+        | (Demand::Write, Known::Writer | Known::ReaderAndWriter)
+        | (Demand::ReadAndWrite, Known::ReaderAndWriter) => Code::Ok,
+        (Demand::Read | Demand::Write | Demand::ReadAndWrite, _) => Code::PermissionDenied,
     })
+}
+
+/// The outcome in the error of a refused call. `None` for a call that does not write.
+fn outcome(demand: Demand) -> Option<&'static str> {
+    match demand {
+        Demand::Write | Demand::ReadAndWrite => Some("not_executed"),
+        Demand::Nothing | Demand::Credentials | Demand::Read => None,
+    }
 }
 
 #[test]
@@ -111,8 +133,13 @@ fn every_rpc_is_in_the_matrix() {
     }
     found.sort();
     found.dedup();
-    let mut listed = RPCS.map(|(rpc, _)| rpc.to_owned()).to_vec();
+    let without_field = |rpc: &str| rpc.split(' ').next().map(str::to_owned);
+    let mut listed: Vec<_> = RPCS
+        .iter()
+        .filter_map(|(rpc, _)| without_field(rpc))
+        .collect();
     listed.sort();
+    listed.dedup();
     assert_eq!(found, listed);
 }
 
@@ -360,11 +387,14 @@ async fn check(callers: &[Caller], connect: impl AsyncFn(&Caller) -> Channel) ->
                 Some(code) => {
                     let actual = result.as_ref().err().map_or(Code::Ok, Status::code);
                     assert_eq!(actual, code, "{rpc} by {}: {result:?}", caller.name);
-                    if code == Code::Unauthenticated {
-                        let status = result.expect_err("refused");
-                        // The outcome depends on the RPC, and not on the credentials.
+                    if let Err(status) = result {
                         let info = status.get_details_error_info().expect("an ErrorInfo");
-                        refusals.push((status.message().to_owned(), info.reason));
+                        // The outcome depends on the RPC, and not on the credentials.
+                        let stated = info.metadata.get("outcome").map(String::as_str);
+                        assert_eq!(stated, outcome(demand), "{rpc} by {}", caller.name);
+                        if code == Code::Unauthenticated {
+                            refusals.push((status.message().to_owned(), info.reason));
+                        }
                     }
                 }
                 None => {
@@ -423,6 +453,62 @@ async fn call(rpc: &str, channel: Channel, token: Option<&str>) -> Result<(), St
                 include_expire_time: false,
             };
             dyn_data.batch_get(with(batch_get, token)).await.map(drop)
+        }
+        "dyndata.v1.DynData/Unmark" | "dyndata.v1.DynData/Unmark if_equal" => {
+            let unmark = UnmarkRequest {
+                namespace: namespace(),
+                id: "42".to_owned(),
+                if_equal: rpc.ends_with("if_equal").then(|| proto::Value {
+                    kind: Some(value::Kind::IntValue(1)),
+                }),
+            };
+            dyn_data.unmark(with(unmark, token)).await.map(drop)
+        }
+        "dyndata.v1.DynData/BatchUnmark" => {
+            let batch_unmark = BatchUnmarkRequest {
+                namespace: namespace(),
+                ids: vec!["42".to_owned()],
+            };
+            let request = with(batch_unmark, token);
+            dyn_data.batch_unmark(request).await.map(drop)
+        }
+        "dyndata.v1.DynData/BatchMark" => {
+            let item = batch_mark_request::Item {
+                id: "42".to_owned(),
+                value: Some(batch_mark_request::item::Value::IntValue(1)),
+                ttl: None,
+            };
+            let batch_mark = BatchMarkRequest {
+                namespace: namespace(),
+                marks: vec![item],
+            };
+            dyn_data.batch_mark(with(batch_mark, token)).await.map(drop)
+        }
+        "dyndata.v1.DynData/MarkIf" => {
+            let mark_if = MarkIfRequest {
+                namespace: namespace(),
+                id: "42".to_owned(),
+                value: Some(mark_if_request::Value::IntValue(1)),
+                ttl: None,
+                condition: None,
+            };
+            dyn_data.mark_if(with(mark_if, token)).await.map(drop)
+        }
+        "dyndata.v1.DynData/Touch" => {
+            let touch = TouchRequest {
+                namespace: namespace(),
+                ids: vec!["42".to_owned()],
+                ttl: None,
+            };
+            dyn_data.touch(with(touch, token)).await.map(drop)
+        }
+        "dyndata.v1.DynData/Increment" => {
+            let increment = IncrementRequest {
+                namespace: namespace(),
+                id: "42".to_owned(),
+                ..IncrementRequest::default()
+            };
+            dyn_data.increment(with(increment, token)).await.map(drop)
         }
         "grpc.health.v1.Health/Check" => {
             let request = with(HealthCheckRequest::default(), token);
