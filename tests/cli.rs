@@ -36,10 +36,22 @@ fn stderr(output: &Output) -> &str {
 
 /// Runs a client command against a server. Returns exit code, standard output and standard error.
 fn call(server: &TestServer, arguments: &[&str]) -> (i32, String, String) {
+    call_from(server, arguments, Stdio::null())
+}
+
+/// As [`call`], with this on standard input.
+fn call_with_input(server: &TestServer, arguments: &[&str], input: &str) -> (i32, String, String) {
+    let files = Directory::new();
+    let file = std::fs::File::open(files.write("input", input)).expect("the input");
+    call_from(server, arguments, file.into())
+}
+
+fn call_from(server: &TestServer, arguments: &[&str], input: Stdio) -> (i32, String, String) {
     let url = format!("http://{}", server.addr);
     let output = dyndata()
         .args(arguments)
         .env("DYNDATA_ADDR", url)
+        .stdin(input)
         .output()
         .expect("runs");
     let code = output.status.code().expect("an exit code");
@@ -120,6 +132,236 @@ fn json_is_the_protobuf_mapping() {
 }
 
 #[test]
+fn unmark_removes_a_value_or_only_an_equal_one() {
+    let server = TestServer::start(&[]);
+    assert_eq!(call(&server, &["mark", "42", "100"]).0, 0);
+    for (arguments, text) in [
+        (&["unmark", "42", "--if-equal", "-100"][..], "not removed\n"),
+        // The string "100" is not the number.
+        (
+            &["unmark", "42", "--if-equal", "100", "--type", "string"],
+            "not removed\n",
+        ),
+        (&["unmark", "42", "--if-equal", "100"], "removed\n"),
+        (&["unmark", "42"], "not removed\n"),
+        (&["unmark", "42", "--output", "json"], "{}\n"),
+    ] {
+        let answer = call(&server, arguments);
+        assert_eq!(answer, (0, text.to_owned(), String::new()), "{arguments:?}");
+    }
+    assert_eq!(call(&server, &["mark", "42", "100"]).0, 0);
+    let (_, out, _) = call(&server, &["unmark", "42", "--output", "json"]);
+    assert_eq!(out, "{\n  \"removed\": true\n}\n");
+    assert_eq!(call(&server, &["get", "42"]).1, "(not marked)\n");
+}
+
+#[test]
+fn batch_unmark_says_how_many_it_removed() {
+    let server = TestServer::start(&[]);
+    let items = ["batch-mark", "a=1", "b=2", "c=3"];
+    for (output, text) in [
+        ("text", "removed 2\n"),
+        ("json", "{\n  \"removedCount\": 2\n}\n"),
+    ] {
+        assert_eq!(call(&server, &items).0, 0);
+        let unmark = ["batch-unmark", "a", "absent", "c", "a", "--output", output];
+        let answer = call(&server, &unmark);
+        assert_eq!(answer, (0, text.to_owned(), String::new()), "{output}");
+        let (_, left, _) = call(&server, &["batch-get", "a", "b", "c"]);
+        assert_eq!(left, "a\t(not marked)\nb\t2\nc\t(not marked)\n");
+    }
+}
+
+#[test]
+fn batch_mark_takes_items_as_arguments() {
+    let server = TestServer::start(&[]);
+    let marks = ["batch-mark", "a=1", "b=two=2", "c=", "d=-4", "a=5"];
+    let (code, out, err) = call(&server, &marks);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert_eq!(out, "marked 5, in 1 calls\n");
+    let (_, out, _) = call(&server, &["batch-get", "a", "b", "c", "d"]);
+    assert_eq!(out, "a\t5\nb\ttwo=2\nc\t\nd\t-4\n");
+
+    let typed = ["batch-mark", "a=5", "--type", "string", "--ttl", "1h"];
+    assert_eq!(
+        call(&server, &[&typed[..], &["--output", "json"]].concat()),
+        (0, "{}\n".to_owned(), String::new())
+    );
+    let (_, out, _) = call(&server, &["get", "a", "--output", "json"]);
+    assert!(out.contains(r#""stringValue": "5""#), "{out}");
+
+    let small = ["batch-mark", "a=1", "b=2", "c=3", "--batch-size", "2"];
+    assert_eq!(call(&server, &small).1, "marked 3, in 2 calls\n");
+}
+
+#[test]
+fn batch_mark_reads_a_json_object_a_line_from_standard_input() {
+    let server = TestServer::start(&[]);
+    let mut lines = String::new();
+    for number in 1..=1000 {
+        lines += &format!("{{\"id\":\"id {number}\",\"intValue\":\"{number}\"}}\n");
+        // Blank lines do not count as items.
+        lines += if number % 100 == 0 { " \n" } else { "" };
+    }
+    lines += r#"{"id":"bytes","bytesValue":"AAE=","ttl":"1.5s"}"#;
+    let (code, out, err) = call_with_input(&server, &["batch-mark"], &lines);
+    // No progress bar, because standard error is no terminal.
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert_eq!(out, "marked 1001, in 3 calls\n");
+    let (_, out, _) = call(&server, &["batch-get", "id 1", "id 1000", "bytes"]);
+    assert_eq!(out, "id 1\t1\nid 1000\t1000\nbytes\t\\x00\\x01\n");
+
+    let batches_of_7 = ["batch-mark", "--batch-size", "7", "--output", "json"];
+    let answer = call_with_input(&server, &batches_of_7, &lines);
+    assert_eq!(answer, (0, "{}\n".to_owned(), String::new()));
+    let answer = call_with_input(&server, &["batch-mark"], "");
+    assert_eq!(answer.1, "marked 0, in 0 calls\n");
+}
+
+#[test]
+fn an_item_on_standard_input_has_its_own_time_to_live_or_that_of_the_option() {
+    let server = TestServer::start(&[]);
+    let lines = r#"{"id":"own","intValue":"1","ttl":"3600s"}
+        {"id":"option","intValue":"1"}"#;
+    let mark = ["batch-mark", "--ttl", "2h"];
+    assert_eq!(call_with_input(&server, &mark, lines).0, 0);
+    let mut expires = Vec::new();
+    for id in ["own", "option"] {
+        let get = ["get", id, "--expire-time", "--output", "json"];
+        let reply: serde_json::Value = serde_json::from_str(&call(&server, &get).1).expect("JSON");
+        let time = reply["entry"]["expireTime"].as_str().expect("a time");
+        expires.push(humantime::parse_rfc3339(time).expect("a time"));
+    }
+    let apart = expires[1].duration_since(expires[0]).expect("later");
+    assert!((3500..3700).contains(&apart.as_secs()), "{apart:?}");
+}
+
+#[test]
+fn a_bad_line_on_standard_input_is_named_by_its_number() {
+    let server = TestServer::start(&[]);
+    let good = r#"{"id":"42","intValue":"1"}"#;
+    for bad in [
+        "42=1",
+        r#"{"id":"42","intValue":"one"}"#,
+        r#"{"id":"42","value":"1"}"#,
+        r#"{"id":"42","intValue":"1"} and more"#,
+        r#"{"id":"42","intValue":"1""#,
+    ] {
+        let lines = format!("{good}\n\n{bad}\n{good}\n");
+        let (code, out, err) = call_with_input(&server, &["batch-mark"], &lines);
+        assert_eq!((code, out.as_str()), (64, ""), "{bad}: {err}");
+        assert!(err.starts_with("error: line 3: "), "{bad}: {err}");
+        assert_eq!(err.lines().count(), 1, "{err}");
+    }
+    // Nothing of the call with the bad line is sent.
+    assert_eq!(call(&server, &["get", "42"]).1, "(not marked)\n");
+    let (code, _, err) = call(&server, &["batch-mark", "a=1", "b"]);
+    assert_eq!(code, 64);
+    assert!(err.contains("b: not of the form ID=VALUE"), "{err}");
+}
+
+#[test]
+fn a_refused_batch_says_how_many_items_are_marked_already() {
+    let server = TestServer::start(&["--max-value-bytes", "10"]);
+    let mark = ["batch-mark", "a=1", "b=2", "c=much too long", "d=4"];
+    let (code, out, err) = call(&server, &[&mark[..], &["--batch-size", "2"]].concat());
+    assert_eq!((code, out.as_str()), (1, ""), "{err}");
+    assert!(err.starts_with("error: InvalidArgument: "), "{err}");
+    assert!(err.contains("VALUE_TOO_LARGE"), "{err}");
+    assert!(err.contains("the 2 items before this call"), "{err}");
+    let (_, out, _) = call(&server, &["batch-get", "a", "b", "d"]);
+    assert_eq!(out, "a\t1\nb\t2\nd\t(not marked)\n");
+}
+
+#[test]
+fn mark_if_says_what_it_wrote_or_what_is_still_there() {
+    let server = TestServer::start(&[]);
+    for (arguments, start, end) in [
+        (
+            &["7", "--if-present"][..],
+            "not written, still (not ",
+            "marked)",
+        ),
+        (
+            &["7", "--if-absent"],
+            "expires 20",
+            "previously (not marked)",
+        ),
+        (&["8", "--if-absent"], "not written, ", "still 7"),
+        (&["8", "--if-present"], "expires 20", "previously 7"),
+        (&["9", "--if-equal", "7"], "not written, ", "still 8"),
+        (&["-9", "--if-equal", "8"], "expires 20", "previously 8"),
+        (&["x", "--ttl", "1h"], "expires 20", "previously -9"),
+    ] {
+        let (code, out, err) = call(&server, &[&["mark-if", "42"], arguments].concat());
+        assert_eq!((code, err.as_str()), (0, ""), "{arguments:?}");
+        let line = out.trim_end();
+        assert!(line.starts_with(start), "{arguments:?}: {out}");
+        assert!(line.ends_with(end), "{arguments:?}: {out}");
+    }
+    assert_eq!(call(&server, &["get", "42"]).1, "x\n");
+
+    let absent = ["mark-if", "42", "y", "--if-absent", "--output", "json"];
+    let held = "{\n  \"previous\": {\n    \"id\": \"42\",\n    \"stringValue\": \"x\"\n  }\n}\n";
+    assert_eq!(call(&server, &absent).1, held);
+    let (_, out, _) = call(&server, &["mark-if", "42", "y", "--output", "json"]);
+    assert!(out.contains("\"applied\": true"), "{out}");
+    assert!(out.contains("\"expireTime\": \"20"), "{out}");
+}
+
+#[test]
+fn touch_prints_each_id_with_its_value_and_new_expiry() {
+    let server = TestServer::start(&[]);
+    assert_eq!(call(&server, &["mark", "42", "100"]).0, 0);
+    let (code, out, err) = call(&server, &["touch", "42", "43", "--ttl", "1h"]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    let lines: Vec<_> = out.lines().collect();
+    assert_eq!(lines.len(), 2, "{out}");
+    assert!(lines[0].starts_with("42\t100\t(expires 20"), "{out}");
+    assert_eq!(lines[1], "43\t(not marked)");
+
+    let (_, out, _) = call(&server, &["touch", "43", "42", "--output", "json"]);
+    let reply: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(reply["entries"][0], serde_json::json!({"id": "43"}));
+    assert_eq!(reply["entries"][1]["intValue"], "100");
+    assert!(reply["entries"][1]["expireTime"].is_string(), "{out}");
+}
+
+#[test]
+fn incr_prints_the_number_or_why_it_is_not_written() {
+    let server = TestServer::start(&[]);
+    for (arguments, text) in [
+        (&[][..], "1\n"),
+        (&["5"], "6\n"),
+        (&["-10"], "-4\n"),
+        (&["0", "--keep-ttl"], "-4\n"),
+        (&["--", "-1"], "-5\n"),
+    ] {
+        let answer = call(&server, &[&["incr", "42"], arguments].concat());
+        assert_eq!(answer, (0, text.to_owned(), String::new()), "{arguments:?}");
+    }
+    for bound in [&["1", "--max", "-5"][..], &["-1", "--min", "-5"]] {
+        let (code, out, _) = call(&server, &[&["incr", "42"], bound].concat());
+        assert_eq!(code, 0, "{bound:?}");
+        assert!(
+            out.starts_with("not written, still -5, expires 20"),
+            "{bound:?}: {out}"
+        );
+    }
+    let (_, out, _) = call(&server, &["incr", "42", "7", "--output", "json"]);
+    let reply: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(reply["applied"], true);
+    assert_eq!(reply["value"], "2");
+    assert!(reply["expireTime"].is_string(), "{out}");
+
+    assert_eq!(call(&server, &["mark", "text", "one"]).0, 0);
+    let (code, _, err) = call(&server, &["incr", "text"]);
+    assert_eq!(code, 1);
+    assert!(err.starts_with("error: FailedPrecondition: "), "{err}");
+    assert!(err.ends_with("(NOT_AN_INTEGER)\n"), "{err}");
+}
+
+#[test]
 fn namespaces_are_an_option_of_every_command() {
     let server = TestServer::start(&[]);
     assert_eq!(
@@ -133,6 +375,20 @@ fn namespaces_are_an_option_of_every_command() {
     assert_eq!(call(&server, &["get", "42"]).1, "(not marked)\n");
     let (_, out, _) = call(&server, &["batch-get", "42", "--namespace", "orders"]);
     assert_eq!(out, "42\t7\n");
+    for (arguments, text) in [
+        (&["incr", "42"][..], "8\n"),
+        (
+            &["mark-if", "42", "9", "--if-absent"],
+            "not written, still 8\n",
+        ),
+        (&["batch-mark", "43=1"], "marked 1, in 1 calls\n"),
+        (&["batch-unmark", "42", "43"], "removed 2\n"),
+        (&["unmark", "42"], "not removed\n"),
+        (&["touch", "42"], "42\t(not marked)\n"),
+    ] {
+        let in_orders = [arguments, &["--namespace", "orders"]].concat();
+        assert_eq!(call(&server, &in_orders).1, text, "{arguments:?}");
+    }
 }
 
 #[test]
@@ -203,6 +459,15 @@ fn wrong_usage_exits_64_and_wrong_settings_78() {
         &["serve", "--frobnicate"],
         &["serve", "--max-ttl", "soon"],
         &["mark", "42", "x", "--type", "int"],
+        &["mark-if", "42", "1", "--if-absent", "--if-present"],
+        &["mark-if", "42", "1", "--if-absent", "--if-equal", "1"],
+        &["unmark", "42", "--type", "int"],
+        &["unmark"],
+        &["batch-unmark"],
+        &["batch-mark", "42=1", "--batch-size", "0"],
+        &["touch"],
+        &["incr"],
+        &["incr", "42", "one"],
         &["get", "42", "--addr", "grpcs://localhost:1"],
         &["get", "42", "--addr", "tls://localhost:1"],
         &["get", "42", "--addr", "ftp://localhost:1"],
