@@ -42,6 +42,8 @@ group_clients() {
     need redis-cli redis-tools
     python_environment
     group_buf
+    # One of the clients uses its packages.
+    example_node
     grpcurl grpcurl "$(newest_grpcurl)"
     grpcurl grpcurl-v1alpha "$grpcurl_v1alpha"
 }
@@ -58,7 +60,6 @@ group_examples() {
     need openssl openssl
     stubs examples/python
     example_go
-    example_node
 }
 
 group_docs() {

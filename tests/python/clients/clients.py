@@ -13,18 +13,28 @@ from datetime import datetime
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
-from google.rpc import error_details_pb2
+from google.rpc import error_details_pb2, status_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 from grpc_status import rpc_status
 
-from support.processes import BUF, CALL_SECONDS, TOOLS, output, run
+from support.processes import BUF, CALL_SECONDS, ROOT, TOOLS, output, run
 
 SERVICE = "dyndata.v1.DynData"
 MARK = f"{SERVICE}/Mark"
 GET = f"{SERVICE}/Get"
 BATCH_GET = f"{SERVICE}/BatchGet"
+UNMARK = f"{SERVICE}/Unmark"
+BATCH_UNMARK = f"{SERVICE}/BatchUnmark"
+BATCH_MARK = f"{SERVICE}/BatchMark"
+MARK_IF = f"{SERVICE}/MarkIf"
+TOUCH = f"{SERVICE}/Touch"
+INCREMENT = f"{SERVICE}/Increment"
+METHODS = [
+    method.rpartition("/")[2]
+    for method in (MARK, GET, BATCH_GET, UNMARK, BATCH_UNMARK, BATCH_MARK, MARK_IF, TOUCH, INCREMENT)
+]
 HEALTH = "grpc.health.v1.Health/Check"
 COMMENT = "Mark writes one value and restarts its time to live."
 
@@ -41,6 +51,7 @@ class CallError(Exception):
     message: str
     reason: str = ""
     domain: str = ""
+    outcome: str = ""
     fields: list = field(default_factory=list)
 
     def add_detail(self, type_name, value):
@@ -48,6 +59,7 @@ class CallError(Exception):
         if type_name == "google.rpc.ErrorInfo":
             info = error_details_pb2.ErrorInfo.FromString(value)
             self.reason, self.domain = info.reason, info.domain
+            self.outcome = info.metadata.get("outcome", "")
         elif type_name == "google.rpc.BadRequest":
             bad_request = error_details_pb2.BadRequest.FromString(value)
             self.fields += [violation.field for violation in bad_request.field_violations]
@@ -58,7 +70,7 @@ class PythonClient:
 
     name = "grpcio"
     reflection = "v1alpha"
-    description = ("rpc Mark", "rpc Get", "rpc BatchGet", COMMENT)
+    description = (*(f"rpc {method}" for method in METHODS), COMMENT)
 
     def __init__(self, address):
         self.channel = grpc.insecure_channel(address)
@@ -117,7 +129,7 @@ def python_error(error):
 class Grpcurl:
     """The real grpcurl, in a release that asks for this version of reflection."""
 
-    description = ("rpc Mark (", "rpc Get (", "rpc BatchGet (", "// " + COMMENT)
+    description = (*(f"rpc {method} (" for method in METHODS), "// " + COMMENT)
 
     def __init__(self, reflection, address):
         self.name = f"grpcurl {reflection}"
@@ -163,7 +175,7 @@ def grpcurl_error(stderr):
 class BufCurl:
     """`buf curl` with an option for the version of reflection. It shows no comments."""
 
-    description = tuple(f"{SERVICE}/{method}" for method in ("Mark", "Get", "BatchGet"))
+    description = tuple(f"{SERVICE}/{method}" for method in METHODS)
 
     def __init__(self, reflection, address):
         self.name = f"buf curl {reflection}"
@@ -193,6 +205,38 @@ def buf_error(stderr):
         # The Connect protocol leaves base64's padding out.
         value = detail["value"] + "=" * (-len(detail["value"]) % 4)
         result.add_detail(detail["type"], base64.b64decode(value))
+    return result
+
+
+class GrpcJs:
+    """grpc-js and proto-loader, in a program of ours that adds reflection. It shows no comments."""
+
+    name = "grpc-js"
+    reflection = "v1"
+    description = tuple(f"rpc {method}" for method in METHODS)
+
+    def __init__(self, address):
+        self.program = ["node", ROOT / "tests/python/clients/grpc_js.mjs", address]
+
+    def list(self):
+        return set(output([*self.program, "list"]).decode().split())
+
+    def describe(self):
+        return output([*self.program, "describe", SERVICE]).decode()
+
+    def call(self, method, request):
+        done = run([*self.program, "call", method], json.dumps(request).encode())
+        if done.returncode == 0:
+            return json.loads(done.stdout)
+        raise grpc_js_error(done.stderr)
+
+
+def grpc_js_error(stderr):
+    error = json.loads(stderr)
+    result = CallError(error["code"], error["message"])
+    status = status_pb2.Status.FromString(base64.b64decode(error.get("details", "")))
+    for detail in status.details:
+        result.add_detail(detail.TypeName(), detail.value)
     return result
 
 

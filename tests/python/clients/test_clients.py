@@ -7,12 +7,19 @@ import pytest
 
 from clients.clients import (
     BATCH_GET,
+    BATCH_MARK,
+    BATCH_UNMARK,
     GET,
     HEALTH,
+    INCREMENT,
     MARK,
+    MARK_IF,
     SERVICE,
+    TOUCH,
+    UNMARK,
     BufCurl,
     CallError,
+    GrpcJs,
     Grpcurl,
     PythonClient,
     own_id,
@@ -21,14 +28,17 @@ from clients.clients import (
 
 DEFAULT_TTL_SECONDS = 60
 MAX_BATCH = 1000
+CLIENTS = ("grpcio", "grpc-js", "grpcurl v1", "grpcurl v1alpha", "buf v1", "buf v1alpha")
 
 
-@pytest.fixture(scope="module", params=("grpcio", "grpcurl v1", "grpcurl v1alpha", "buf v1", "buf v1alpha"))
+@pytest.fixture(scope="module", params=CLIENTS)
 def client(request, server):
     program, _, reflection = request.param.partition(" ")
     if program == "grpcio":
         with PythonClient(server.address) as client:
             yield client
+    elif program == "grpc-js":
+        yield GrpcJs(server.address)
     else:
         yield {"grpcurl": Grpcurl, "buf": BufCurl}[program](reflection, server.address)
 
@@ -128,6 +138,137 @@ def test_lets_a_value_expire(client):
     assert found == {"entry": {"id": id, "intValue": "5"}}
     time.sleep(max(0.0, expires - time.time()) + 0.05)
     assert client.call(GET, {"id": id}) == {"entry": {"id": id}}
+
+
+def test_unmarks(client):
+    id = own_id(client, "unmark")
+    client.call(MARK, {"id": id, "int_value": "1"})
+    assert client.call(UNMARK, {"id": id}) == {"removed": True}
+    assert client.call(UNMARK, {"id": id}) == {}
+    assert client.call(GET, {"id": id}) == {"entry": {"id": id}}
+
+
+def test_unmarks_only_an_equal_value(client):
+    id = own_id(client, "unmark if equal")
+    values = ({"int_value": "1"}, {"string_value": "1"}, {"bytes_value": base64.b64encode(b"1").decode()})
+    for held in values:
+        client.call(MARK, {"id": id, **held})
+        for other in values:
+            if other != held:
+                assert client.call(UNMARK, {"id": id, "if_equal": other}) == {}
+        assert client.call(UNMARK, {"id": id, "if_equal": held}) == {"removed": True}
+
+
+def test_batch_marks_and_batch_unmarks(client):
+    ids = [own_id(client, f"batch mark {number}") for number in range(4)]
+    values = [
+        {"intValue": "-9223372036854775808"},
+        {"stringValue": ""},
+        {"bytesValue": base64.b64encode(bytes(range(256))).decode()},
+        {"intValue": "0"},
+    ]
+    marks = [{"id": id, **value, "ttl": "30s"} for id, value in zip(ids, values)]
+    # Only the last item of an id counts.
+    marks.insert(0, {"id": ids[0], "string_value": "first"})
+    assert client.call(BATCH_MARK, {"marks": marks}) == {}
+    entries = client.call(BATCH_GET, {"ids": ids})["entries"]
+    assert entries == [{"id": id, **value} for id, value in zip(ids, values)]
+
+    absent = own_id(client, "batch unmark absent")
+    removed = client.call(BATCH_UNMARK, {"ids": [ids[0], absent, ids[2], ids[0]]})
+    assert removed == {"removedCount": 2}
+    assert client.call(BATCH_UNMARK, {"ids": [absent]}) == {}
+    entries = client.call(BATCH_GET, {"ids": ids})["entries"]
+    assert [len(entry) > 1 for entry in entries] == [False, True, False, True]
+
+
+def test_marks_if_a_condition_holds(client):
+    id = own_id(client, "mark if")
+    absent = {"id": id}
+    # The condition, whether it holds, and what is marked before the call.
+    for number, (condition, holds, previous) in enumerate((
+        ({"if_present": True}, False, absent),
+        ({"if_absent": True}, True, absent),
+        ({"if_absent": True}, False, {"id": id, "intValue": "1"}),
+        ({"if_equal": {"string_value": "1"}}, False, {"id": id, "intValue": "1"}),
+        ({"if_equal": {"int_value": "1"}}, True, {"id": id, "intValue": "1"}),
+        ({"if_present": True}, True, {"id": id, "intValue": "4"}),
+        ({}, True, {"id": id, "intValue": "5"}),
+    )):
+        before = time.time()
+        reply = client.call(MARK_IF, {"id": id, "int_value": str(number), **condition})
+        expire_time = reply.pop("expireTime", None)
+        applied = {"applied": True} if holds else {}
+        assert reply == {**applied, "previous": previous}
+        assert (expire_time is not None) == holds, f"{condition} at {number}"
+        if holds:
+            assert seconds(expire_time) >= before + DEFAULT_TTL_SECONDS - 0.1
+    assert client.call(GET, {"id": id}) == {"entry": {"id": id, "intValue": "6"}}
+
+
+def test_touches(client):
+    one, two, absent = (own_id(client, name) for name in ("touch 1", "touch 2", "touch absent"))
+    client.call(BATCH_MARK, {"marks": [{"id": one, "int_value": "1"}, {"id": two, "string_value": "two"}]})
+    before = time.time()
+    entries = client.call(TOUCH, {"ids": [two, absent, one, two], "ttl": "600s"})["entries"]
+    after = time.time()
+    for entry in entries:
+        if entry["id"] != absent:
+            assert before + 599.9 <= seconds(entry.pop("expireTime")) <= after + 600
+    held = {one: {"intValue": "1"}, two: {"stringValue": "two"}, absent: {}}
+    assert entries == [{"id": id, **held[id]} for id in (two, absent, one, two)]
+    # It is the stored expiry that has changed.
+    found = client.call(GET, {"id": one, "include_expire_time": True})["entry"]
+    assert seconds(found["expireTime"]) > before + 599
+
+
+def test_increments(client):
+    id = own_id(client, "increment")
+    for request, number in (
+        ({}, 1),
+        ({"delta": "9"}, 10),
+        ({"delta": "-30"}, -20),
+        ({"delta": "0"}, -20),
+        ({"delta": "9223372036854775807"}, 2**63 - 21),
+    ):
+        reply = client.call(INCREMENT, {"id": id, **request})
+        assert seconds(reply.pop("expireTime")) > time.time()
+        assert reply == {"applied": True, "value": str(number)}
+    assert client.call(GET, {"id": id}) == {"entry": {"id": id, "intValue": str(2**63 - 21)}}
+
+
+def test_limits_a_rate(client):
+    """Three calls in a window that begins with the first. The others learn when it ends."""
+    id = own_id(client, "rate")
+    request = {"id": id, "max": "3", "ttl": "600s", "ttl_policy": "TTL_POLICY_KEEP"}
+    replies = [client.call(INCREMENT, request) for _ in range(5)]
+    ends = [seconds(reply.pop("expireTime")) for reply in replies]
+    granted = [{"applied": True, "value": str(number)} for number in (1, 2, 3)]
+    assert replies == [*granted, {"value": "3"}, {"value": "3"}]
+    assert max(ends) - min(ends) < 0.1, "the window moved"
+    request = {"id": own_id(client, "no rate"), "min": "1", "delta": "-1"}
+    # Nothing is there: the number is 0 and has no expiry. 0 and false are left out in JSON.
+    assert client.call(INCREMENT, request) == {}
+
+
+def test_sees_why_a_write_is_refused(client):
+    text = own_id(client, "text")
+    client.call(MARK, {"id": text, "string_value": "1"})
+    full = own_id(client, "full")
+    client.call(MARK, {"id": full, "int_value": str(2**63 - 1)})
+    for method, request, code, reason in (
+        (UNMARK, {"id": text, "if_equal": {}}, "INVALID_ARGUMENT", "CONDITION_INVALID"),
+        (BATCH_UNMARK, {}, "INVALID_ARGUMENT", "BATCH_EMPTY"),
+        (BATCH_MARK, {"marks": [{"id": text}]}, "INVALID_ARGUMENT", "VALUE_MISSING"),
+        (MARK_IF, {"id": text, "int_value": "1", "if_absent": False}, "INVALID_ARGUMENT", "CONDITION_INVALID"),
+        (TOUCH, {"ids": [text], "ttl": "0s"}, "INVALID_ARGUMENT", "TTL_OUT_OF_RANGE"),
+        (INCREMENT, {"id": text, "min": "2", "max": "1"}, "INVALID_ARGUMENT", "RANGE_INVALID"),
+        (INCREMENT, {"id": text}, "FAILED_PRECONDITION", "NOT_AN_INTEGER"),
+        (INCREMENT, {"id": full}, "OUT_OF_RANGE", "COUNTER_OVERFLOW"),
+    ):
+        error = refused(client, method, request)
+        seen = (error.code, error.domain, error.reason, error.outcome)
+        assert seen == (code, "dyndata", reason, "not_executed"), f"{method} {request}"
 
 
 def test_sees_why_an_id_is_refused(client):

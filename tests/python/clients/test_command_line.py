@@ -3,9 +3,22 @@
 A script around grpcurl can therefore use dyndata's own client instead, and the other way round.
 """
 
+import re
+
 import pytest
 
-from clients.clients import BATCH_GET, GET, HEALTH, Grpcurl
+from clients.clients import (
+    BATCH_GET,
+    BATCH_MARK,
+    BATCH_UNMARK,
+    GET,
+    HEALTH,
+    INCREMENT,
+    MARK_IF,
+    TOUCH,
+    UNMARK,
+    Grpcurl,
+)
 from support.processes import output
 
 # The arguments of `dyndata mark` that give each id its value. None leaves the id absent.
@@ -52,6 +65,51 @@ def test_batch_get_prints_the_json_of_grpcurl(marked, binary, options):
 
 def test_health_prints_the_json_of_grpcurl(server, binary):
     compare(server, binary, ["health"], HEALTH, {})
+
+
+# A command, the same call with grpcurl, and the value of the id before each of them.
+WRITES = {
+    "unmark": (["unmark", "id"], UNMARK, {"id": "id"}, "1"),
+    "unmark not": (["unmark", "id", "--if-equal", "2"], UNMARK, {"id": "id", "if_equal": {"int_value": 2}}, "1"),
+    "batch-unmark": (["batch-unmark", "id", "none"], BATCH_UNMARK, {"ids": ["id", "none"]}, "1"),
+    "batch-mark": (["batch-mark", "id=2"], BATCH_MARK, {"marks": [{"id": "id", "int_value": 2}]}, None),
+    "mark-if": (
+        ["mark-if", "id", "2", "--if-present"],
+        MARK_IF,
+        {"id": "id", "int_value": 2, "if_present": True},
+        "<1>",
+    ),
+    "mark-if not": (
+        ["mark-if", "id", "2", "--if-absent"],
+        MARK_IF,
+        {"id": "id", "int_value": 2, "if_absent": True},
+        "<1>",
+    ),
+    "touch": (["touch", "id", "none"], TOUCH, {"ids": ["id", "none"]}, "är da"),
+    "incr": (["incr", "id", "-5"], INCREMENT, {"id": "id", "delta": -5}, "1"),
+    "incr from nothing": (["incr", "id"], INCREMENT, {"id": "id"}, None),
+    "incr not": (["incr", "id", "--max", "1"], INCREMENT, {"id": "id", "max": 1}, "1"),
+}
+# Each call gives another expire time.
+TIME = re.compile(r'"expireTime": "[^"]+Z"')
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_write_prints_the_json_of_grpcurl(server, binary, name):
+    command, method, request, value = WRITES[name]
+    options = ["--addr", f"http://{server.address}", "--output", "json", "--namespace", "writes"]
+
+    def prepare():
+        output([binary, "unmark", "id", *options])
+        if value is not None:
+            output([binary, "mark", "id", value, *options])
+
+    prepare()
+    ours = output([binary, *command, *options]).decode()
+    prepare()
+    theirs = Grpcurl("v1", server.address).run(method, {**request, "namespace": "writes"})
+    assert theirs.returncode == 0
+    assert TIME.sub("TIME", ours) == TIME.sub("TIME", theirs.stdout.decode())
 
 
 def compare(server, binary, command, method, request):
