@@ -458,7 +458,7 @@ async fn call(rpc: &str, channel: Channel, token: Option<&str>) -> Result<(), St
             let unmark = UnmarkRequest {
                 namespace: namespace(),
                 id: "42".to_owned(),
-                if_equal: rpc.ends_with("if_equal").then(|| proto::Value {
+                if_equal: rpc.ends_with("if_equal").then_some(proto::Value {
                     kind: Some(value::Kind::IntValue(1)),
                 }),
             };
