@@ -26,7 +26,7 @@ variables of OpenTelemetry [configure traces](operations.md#traces-and-log).
 const CLIENT: &str = "
 ## Client commands
 
-The commands `mark`, `get`, `batch-get` and `health` have these options.
+All client commands, such as `mark` and `get`, have these options.
 ";
 
 #[test]

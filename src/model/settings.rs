@@ -8,15 +8,15 @@ use crate::setting::{SettingError, Summary, check, duration_within, within};
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Values")]
 pub(crate) struct RequestArgs {
-    /// Time to live of a Mark that sets none
+    /// Time to live of a value, unless the call sets one
     #[arg(long, env = "DYNDATA_DEFAULT_TTL", value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
     default_ttl: Duration,
 
-    /// Longest time to live of a Mark
+    /// Longest time to live that a call may set
     #[arg(long, env = "DYNDATA_MAX_TTL", value_name = "DURATION", default_value = "24h", value_parser = humantime::parse_duration)]
     max_ttl: Duration,
 
-    /// Most ids in one BatchGet
+    /// Most ids or items in one call
     #[arg(
         long,
         env = "DYNDATA_MAX_BATCH",
@@ -57,11 +57,11 @@ pub(crate) struct RequestArgs {
 /// Limits of requests and their replies.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// The time to live of a Mark that sets none.
+    /// The time to live of a value, unless the call sets one.
     pub default_ttl: Duration,
-    /// The longest time to live of a Mark.
+    /// The longest time to live that a call may set.
     pub max_ttl: Duration,
-    /// The most ids in one BatchGet.
+    /// The most ids or items in one call.
     pub max_batch: usize,
     /// The most bytes of a string or bytes value.
     pub max_value_bytes: usize,

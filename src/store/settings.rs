@@ -9,7 +9,7 @@ pub(crate) struct StoreArgs {
     #[command(flatten)]
     redis: RedisArgs,
 
-    /// Most entries in the embedded store; further Marks are refused
+    /// Most entries in the embedded store; further ids are refused
     #[arg(
         long,
         env = "DYNDATA_MEMORY_MAX_ENTRIES",
