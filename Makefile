@@ -40,7 +40,7 @@ test-rust:
 	tests/setup.sh $(if $(REDIS),redis-$(REDIS),rust)
 ifdef REDIS
 	PATH="$(CURDIR)/.tools/redis-$(REDIS):$$PATH"; redis-server --version && \
-	  $(TEST) $(CARGO) test --locked --test api --test redis --test faults
+	  $(TEST) $(CARGO) test --locked --test api --test matrix --test verbs --test redis --test faults
 else
 	$(TEST) $(CARGO) test --locked
 endif
