@@ -6,9 +6,10 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use super::{
-    layout::{self, KeyLayout},
+    layout,
     servers::link::Effect,
     store::{RedisStore, Servers},
+    values,
     wire::{
         commands::{Commands, argument},
         failure,
@@ -16,7 +17,7 @@ use super::{
     },
 };
 use crate::{
-    model::{Found, Id, MarkItem, Namespace, Ttl, Value},
+    model::{Found, Id, MarkItem, Namespace, Ttl},
     store::failure::{Outcome, StoreError, WriteError},
 };
 
@@ -29,7 +30,7 @@ impl RedisStore {
         let ids = items.iter().map(|item| &item.id);
         let replies = self.write_each(namespace, ids, |at, commands| {
             let MarkItem { id, value, ttl } = &items[at];
-            write_set(&self.layout, namespace, id, value, *ttl, commands);
+            values::write_set(&self.layout, namespace, id, value, *ttl, commands);
         });
         let mut tally = Tally::default();
         replies.await?.read(|reply| {
@@ -137,23 +138,6 @@ impl RedisStore {
             }
         }
     }
-}
-
-/// Writes `SET key value PX ttl`.
-pub(super) fn write_set(
-    layout: &KeyLayout,
-    namespace: &Namespace,
-    id: &Id,
-    value: &Value,
-    ttl: Ttl,
-    commands: &mut Commands<'_>,
-) {
-    let out = commands.command(5);
-    argument(out, b"SET");
-    layout.write_key(namespace, id, out);
-    layout::write_value(value, out);
-    argument(out, b"PX");
-    argument(out, itoa::Buffer::new().format(ttl.as_millis()).as_bytes());
 }
 
 /// One reply for each id.

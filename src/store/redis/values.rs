@@ -7,15 +7,15 @@ use std::{slice, time::SystemTime};
 use bytes::Bytes;
 
 use super::{
-    batches,
     entry::{self, Pairing},
+    layout::{self, KeyLayout},
     servers::{
         cluster::Cluster,
         link::{Effect, Link},
     },
     store::{RedisStore, Servers},
     wire::{
-        commands::argument,
+        commands::{Commands, argument},
         failure,
         resp::{Replies, Reply},
     },
@@ -39,7 +39,7 @@ impl RedisStore {
         // Read before Redis starts to count, so that the promise is never later than the expiry.
         let expire_time = SystemTime::now() + ttl.as_duration();
         let reply = self.request(Effect::Write, namespace, id, |commands| {
-            batches::write_set(&self.layout, namespace, id, value, ttl, commands);
+            write_set(&self.layout, namespace, id, value, ttl, commands);
         });
         match Replies::new(&reply.await?).next() {
             Some(Reply::Status(b"OK")) => Ok(expire_time),
@@ -220,4 +220,21 @@ impl RedisStore {
         let replies = replies.await?.into_iter();
         replies.map(|reply| Ok(reply?)).collect()
     }
+}
+
+/// Writes `SET key value PX ttl`.
+pub(super) fn write_set(
+    layout: &KeyLayout,
+    namespace: &Namespace,
+    id: &Id,
+    value: &Value,
+    ttl: Ttl,
+    commands: &mut Commands<'_>,
+) {
+    let out = commands.command(5);
+    argument(out, b"SET");
+    layout.write_key(namespace, id, out);
+    layout::write_value(value, out);
+    argument(out, b"PX");
+    argument(out, itoa::Buffer::new().format(ttl.as_millis()).as_bytes());
 }
