@@ -314,6 +314,24 @@ mod tests {
         drop(reservation);
         assert!(connection.reserve(MAX_FAIR_BYTES).is_ok());
     }
+
+    #[test]
+    fn an_incomplete_request_that_is_alone_has_room_up_to_a_size() {
+        let worker = WorkerBudget::default();
+        let (busy, slow) = (worker.for_connection(), worker.for_connection());
+        // Without other calls in the worker, any size has room.
+        let mut incomplete = slow.reserve(CALL_BYTES).expect("room");
+        assert!(incomplete.grow_incomplete(2 * MAX_WORKER_BYTES).is_ok());
+        drop(incomplete);
+        let full = busy.reserve(MAX_WORKER_BYTES).expect("room");
+        let mut incomplete = slow.reserve(CALL_BYTES).expect("room");
+        let rest = MAX_ALONE_INCOMPLETE_BYTES - CALL_BYTES;
+        assert!(incomplete.grow_incomplete(rest).is_ok());
+        assert!(incomplete.grow_incomplete(1).is_err());
+        drop(full);
+        assert!(incomplete.grow_incomplete(1).is_ok());
+    }
+
     #[test]
     fn requests_that_wait_for_the_store_leave_room_for_other_calls_and_are_bounded() {
         let worker = WorkerBudget::default();

@@ -57,11 +57,6 @@ impl Marks {
     }
 
     /// The items, with the ids in the order in which they occur first.
-    pub fn items(&self) -> &[MarkItem] {
-        &self.0
-    }
-
-    /// The items, with the ids in the order in which they occur first.
     pub fn into_items(self) -> Vec<MarkItem> {
         self.0
     }
