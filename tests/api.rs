@@ -7,32 +7,10 @@ use std::time::Duration;
 
 use dyndata::proto::{BatchGetRequest, GetRequest, MarkRequest, entry};
 use support::{
-    Client, Redis, TestServer, assert_error, batch, blamed_field, bytes, int, mark, millis, now,
-    read, seconds_since_epoch, text,
+    Client, assert_error, batch, blamed_field, bytes, int, mark, millis, now, on_every_store, read,
+    seconds_since_epoch, text,
 };
 use tonic::Code::{InvalidArgument, ResourceExhausted};
-
-macro_rules! on_every_store {
-    ($($case:ident),* $(,)?) => {
-        mod embedded {
-            $(#[tokio::test]
-            async fn $case() {
-                let server = super::TestServer::start(&[]);
-                super::$case(server.client().await).await;
-                server.stop().await;
-            })*
-        }
-        mod redis {
-            $(#[tokio::test]
-            async fn $case() {
-                let redis = super::Redis::start();
-                let server = super::TestServer::on_redis(&redis, &[]).await;
-                super::$case(server.client().await).await;
-                server.stop().await;
-            })*
-        }
-    };
-}
 
 on_every_store![
     an_int_reads_back,

@@ -7,9 +7,9 @@ use std::{
     collections::HashSet,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use dyndata::proto::{
@@ -20,36 +20,14 @@ use dyndata::proto::{
     value::Kind,
 };
 use support::{
-    Client, Redis, TestServer, assert_error, assert_outcome, batch, blamed_field, int, mark,
-    millis, now, read, seconds_since_epoch, text,
+    Client, PATIENCE, Redis, TestServer, assert_error, assert_outcome, batch, blamed_field, int,
+    mark, millis, now, on_every_store, read, seconds_since_epoch, text,
 };
-use tokio::task::JoinSet;
+use tokio::{sync::mpsc, task::JoinSet};
 use tonic::{
-    Code::{FailedPrecondition, InvalidArgument, OutOfRange, ResourceExhausted},
+    Code::{FailedPrecondition, InvalidArgument, OutOfRange, ResourceExhausted, Unavailable},
     Status,
 };
-
-macro_rules! on_every_store {
-    ($($case:ident),* $(,)?) => {
-        mod embedded {
-            $(#[tokio::test]
-            async fn $case() {
-                let server = super::TestServer::start(&[]);
-                super::$case(server.client().await).await;
-                server.stop().await;
-            })*
-        }
-        mod redis {
-            $(#[tokio::test]
-            async fn $case() {
-                let redis = super::Redis::start();
-                let server = super::TestServer::on_redis(&redis, &[]).await;
-                super::$case(server.client().await).await;
-                server.stop().await;
-            })*
-        }
-    };
-}
 
 on_every_store![
     batch_mark_writes_the_last_item_of_each_id,
@@ -196,8 +174,11 @@ async fn batch_mark_gives_each_item_its_own_ttl(mut client: Client) {
     batch_mark(&mut client, vec![short, item("long", 2)])
         .await
         .expect("marks");
-    tokio::time::sleep(Duration::from_millis(80)).await;
-    assert_eq!(client.get("short").await.expect("gets"), None);
+    let start = Instant::now();
+    while client.get("short").await.expect("gets").is_some() {
+        assert!(start.elapsed() < PATIENCE, "the short one stays");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     assert_eq!(client.get("long").await.expect("gets"), read(int(2)));
 }
 
@@ -513,14 +494,15 @@ async fn scripts_that_redis_forgets_are_sent_again() {
     let redis = Redis::start();
     let server = TestServer::on_redis(&redis, &[]).await;
     let client = server.client().await;
-    let stop = Arc::<AtomicBool>::default();
+    let (made, mut rounds) = mpsc::unbounded_channel();
     let mut calls = JoinSet::new();
     for caller in 0..8 {
-        let (mut client, stop) = (client.0.clone(), Arc::clone(&stop));
+        let (mut client, made) = (client.0.clone(), made.clone());
         calls.spawn(async move {
+            let id = format!("n{caller}");
             let mut count = 0;
-            while !stop.load(Ordering::Relaxed) {
-                let id = format!("n{caller}");
+            // Ends when nobody counts the rounds any more.
+            while made.send(()).is_ok() {
                 let reply = client.increment(increment(&id, 1)).await;
                 count += 1;
                 assert_eq!(reply.expect("counts").into_inner().value, count);
@@ -532,11 +514,38 @@ async fn scripts_that_redis_forgets_are_sent_again() {
     }
     for _ in 0..50 {
         redis.must(&["SCRIPT", "FLUSH"]);
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        for _ in 0..8 {
+            rounds.recv().await.expect("calls are made");
+        }
     }
-    stop.store(true, Ordering::Relaxed);
+    drop(rounds);
     let counted: i64 = calls.join_all().await.into_iter().sum();
     assert!(counted > 100, "{counted}");
+    server.stop().await;
+}
+
+/// A Redis user that may not run one command of a script: the commands before it have written.
+#[tokio::test]
+async fn a_script_that_lacks_a_right_has_an_unknown_outcome() {
+    let redis = Redis::start();
+    redis.must(&[
+        "ACL", "SETUSER", "dyndata", "on", ">secret", "~*", "+@all", "-pexpire",
+    ]);
+    let url = redis.url().replace("redis://", "redis://dyndata:secret@");
+    let server = TestServer::start(&[&format!("--redis-url={url}")]);
+    server.ready().await;
+    let mut client = server.client().await;
+    let reply = incremented(&mut client, increment("n", 1)).await;
+    assert_eq!(reply.expect("counts").value, 1);
+    let status = assert_error(
+        incremented(&mut client, increment("n", 1)).await,
+        Unavailable,
+        "BACKEND_AUTH",
+    );
+    assert_outcome(&status, "unknown");
+    let pushback = status.metadata().get("grpc-retry-pushback-ms");
+    assert_eq!(pushback.map(|ms| ms.as_bytes()), Some(&b"-1"[..]));
+    assert_eq!(client.get("n").await.expect("gets"), read(int(2)));
     server.stop().await;
 }
 

@@ -3,6 +3,7 @@
     dead_code,
     unreachable_pub,
     unused_imports,
+    unused_macros,
     reason = "each test binary includes this module and uses a part of it"
 )]
 
@@ -30,6 +31,30 @@ use tonic_types::StatusExt as _;
 pub use dyndata_process::Dyndata;
 pub use redis_server::{Directory, PATIENCE, Redis, eventually, free_port};
 use scripted_proxy::ScriptedProxy;
+
+/// Makes two tests of each case: one on the embedded store, one on a real redis-server.
+macro_rules! on_every_store {
+    ($($case:ident),* $(,)?) => {
+        mod embedded {
+            $(#[tokio::test]
+            async fn $case() {
+                let server = super::support::TestServer::start(&[]);
+                super::$case(server.client().await).await;
+                server.stop().await;
+            })*
+        }
+        mod redis {
+            $(#[tokio::test]
+            async fn $case() {
+                let redis = super::support::Redis::start();
+                let server = super::support::TestServer::on_redis(&redis, &[]).await;
+                super::$case(server.client().await).await;
+                server.stop().await;
+            })*
+        }
+    };
+}
+pub(crate) use on_every_store;
 
 /// A part of every secret in the tests: tokens, passwords, private values. It must appear in no
 /// output. `tests/canary.sh` checks the output of all tests.
