@@ -35,8 +35,8 @@ const NOT_HTTP2: &[u8] = b"HTTP/1.1 505 HTTP Version Not Supported\r\n\
     This is a gRPC server; it speaks only HTTP/2.\n";
 
 /// After this many bytes in a row the connection pauses. HTTP/2 reads for as long as there is
-/// something to read, so a flood of small frames (these are seven thousand) would leave little time
-/// to the other connections of the event loop. A single yield is not enough: tokio would then poll
+/// something to read. These bytes may be seven thousand small frames, so a flood of them would
+/// leave little time to the other connections of the event loop. A single yield is not enough: tokio would then poll
 /// the other sockets only now and then. One connection can still send 40 MB/s.
 const MAX_BYTES_IN_A_ROW: usize = 64 * 1024;
 /// How long the connection pauses.
