@@ -84,6 +84,7 @@ fn one_redis(pace: &Pace) -> Report {
     let servers = [(); 2].map(|()| Dyndata::on(&proxy.url(), &[]));
     let mut trial = Trial::start(&servers[0], standalone::LIMIT, Losses::None);
     trial.add_writers([&servers[0], &servers[1]], Pressure::of(pace));
+    trial.add_counters([&servers[0], &servers[1]]);
     let mut dice = Dice::new(pace, 1);
     let mut names = Vec::new();
     while let Some(drawn) = dice.next(MODES.len() + standalone::FAULTS.len()) {

@@ -174,7 +174,7 @@ pub fn check(operations: &[Operation], allowances: &Allowances) -> Findings {
                     });
                 }
             }
-            (Call::Read { .. }, _) => {}
+            (Call::Read { .. } | Call::Increment { .. } | Call::ReadCounter { .. }, _) => {}
         }
     }
     for (id, register) in &registers {
@@ -188,13 +188,13 @@ fn check_answer(operation: &Operation, allowances: &Allowances, findings: &mut F
     let overrun = overrun(operation, &allowances.stalls);
     findings.longest_overrun = findings.longest_overrun.max(overrun);
     let complaint = match &operation.outcome {
-        Outcome::Marked(_) | Outcome::Found(_) => None,
+        Outcome::Marked(_) | Outcome::Found(_) | Outcome::Counted(_) => None,
         Outcome::Malformed(what) => {
             findings.wrong_values.push(what.clone());
             None
         }
         Outcome::Refused(refusal) => {
-            breach(refusal).or_else(|| operation.is_mark().then(|| write_breach(refusal))?)
+            breach(refusal).or_else(|| write_breach(&operation.call, refusal))
         }
         Outcome::NotAccepted(_) if allowances.service_stops => None,
         Outcome::NotAccepted(what) => Some(format!("the connection failed: {what}")),
@@ -249,28 +249,36 @@ fn breach(refusal: &Refusal) -> Option<String> {
     if reason == "INTERNAL" {
         return Some(format!("an internal error: {message}"));
     }
-    if reason == "OVERLOADED" && !pushback {
+    if reason == "OVERLOADED" && pushback.is_none() {
         return Some("OVERLOADED without grpc-retry-pushback-ms".to_owned());
     }
     None
 }
 
-/// Says what is wrong with the error status of a Mark.
-fn write_breach(refusal: &Refusal) -> Option<String> {
+/// Says what is wrong with the error status of a write.
+fn write_breach(call: &Call, refusal: &Refusal) -> Option<String> {
+    // A retry policy takes a pushback as a request to repeat the call, and -1 as a ban. A Mark may
+    // be repeated if the caller's policy says so. An Increment may not.
+    let pushback = match call {
+        Call::Read { .. } | Call::ReadCounter { .. } => return None,
+        Call::Mark { .. } => None,
+        Call::Increment { .. } => Some(-1),
+    };
     let reason = refusal.reason();
     match refusal.outcome.as_deref() {
         Some(NOT_EXECUTED) => None,
-        Some(UNKNOWN) if refusal.pushback => {
-            // A retry policy would take the pushback as a request to repeat the Mark.
-            Some(format!("{reason} of unknown outcome with a pushback"))
-        }
+        Some(UNKNOWN) if refusal.pushback != pushback => Some(format!(
+            "{reason} of unknown outcome with the pushback {:?}, not {pushback:?}",
+            refusal.pushback
+        )),
         Some(UNKNOWN) => None,
         Some(other) => Some(format!("{reason} with the outcome {other}")),
         None => Some(format!("{reason} without an outcome")),
     }
 }
 
-/// An error without an outcome leaves it unknown whether the Mark took effect.
+/// What an outcome says about the effect of a write. An error without an outcome leaves it
+/// unknown whether the call took effect.
 pub fn fate(outcome: &Outcome) -> Fate {
     match outcome {
         Outcome::Marked(expire_time) => Fate::Acknowledged {
@@ -281,6 +289,7 @@ pub fn fate(outcome: &Outcome) -> Fate {
         }
         Outcome::NotAccepted(_) => Fate::NoEffect,
         Outcome::Found(_)
+        | Outcome::Counted(_)
         | Outcome::Malformed(_)
         | Outcome::Refused(_)
         | Outcome::CutOff(_)

@@ -16,8 +16,8 @@ use std::{
 };
 
 use dyndata::proto::{
-    BatchGetRequest, Entry, GetRequest, MarkRequest, dyn_data_client::DynDataClient, entry,
-    mark_request,
+    BatchGetRequest, Entry, GetRequest, IncrementRequest, MarkRequest,
+    dyn_data_client::DynDataClient, entry, mark_request,
 };
 use http::{Request, Response};
 use hyper::{body::Incoming, client::conn::http2};
@@ -104,6 +104,42 @@ impl Caller {
             Ok(match reply.expire_time {
                 Some(time) => Outcome::Marked(self.recorder.moment(&time)),
                 None => Outcome::Malformed("a Mark without an expire time".to_owned()),
+            })
+        })
+        .await
+    }
+
+    /// Adds 1 to a counter, and records and returns the outcome.
+    pub async fn increment(&self, id: u32, ttl: Duration, deadline: Duration) -> Outcome {
+        let request = IncrementRequest {
+            id: name(id),
+            ttl: prost_types::Duration::try_from(ttl).ok(),
+            ..IncrementRequest::default()
+        };
+        let call = Call::Increment { id };
+        self.record(call, deadline, false, async |mut client, wrap| {
+            let reply = client.increment(wrap.request(request)).await?.into_inner();
+            Ok(match reply.applied {
+                true => Outcome::Counted(reply.value),
+                false => Outcome::Malformed("an Increment without bounds is refused".to_owned()),
+            })
+        })
+        .await
+    }
+
+    /// Reads a counter. One that does not exist has the value 0, as for Increment.
+    pub async fn counter(&self, id: u32, deadline: Duration) -> Outcome {
+        let request = GetRequest {
+            id: name(id),
+            ..GetRequest::default()
+        };
+        let call = Call::ReadCounter { id };
+        self.record(call, deadline, false, async |mut client, wrap| {
+            let reply = client.get(wrap.request(request)).await?.into_inner();
+            Ok(match reply.entry.map(|entry| entry.value) {
+                Some(None) => Outcome::Counted(0),
+                Some(Some(entry::Value::IntValue(value))) => Outcome::Counted(value),
+                other => Outcome::Malformed(format!("a counter is {other:?}")),
             })
         })
         .await
@@ -257,7 +293,10 @@ pub fn failed(status: &Status, served: bool) -> Outcome {
                 .as_ref()
                 .and_then(|info| info.metadata.get("outcome").cloned()),
             info: info.map(|info| (info.domain, info.reason)),
-            pushback: status.metadata().contains_key("grpc-retry-pushback-ms"),
+            pushback: status
+                .metadata()
+                .get("grpc-retry-pushback-ms")
+                .and_then(|text| text.to_str().ok()?.parse().ok()),
             message: status.message().to_owned(),
         });
     }

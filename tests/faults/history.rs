@@ -3,6 +3,7 @@
 //! [`crate::checker`] can check a history without knowing the order in which Redis executed the
 //! calls. It relies on three rules: only Marks write, every value is unique, and the time to live of
 //! an id never changes, so that a later Mark never shortens the life of a value.
+//! Counters have ids of their own, and [`crate::counters`] checks them.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -47,8 +48,22 @@ pub struct Operation {
 /// The request of a call.
 #[derive(Debug, Clone)]
 pub enum Call {
-    Mark { id: u32, value: u64, ttl: Duration },
-    Read { ids: Vec<u32> },
+    Mark {
+        id: u32,
+        value: u64,
+        ttl: Duration,
+    },
+    Read {
+        ids: Vec<u32>,
+    },
+    /// Adds 1 to a counter.
+    Increment {
+        id: u32,
+    },
+    /// Reads a counter.
+    ReadCounter {
+        id: u32,
+    },
 }
 
 /// How a call ended.
@@ -58,6 +73,8 @@ pub enum Outcome {
     Marked(Moment),
     /// OK, with an entry for each id, in the order of the request.
     Found(Vec<Seen>),
+    /// OK, with the value of a counter.
+    Counted(i64),
     /// OK, but the reply does not match the request.
     Malformed(String),
     /// An error status from the server.
@@ -78,8 +95,8 @@ pub struct Refusal {
     pub info: Option<(String, String)>,
     /// The `outcome` in its ErrorInfo's metadata.
     pub outcome: Option<String>,
-    /// True if the status has `grpc-retry-pushback-ms`.
-    pub pushback: bool,
+    /// The value of `grpc-retry-pushback-ms`.
+    pub pushback: Option<i64>,
     pub message: String,
 }
 
@@ -106,11 +123,18 @@ pub enum Value {
 
 impl Operation {
     pub fn is_ok(&self) -> bool {
-        matches!(self.outcome, Outcome::Marked(_) | Outcome::Found(_))
+        self.outcome.is_ok()
     }
 
     pub fn is_mark(&self) -> bool {
         matches!(self.call, Call::Mark { .. })
+    }
+
+    pub fn is_write(&self) -> bool {
+        match self.call {
+            Call::Mark { .. } | Call::Increment { .. } => true,
+            Call::Read { .. } | Call::ReadCounter { .. } => false,
+        }
     }
 
     pub fn took(&self) -> Duration {
@@ -120,12 +144,25 @@ impl Operation {
     /// The reason of the error, or a word for an end without one.
     pub fn ending(&self) -> &str {
         match &self.outcome {
-            Outcome::Marked(_) | Outcome::Found(_) => "OK",
+            Outcome::Marked(_) | Outcome::Found(_) | Outcome::Counted(_) => "OK",
             Outcome::Malformed(_) => "malformed",
             Outcome::Refused(refusal) => refusal.reason(),
             Outcome::NotAccepted(_) => "not accepted",
             Outcome::CutOff(_) => "cut off",
             Outcome::Unanswered => "unanswered",
+        }
+    }
+}
+
+impl Outcome {
+    pub fn is_ok(&self) -> bool {
+        match self {
+            Self::Marked(_) | Self::Found(_) | Self::Counted(_) => true,
+            Self::Malformed(_)
+            | Self::Refused(_)
+            | Self::NotAccepted(_)
+            | Self::CutOff(_)
+            | Self::Unanswered => false,
         }
     }
 }

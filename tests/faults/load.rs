@@ -167,7 +167,7 @@ async fn read_all(addr: &str, recorder: &Arc<Recorder>) {
         .iter()
         .filter_map(|operation| match operation.call {
             Call::Mark { id, .. } if id < LONG_IDS => Some(id),
-            Call::Mark { .. } | Call::Read { .. } => None,
+            _ => None,
         })
         .collect();
     ids.sort_unstable();

@@ -5,9 +5,10 @@
 //! Mark lost? Did a call last longer than its deadline? Was an error not in the API? How long did the
 //! recovery take? The results are printed as a table.
 //!
-//! Two checkers read the histories. [`checker`] compares the start and end times of calls, with one
+//! Three checkers read the histories. [`checker`] compares the start and end times of calls, with one
 //! writer for each id. It also checks errors, deadlines and expire times. [`register`] searches for
-//! an order of all calls on an id that [`writers`] marked from several connections.
+//! an order of all calls on an id that [`writers`] marked from several connections. [`counters`]
+//! checks that increments count once.
 //!
 //! `cargo test --test faults [-- NAME...]` runs the short versions of all cases, or of those whose
 //! name contains one of the names. With `DYNDATA_CHAOS_SECONDS` (`make chaos`) the cases are longer.
@@ -24,6 +25,7 @@ mod support;
 mod chaos;
 mod checker;
 mod client;
+mod counters;
 mod drain;
 mod failover;
 mod history;
@@ -34,6 +36,7 @@ mod register;
 mod report;
 mod runner;
 mod selftest;
+mod selftest_counters;
 mod selftest_register;
 mod service;
 mod settings;
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         &[
             selftest::CASES,
             selftest_register::CASES,
+            selftest_counters::CASES,
             tamper::CASES,
             standalone::CASES,
             settings::CASES,

@@ -96,7 +96,7 @@ fn compare(unloaded: &[Operation], operations: &[Operation]) -> Comparison {
         unless(shed_p99 < SHED_WITHIN, "shed calls wait"),
     ];
     let pushed_back = shed.iter().all(
-        |operation| matches!(&operation.outcome, Outcome::Refused(refusal) if refusal.pushback),
+        |operation| matches!(&operation.outcome, Outcome::Refused(refusal) if refusal.pushback.is_some()),
     );
     let failures = [
         // A third of the calls can be accepted.

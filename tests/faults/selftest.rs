@@ -204,7 +204,7 @@ const BREACHES: &[Example] = &[
         name: "OVERLOADED without pushback",
         history: || {
             let mut refusal = refusal(Code::ResourceExhausted, "OVERLOADED");
-            refusal.pushback = false;
+            refusal.pushback = None;
             vec![marked(0, 10, 1, Outcome::Refused(refusal))]
         },
         counts: [0, 0, 0, 1],
@@ -215,7 +215,7 @@ const BREACHES: &[Example] = &[
             let mut silent = refusal(Code::Unavailable, "BACKEND_UNAVAILABLE");
             silent.outcome = None;
             let mut advised = refusal(Code::Unavailable, "BACKEND_UNAVAILABLE");
-            advised.pushback = true;
+            advised.pushback = Some(100);
             vec![
                 marked(0, 10, 1, Outcome::Refused(silent)),
                 marked(0, 10, 2, Outcome::Refused(advised)),
@@ -417,12 +417,19 @@ fn read_until(start: i64, end: i64, value: u64, expire_time: i64) -> Operation {
 }
 
 pub fn refusal(code: Code, reason: &str) -> Refusal {
-    let pushback = reason == "OVERLOADED";
+    let pushback = (reason == "OVERLOADED").then_some(100);
     Refusal {
         code,
         info: Some(("dyndata".to_owned(), reason.to_owned())),
         // An overloaded server has not started the calls that it refuses.
-        outcome: Some(if pushback { "not_executed" } else { "unknown" }.to_owned()),
+        outcome: Some(
+            if pushback.is_some() {
+                "not_executed"
+            } else {
+                "unknown"
+            }
+            .to_owned(),
+        ),
         pushback,
         message: String::new(),
     }

@@ -338,7 +338,7 @@ fn at_random(_: &Pace) -> Report {
             .nth(10);
         let old = old.and_then(|operation| match operation.call {
             Call::Mark { value, .. } => Some(value),
-            Call::Read { .. } => None,
+            _ => None,
         });
         let Operation { start, end, .. } = history[last];
         history[last] = Operation {

@@ -128,7 +128,7 @@ fn with_proxy(
     trial.judge_with(demands)
 }
 
-/// Two services behind one proxy, and several writers for each id. If a command takes effect twice,
+/// Two services behind one proxy, and several writers for each id and each counter. If a command takes effect twice,
 /// or later than its reply says, no order of the calls explains the reads.
 fn with_writers(pace: &Pace, mode: Mode) -> Report {
     let redis = Redis::start_durable(&[]);
@@ -136,6 +136,7 @@ fn with_writers(pace: &Pace, mode: Mode) -> Report {
     let servers = [(); 2].map(|()| Dyndata::on(&proxy.url(), &[]));
     let mut trial = Trial::with_rate(&servers[0], LIMIT, Losses::None, Rate::patient());
     trial.add_writers([&servers[0], &servers[1]], Pressure::of(pace));
+    trial.add_counters([&servers[0], &servers[1]]);
     for _ in 0..pace.times(2, 6) {
         // After this time the backoff starts again, so that the next connection opens at once.
         sleep(Duration::from_secs(5));

@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     checker::{self, Allowances},
+    counters::Counters,
     history::{Moment, Operation},
     load::{Load, Rate, endings},
     report::Report,
@@ -57,6 +58,7 @@ pub enum Losses {
 pub struct Trial {
     pub load: Load,
     writers: Option<Writers>,
+    counters: Option<Counters>,
     _watch: Watch,
     limit: Duration,
     losses: Losses,
@@ -86,6 +88,7 @@ impl Trial {
             _watch: Watch::start(server.pid(), Arc::clone(&load.recorder)),
             load,
             writers: None,
+            counters: None,
             limit,
             losses,
             closes_connections: false,
@@ -106,6 +109,12 @@ impl Trial {
             ..pressure
         };
         self.writers = Some(Writers::start(&addrs, &self.load.recorder, pressure));
+    }
+
+    /// Adds a load of increments on these services. No fault may lose acknowledged writes.
+    pub fn add_counters(&mut self, servers: [&Dyndata; 2]) {
+        let addrs = servers.map(|server| server.addr.as_str());
+        self.counters = Some(Counters::start(&addrs, &self.load.recorder));
     }
 
     /// Lets the load run for a while without a fault.
@@ -204,6 +213,7 @@ impl Trial {
         let Self {
             load,
             writers,
+            counters,
             _watch,
             limit,
             losses,
@@ -218,6 +228,7 @@ impl Trial {
         }
         let recorder = Arc::clone(&load.recorder);
         let written = writers.map(Writers::finish);
+        let counted = counters.map(Counters::finish);
         let operations = load.finish();
         let allowances = Allowances {
             lossy: match losses {
@@ -265,8 +276,14 @@ impl Trial {
             failures.extend(summary.failures());
             summary
         });
+        let counted = counted.map(|(summary, found)| {
+            findings.add(found);
+            failures.extend(summary.failures());
+            summary
+        });
         let mut report = Report::new(findings, failures);
         report.written = written;
+        report.notes.extend(counted.map(|summary| summary.note()));
         let longest = allowances
             .stalls
             .iter()
