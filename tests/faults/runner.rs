@@ -18,6 +18,8 @@ use crate::{
 const LANES: usize = 4;
 /// Number of log lines of the service to show for a failed case.
 const LOG_LINES: usize = 25;
+/// Number of failures of each case that are repeated at the end of the output.
+const SHOWN_AT_THE_END: usize = 3;
 
 /// A test case.
 #[derive(Debug, Clone, Copy)]
@@ -151,15 +153,23 @@ pub fn run(cases: &[Case]) -> ExitCode {
             print!("{name}\n{details}");
         }
     }
-    let failed = reports
+    let failed: Vec<_> = reports
         .iter()
         .filter(|(_, report)| !report.failures.is_empty())
-        .count();
+        .collect();
     println!(
-        "\n{total} cases, {failed} failed, {:.0} s",
+        "\n{total} cases, {} failed, {:.0} s",
+        failed.len(),
         started.elapsed().as_secs_f64()
     );
-    if failed == 0 {
+    // Once more, because often only the end of a log is kept.
+    for (name, report) in &failed {
+        println!("FAILED {name}");
+        for failure in report.failures.iter().take(SHOWN_AT_THE_END) {
+            println!("    ! {failure}");
+        }
+    }
+    if failed.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
