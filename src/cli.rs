@@ -117,9 +117,9 @@ impl ClientCommand {
             }
             Err(error) => {
                 eprintln!("error: {error}");
-                match error {
-                    CliError::Usage(_) => ExitCode::from(EX_USAGE),
-                    _ => ExitCode::FAILURE,
+                match error.is_usage() {
+                    true => ExitCode::from(EX_USAGE),
+                    false => ExitCode::FAILURE,
                 }
             }
         }

@@ -178,7 +178,7 @@ fn batch_mark_takes_items_as_arguments() {
     let marks = ["batch-mark", "a=1", "b=two=2", "c=", "d=-4", "a=5"];
     let (code, out, err) = call(&server, &marks);
     assert_eq!((code, err.as_str()), (0, ""));
-    assert_eq!(out, "marked 5, in 1 calls\n");
+    assert_eq!(out, "marked 5, in 1 call\n");
     let (_, out, _) = call(&server, &["batch-get", "a", "b", "c", "d"]);
     assert_eq!(out, "a\t5\nb\ttwo=2\nc\t\nd\t-4\n");
 
@@ -237,40 +237,116 @@ fn an_item_on_standard_input_has_its_own_time_to_live_or_that_of_the_option() {
 }
 
 #[test]
-fn a_bad_line_on_standard_input_is_named_by_its_number() {
+fn a_bad_line_on_standard_input_is_named_by_its_number_and_what_is_wrong() {
     let server = TestServer::start(&[]);
     let good = r#"{"id":"42","intValue":"1"}"#;
-    for bad in [
-        "42=1",
-        r#"{"id":"42","intValue":"one"}"#,
-        r#"{"id":"42","value":"1"}"#,
-        r#"{"id":"42","intValue":"1"} and more"#,
-        r#"{"id":"42","intValue":"1""#,
+    for (bad, what) in [
+        ("42=1", "expected a map"),
+        (r#"{"id":"42","intValue":"one"}"#, "invalid"),
+        (
+            r#"{"id":"42","value":"1"}"#,
+            "unrecognized field name 'value'",
+        ),
+        (
+            r#"{"id":"42","intValue":"1"} and more"#,
+            "trailing characters at column 28",
+        ),
+        (r#"{"id":"42","intValue":"1""#, "EOF while parsing"),
     ] {
         let lines = format!("{good}\n\n{bad}\n{good}\n");
         let (code, out, err) = call_with_input(&server, &["batch-mark"], &lines);
         assert_eq!((code, out.as_str()), (64, ""), "{bad}: {err}");
         assert!(err.starts_with("error: line 3: "), "{bad}: {err}");
+        assert!(err.contains(what), "{bad}: {err}");
+        assert!(err.ends_with(" (nothing was marked)\n"), "{bad}: {err}");
+        assert!(!err.contains("line 1"), "{bad}: {err}");
         assert_eq!(err.lines().count(), 1, "{err}");
     }
     // Nothing of the call with the bad line is sent.
     assert_eq!(call(&server, &["get", "42"]).1, "(not marked)\n");
-    let (code, _, err) = call(&server, &["batch-mark", "a=1", "b"]);
-    assert_eq!(code, 64);
-    assert!(err.contains("b: not of the form ID=VALUE"), "{err}");
+}
+
+#[test]
+fn a_bad_line_after_some_batches_says_how_many_items_are_marked() {
+    let server = TestServer::start(&[]);
+    let item = |id: usize| format!(r#"{{"id":"{id}","intValue":"1"}}"#);
+    for (good, batch_size, marked, suffix) in [
+        (1, "1", 1, " (1 item before was marked)\n"),
+        (5, "2", 4, " (4 items before were marked)\n"),
+        (5, "6", 0, " (nothing was marked)\n"),
+    ] {
+        let ids: Vec<String> = (0..good).map(|id| id.to_string()).collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        call(&server, &[&["batch-unmark"], &ids[..]].concat());
+        let mut lines: Vec<String> = (0..good).map(item).collect();
+        lines.push("no JSON".to_owned());
+        let mark = ["batch-mark", "--batch-size", batch_size];
+        let (code, out, err) = call_with_input(&server, &mark, &lines.join("\n"));
+        assert_eq!((code, out.as_str()), (64, ""), "{err}");
+        assert!(
+            err.starts_with(&format!("error: line {}: ", good + 1)),
+            "{err}"
+        );
+        assert!(err.ends_with(suffix), "{err}");
+        let (_, found, _) = call(&server, &[&["batch-get"], &ids[..]].concat());
+        assert_eq!(found.matches("\t1\n").count(), marked, "{found}");
+    }
+}
+
+#[test]
+fn a_line_that_is_not_utf_8_is_named_by_its_number() {
+    let server = TestServer::start(&[]);
+    let mut child = dyndata()
+        .args(["batch-mark", "--addr", &server.addr])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("runs");
+    let mut input = child.stdin.take().expect("standard input");
+    input
+        .write_all(b"{\"id\":\"42\",\"intValue\":\"1\"}\n\xff\n")
+        .expect("writes");
+    drop(input);
+    let output = child.wait_with_output().expect("ends");
+    assert_eq!(output.status.code(), Some(64));
+    assert_eq!(
+        (stdout(&output), stderr(&output)),
+        ("", "error: line 2: not UTF-8 (nothing was marked)\n")
+    );
+}
+
+#[test]
+fn a_wrong_argument_of_batch_mark_is_found_before_anything_is_sent() {
+    let server = TestServer::start(&[]);
+    let mark = ["batch-mark", "--batch-size", "1", "a=1", "b"];
+    let (code, out, err) = call(&server, &mark);
+    assert_eq!((code, out.as_str()), (64, ""));
+    assert_eq!(err, "error: b: not of the form ID=VALUE\n");
+    assert_eq!(call(&server, &["get", "a"]).1, "(not marked)\n");
 }
 
 #[test]
 fn a_refused_batch_says_how_many_items_are_marked_already() {
     let server = TestServer::start(&["--max-value-bytes", "10"]);
     let mark = ["batch-mark", "a=1", "b=2", "c=much too long", "d=4"];
-    let (code, out, err) = call(&server, &[&mark[..], &["--batch-size", "2"]].concat());
-    assert_eq!((code, out.as_str()), (1, ""), "{err}");
-    assert!(err.starts_with("error: InvalidArgument: "), "{err}");
-    assert!(err.contains("VALUE_TOO_LARGE"), "{err}");
-    assert!(err.contains("the 2 items before this call"), "{err}");
-    let (_, out, _) = call(&server, &["batch-get", "a", "b", "d"]);
-    assert_eq!(out, "a\t1\nb\t2\nd\t(not marked)\n");
+    for (batch_size, suffix) in [
+        ("1", "(VALUE_TOO_LARGE) (2 items before were marked)\n"),
+        ("2", "(VALUE_TOO_LARGE) (2 items before were marked)\n"),
+        ("4", "(VALUE_TOO_LARGE)\n"),
+    ] {
+        call(&server, &["batch-unmark", "a", "b"]);
+        let arguments = [&mark[..], &["--batch-size", batch_size]].concat();
+        let (code, out, err) = call(&server, &arguments);
+        assert_eq!((code, out.as_str()), (1, ""), "{err}");
+        assert!(err.starts_with("error: InvalidArgument: "), "{err}");
+        assert!(err.ends_with(suffix), "{err}");
+        let found = match batch_size {
+            "4" => "a\t(not marked)\nb\t(not marked)\nd\t(not marked)\n",
+            _ => "a\t1\nb\t2\nd\t(not marked)\n",
+        };
+        assert_eq!(call(&server, &["batch-get", "a", "b", "d"]).1, found);
+    }
 }
 
 #[test]
@@ -381,7 +457,7 @@ fn namespaces_are_an_option_of_every_command() {
             &["mark-if", "42", "9", "--if-absent"],
             "not written, still 8\n",
         ),
-        (&["batch-mark", "43=1"], "marked 1, in 1 calls\n"),
+        (&["batch-mark", "43=1"], "marked 1, in 1 call\n"),
         (&["batch-unmark", "42", "43"], "removed 2\n"),
         (&["unmark", "42"], "not removed\n"),
         (&["touch", "42"], "42\t(not marked)\n"),

@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 
 use super::{
     error::CliError,
-    render::{Output, ValueType, from_json, print_line, typed, value_text, wire_duration},
+    render::{ValueType, from_json, typed, value_text, wire_duration},
     target::Target,
 };
 use crate::proto::{
@@ -52,40 +52,33 @@ impl BatchMark {
             target,
         } = self;
         let ttl = ttl.map(wire_duration).transpose()?;
+        // All of them are read before the first is sent: a wrong one at the end leaves nothing half done.
+        let marks: Vec<Item> = marks
+            .iter()
+            .map(|mark| on_command_line(mark, value_type, ttl))
+            .collect::<Result<_, _>>()?;
         let mut sender = Sender {
             client: target.client().await?,
             target: &target,
             batch_size: batch_size as usize,
             items: Vec::new(),
-            sent: 0,
+            marked: 0,
             calls: 0,
             progress: progress(),
         };
-        if marks.is_empty() {
-            for (number, line) in io::stdin().lock().lines().enumerate() {
-                let line = line?;
-                if line.trim().is_empty() {
-                    continue;
-                }
-                let mut item: Item = from_json("BatchMarkRequest.Item", &line)
-                    .map_err(|error| CliError::Usage(format!("line {}: {error}", number + 1)))?;
-                item.ttl = item.ttl.or(ttl);
-                sender.add(item).await?;
-            }
-        } else {
-            for mark in marks {
-                sender.add(on_command_line(&mark, value_type, ttl)?).await?;
-            }
-        }
-        sender.flush().await?;
+        let result = match marks.is_empty() {
+            true => sender.send_lines(io::stdin().lock(), ttl).await,
+            false => sender.send(marks).await,
+        };
         sender.progress.finish_and_clear();
-        match target.output {
-            Output::Text => print_line(&format!(
-                "marked {}, in {} calls",
-                sender.sent, sender.calls
-            )),
-            Output::Json => target.print("BatchMarkResponse", &BatchMarkResponse {}, ""),
-        }
+        let Sender { marked, calls, .. } = sender;
+        result.map_err(|error| CliError::BatchMark {
+            marked,
+            source: Box::new(error),
+        })?;
+        let plural = if calls == 1 { "" } else { "s" };
+        let text = format!("marked {marked}, in {calls} call{plural}");
+        target.print("BatchMarkResponse", &BatchMarkResponse {}, &text)
     }
 }
 
@@ -105,18 +98,70 @@ fn on_command_line(
     })
 }
 
+/// An item from a line of JSON.
+fn from_line(line: &str) -> Result<Item, CliError> {
+    from_json("BatchMarkRequest.Item", line).map_err(|error| match error {
+        // The parser counts lines too, and for it each of ours is the first.
+        CliError::Usage(text) => CliError::Usage(text.replace(" at line 1 column ", " at column ")),
+        other => other,
+    })
+}
+
+fn in_line(error: CliError, number: u64) -> CliError {
+    CliError::Line {
+        number,
+        source: Box::new(error),
+    }
+}
+
+/// The error of a line that cannot be read.
+fn unreadable(error: io::Error, number: u64) -> CliError {
+    if error.kind() == io::ErrorKind::InvalidData {
+        return in_line(CliError::Usage("not UTF-8".to_owned()), number);
+    }
+    CliError::File {
+        file: "standard input".into(),
+        source: error,
+    }
+}
+
 /// Sends items in batches.
 struct Sender<'a> {
     client: DynDataClient<Channel>,
     target: &'a Target,
     batch_size: usize,
     items: Vec<Item>,
-    sent: u64,
+    marked: u64,
     calls: u64,
     progress: ProgressBar,
 }
 
 impl Sender<'_> {
+    async fn send(&mut self, items: Vec<Item>) -> Result<(), CliError> {
+        for item in items {
+            self.add(item).await?;
+        }
+        self.flush().await
+    }
+
+    /// Sends one item for each line of JSON. Nothing of the batch with a bad line is sent.
+    async fn send_lines(
+        &mut self,
+        lines: impl BufRead,
+        ttl: Option<prost_types::Duration>,
+    ) -> Result<(), CliError> {
+        for (number, line) in (1..).zip(lines.lines()) {
+            let line = line.map_err(|error| unreadable(error, number))?;
+            if line.trim().is_empty() {
+                continue;
+            }
+            let mut item = from_line(&line).map_err(|error| in_line(error, number))?;
+            item.ttl = item.ttl.or(ttl);
+            self.add(item).await?;
+        }
+        self.flush().await
+    }
+
     async fn add(&mut self, item: Item) -> Result<(), CliError> {
         self.items.push(item);
         if self.items.len() >= self.batch_size {
@@ -135,14 +180,8 @@ impl Sender<'_> {
             namespace: self.target.namespace.clone(),
             marks,
         })?;
-        self.client.batch_mark(request).await.map_err(|status| {
-            self.progress.abandon();
-            CliError::Batch {
-                sent: self.sent,
-                source: Box::new(status.into()),
-            }
-        })?;
-        self.sent += count;
+        self.client.batch_mark(request).await?;
+        self.marked += count;
         self.calls += 1;
         self.progress.inc(count);
         Ok(())
