@@ -1,4 +1,4 @@
-// Mark, Get and BatchGet, an absent id, and the reason of an error.
+// Mark, Get, BatchGet and Increment, an absent id, and the reason of an error.
 //
 //     npm ci
 //     . ../../.tools/examples/env    # see ../serve.sh
@@ -12,13 +12,20 @@ import protoLoader from "@grpc/proto-loader";
 
 const NAMESPACE = "examples";
 const DEADLINE_MILLISECONDS = 2000;
-// Safe for Mark as long as each id has one writer. An overloaded server tells grpc-js when to retry.
+const SERVICE = "dyndata.v1.DynData";
+// Calls that may be repeated. The writes among them are safe as long as each id has one writer.
+// Increment and MarkIf are left out: if a connection breaks, a retry could count twice.
+const RETRIED = ["Mark", "Get", "BatchGet", "BatchMark", "Unmark", "BatchUnmark", "Touch"];
+// An overloaded server tells grpc-js when to retry.
 const RETRY_POLICY = {
   maxAttempts: 4,
   initialBackoff: "0.1s",
   maxBackoff: "1s",
   backoffMultiplier: 2,
   retryableStatusCodes: ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+};
+const SERVICE_CONFIG = {
+  methodConfig: [{ name: RETRIED.map((method) => ({ service: SERVICE, method })), retryPolicy: RETRY_POLICY }],
 };
 
 // `longs`: a JavaScript number would round an int64. `oneofs`: entry.value names the field that is set.
@@ -43,6 +50,9 @@ async function main() {
     const { entries } = await call(client, "BatchGet", { namespace: NAMESPACE, ids: ["alice", "bob"] });
     console.log("BatchGet:", entries.map(describe).join(", "));
 
+    const counted = await call(client, "Increment", { namespace: NAMESPACE, id: "visits", ttl });
+    console.log("Increment: visits is", counted.value);
+
     const refusal = await call(client, "Get", { namespace: NAMESPACE, id: "" }).catch((error) => error);
     console.log("refused:", explain(refusal));
   } finally {
@@ -61,7 +71,7 @@ function connect() {
   return new DynData(
     process.env.DYNDATA_ADDR.replace(/^https:\/\//, ""),
     grpc.credentials.combineChannelCredentials(tls, bearer),
-    { "grpc.service_config": JSON.stringify({ methodConfig: [{ name: [{}], retryPolicy: RETRY_POLICY }] }) },
+    { "grpc.service_config": JSON.stringify(SERVICE_CONFIG) },
   );
 }
 

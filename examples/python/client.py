@@ -1,4 +1,4 @@
-"""Mark, Get and BatchGet, an absent id, and the reason of an error.
+"""Mark, Get, BatchGet and Increment, an absent id, and the reason of an error.
 
 Set up as dyn_data.py says; its stub has TLS, the token and the retries.
 
@@ -9,7 +9,12 @@ import sys
 
 import grpc
 from dyn_data import DEADLINE_SECONDS, stub
-from dyndata.v1.dyndata_pb2 import BatchGetRequest, GetRequest, MarkRequest
+from dyndata.v1.dyndata_pb2 import (
+    BatchGetRequest,
+    GetRequest,
+    IncrementRequest,
+    MarkRequest,
+)
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_status import rpc_status
@@ -30,6 +35,12 @@ def main():
     batch_get = BatchGetRequest(namespace=NAMESPACE, ids=["alice", "bob"])
     entries = stub().BatchGet(batch_get, timeout=DEADLINE_SECONDS).entries
     print("BatchGet:", ", ".join(map(describe, entries)))
+
+    increment = IncrementRequest(
+        namespace=NAMESPACE, id="visits", ttl=Duration(seconds=30)
+    )
+    counted = stub().Increment(increment, timeout=DEADLINE_SECONDS)
+    print("Increment: visits is", counted.value)
 
     try:
         stub().Get(GetRequest(namespace=NAMESPACE, id=""), timeout=DEADLINE_SECONDS)

@@ -18,7 +18,11 @@ from google.protobuf.duration_pb2 import Duration
 
 ONLINE_LAST_SECONDS = 60
 DEADLINE_SECONDS = 2
-# Safe for Mark as long as each id has one writer. An overloaded server tells gRPC when to retry.
+SERVICE = "dyndata.v1.DynData"
+# Calls that may be repeated. The writes among them are safe as long as each id has one writer.
+# Increment and MarkIf are left out: if a connection breaks, a retry could count twice.
+RETRIED = ["Mark", "Get", "BatchGet", "BatchMark", "Unmark", "BatchUnmark", "Touch"]
+# An overloaded server tells gRPC when to retry.
 RETRY_POLICY = {
     "maxAttempts": 4,
     "initialBackoff": "0.1s",
@@ -26,6 +30,8 @@ RETRY_POLICY = {
     "backoffMultiplier": 2,
     "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
 }
+RETRIED_NAMES = [{"service": SERVICE, "method": method} for method in RETRIED]
+SERVICE_CONFIG = {"methodConfig": [{"name": RETRIED_NAMES, "retryPolicy": RETRY_POLICY}]}
 
 
 def mark_dyn_data(id, value):
@@ -48,6 +54,5 @@ def stub():
     credentials = grpc.composite_channel_credentials(
         grpc.ssl_channel_credentials(authorities), grpc.access_token_call_credentials(token)
     )
-    config = {"methodConfig": [{"name": [{}], "retryPolicy": RETRY_POLICY}]}
-    options = [("grpc.service_config", json.dumps(config))]
+    options = [("grpc.service_config", json.dumps(SERVICE_CONFIG))]
     return DynDataStub(grpc.secure_channel(address, credentials, options))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Mark, Get, BatchGet and an error, with buf curl (npm install @bufbuild/buf).
+# Mark, Get, BatchGet, Increment and an error, with buf curl (npm install @bufbuild/buf).
 #
 #     . .tools/examples/env    # see ../serve.sh
 #     examples/shell/buf-curl.sh
@@ -20,5 +20,6 @@ call Mark '{"namespace": "examples", "id": "alice", "int_value": 100, "ttl": "30
 call Get '{"namespace": "examples", "id": "alice"}'
 # An entry without a value means that the id is not marked, which is not an error.
 call BatchGet '{"namespace": "examples", "ids": ["alice", "bob"]}'
+call Increment '{"namespace": "examples", "id": "visits", "ttl": "30s"}'
 # An error has a reason for programs. The exit code is the gRPC code times 8.
 call Get '{"namespace": "examples", "id": ""}' 2>&1 || echo "exit code $?"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Mark, Get, BatchGet and an error, with grpcurl (github.com/fullstorydev/grpcurl, 1.8.7 or newer).
+# Mark, Get, BatchGet, Increment and an error, with grpcurl (github.com/fullstorydev/grpcurl, 1.8.7 or newer).
 #
 #     . .tools/examples/env    # see ../serve.sh
 #     examples/shell/grpcurl.sh
@@ -21,5 +21,6 @@ call Mark '{"namespace": "examples", "id": "alice", "int_value": 100, "ttl": "30
 call Get '{"namespace": "examples", "id": "alice"}'
 # An entry without a value means that the id is not marked, which is not an error.
 call BatchGet '{"namespace": "examples", "ids": ["alice", "bob"]}'
+call Increment '{"namespace": "examples", "id": "visits", "ttl": "30s"}'
 # An error has a reason for programs. The exit code is the gRPC code plus 64.
 call Get '{"namespace": "examples", "id": ""}' 2>&1 || echo "exit code $?"

@@ -1,4 +1,4 @@
-//! Mark, Get and BatchGet, an absent id, and the reason of an error. Calls are retried when the
+//! Mark, Get, BatchGet and Increment, an absent id, and the reason of an error. Calls are retried when the
 //! server says that they may be, after the time that it names.
 //!
 //! ```sh
@@ -9,8 +9,8 @@
 use std::{env, error::Error, fs, process::ExitCode, time::Duration};
 
 use dyndata::proto::{
-    BatchGetRequest, Entry, GetRequest, MarkRequest, dyn_data_client::DynDataClient, entry,
-    mark_request,
+    BatchGetRequest, Entry, GetRequest, IncrementRequest, MarkRequest,
+    dyn_data_client::DynDataClient, entry, mark_request,
 };
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{
@@ -41,15 +41,16 @@ async fn main() -> ExitCode {
 async fn run() -> Result<(), Box<dyn Error>> {
     let client = Client::connect().await?;
     let namespace = NAMESPACE.to_owned();
+    let ttl = prost_types::Duration {
+        seconds: 30,
+        nanos: 0,
+    };
 
     let mark = MarkRequest {
         namespace: namespace.clone(),
         id: "alice".to_owned(),
         value: Some(mark_request::Value::IntValue(100)),
-        ttl: Some(prost_types::Duration {
-            seconds: 30,
-            nanos: 0,
-        }),
+        ttl: Some(ttl),
     };
     let marked = client
         .call(mark, async |mut stub, request| stub.mark(request).await)
@@ -83,6 +84,19 @@ async fn run() -> Result<(), Box<dyn Error>> {
         .await?;
     let entries: Vec<_> = batch.entries.iter().map(describe).collect();
     println!("BatchGet: {}", entries.join(", "));
+
+    let increment = IncrementRequest {
+        namespace: namespace.clone(),
+        id: "visits".to_owned(),
+        ttl: Some(ttl),
+        ..IncrementRequest::default()
+    };
+    let counted = client
+        .call(increment, async |mut stub, request| {
+            stub.increment(request).await
+        })
+        .await?;
+    println!("Increment: visits is {}", counted.value);
 
     match client
         .call(get(""), async |mut stub, request| stub.get(request).await)
@@ -126,7 +140,7 @@ impl Client {
 
     /// Makes a call and retries it while the server names a time to retry and the deadline allows it.
     /// The server names none if a write may have taken effect, since a retry could restore an older
-    /// value.
+    /// value, or count twice.
     async fn call<M: Clone, R>(
         &self,
         message: M,

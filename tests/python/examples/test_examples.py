@@ -4,6 +4,7 @@ The whole output of an example is compared; only times may differ.
 """
 
 import contextlib
+import json
 import re
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import urllib.request
 import pytest
 import redis
 
+from examples.relay import Relay
 from examples.server import ExampleServer
 from support.processes import HTTP, ROOT, clean_environment, connects, free_port, running, stop, wait_until
 
@@ -29,6 +31,7 @@ TEXT = """\
 alice is marked until TIME
 Get: alice is 100
 BatchGet: alice is 100, bob is not marked
+Increment: visits is 1
 refused: {code} (ID_INVALID): id must not be empty
 """
 
@@ -52,6 +55,11 @@ REPLIES = """\
       "id": "bob"
     }
   ]
+}
+{
+  "applied": true,
+  "value": "1",
+  "expireTime": "TIME"
 }
 """
 
@@ -138,6 +146,12 @@ EXAMPLES = {
         r'"code": "deadline_exceeded"',
     ),
 }
+
+# What prints the service config of each program that leaves retries to gRPC.
+NODE_CONFIG = re.compile(r"const SERVICE = .*?^const SERVICE_CONFIG = \{.*?^\};$", re.DOTALL | re.MULTILINE)
+GO_CONFIG = re.compile(r"serviceConfig = `(.*?)`", re.DOTALL)
+# A policy that names one of these could make it take effect twice.
+NOT_REPEATABLE = {"Increment", "MarkIf"}
 
 # The tools of the shell have no retries.
 RETRYING = ("python", "go", "node", "rust")
@@ -228,6 +242,62 @@ def test_retries_what_an_overloaded_server_refused(example, busy, store, binary)
         for process in (holder, example_run):
             if process is not None:
                 stop(process)
+
+
+def python_config():
+    program = "import dyn_data, json; print(json.dumps(dyn_data.SERVICE_CONFIG))"
+    environment = clean_environment(PYTHONPATH="examples/python")
+    return succeeds(run_with([PYTHON, "-c", program], environment))
+
+
+def node_config():
+    constants = NODE_CONFIG.search((ROOT / "examples/node/client.js").read_text()).group()
+    program = f"{constants}\nconsole.log(JSON.stringify(SERVICE_CONFIG))"
+    return succeeds(run_with(["node", "-e", program], clean_environment()))
+
+
+def go_config():
+    return GO_CONFIG.search((ROOT / "examples/go/main.go").read_text()).group(1)
+
+
+@pytest.mark.parametrize("config", (python_config, node_config, go_config))
+def test_a_retry_policy_names_only_calls_that_may_be_repeated(config):
+    named = set()
+    for entry in json.loads(config())["methodConfig"]:
+        if "retryPolicy" in entry:
+            # A name without a method would mean all methods, and those of later contracts too.
+            named |= {(name["service"], name["method"]) for name in entry["name"]}
+    assert {service for service, _ in named} == {"dyndata.v1.DynData"}
+    methods = {method for _, method in named}
+    assert methods >= {"Mark", "Get", "BatchGet"}
+    assert not methods & NOT_REPEATABLE
+
+
+def test_an_increment_is_not_repeated_when_the_connection_breaks(busy, store):
+    """Redis holds an Increment back while the connection between caller and dyndata breaks. No answer
+    can tell the caller's policy what became of it."""
+    program = (
+        "import dyn_data; from dyndata.v1.dyndata_pb2 import IncrementRequest; "
+        "dyn_data.stub().Increment(IncrementRequest(id='visits'), timeout=10)"
+    )
+    with Relay(busy.address.rpartition(":")[2]) as relay:
+        environment = busy.client_environment_for(relay.port) | {"PYTHONPATH": "examples/python"}
+        store.client_pause(int(RUN_SECONDS * 1000), all=False)
+        caller = subprocess.Popen(
+            [PYTHON, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        try:
+            wait_until(lambda: store.info("clients")["blocked_clients"], "Redis holds nothing back")
+            relay.cut()
+            store.client_unpause()
+            _, said = caller.communicate(timeout=RUN_SECONDS)
+            assert caller.returncode != 0
+            assert "UNAVAILABLE" in said
+        finally:
+            store.client_unpause()
+            stop(caller)
+    wait_until(lambda: busy.metric("dyndata_calls_in_flight") == 0, "the call does not end")
+    assert store.get("dyn_data/visits") == "1"
 
 
 def test_dyn_data_writes_what_the_original_reads(server, store):
