@@ -34,6 +34,7 @@ use tokio::{
 use crate::{
     health::Readiness,
     metrics::{Metrics, TextFormat},
+    rpc::{self, Family, Rpc},
     server::{listen::accept, liveness::Liveness},
 };
 
@@ -70,8 +71,15 @@ impl StatusPage {
             .replace('&', "&amp;")
             .replace('<', "&lt;")
             .replace('>', "&gt;");
+        let methods: Vec<String> = Rpc::ALL
+            .iter()
+            .filter(|rpc| rpc.family() == Family::Values)
+            .map(|rpc| format!("{:?}", Rpc::labels(Some(*rpc)).method))
+            .collect();
         let page = include_str!("admin/status.html")
             .replace("@VERSION@", env!("CARGO_PKG_VERSION"))
+            .replace("@SERVICE@", rpc::DYN_DATA)
+            .replace("@METHODS@", &methods.join(", "))
             .replace("@SETTINGS@", &settings);
         Self(page.into())
     }
@@ -204,4 +212,45 @@ fn typed(
         header::HeaderValue::from_static(content_type),
     );
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use prost_reflect::DescriptorPool;
+
+    use super::*;
+    use crate::proto;
+
+    #[test]
+    fn the_status_page_shows_every_unary_call_of_the_contract() {
+        let pool = DescriptorPool::decode(proto::FILE_DESCRIPTOR_SET).expect("descriptors");
+        let service = pool.get_service_by_name(rpc::DYN_DATA).expect("a service");
+        let methods: Vec<String> = service
+            .methods()
+            .filter(|method| !method.is_client_streaming() && !method.is_server_streaming())
+            .map(|method| format!("{:?}", method.name()))
+            .collect();
+        let StatusPage(page) = StatusPage::new("redis-url <unset> & more");
+        let page = std::str::from_utf8(&page).expect("UTF-8");
+        let found: Vec<&str> = page
+            .split_once("METHODS = [")
+            .and_then(|(_, rest)| rest.split_once(']'))
+            .map(|(methods, _)| methods.split(", ").collect())
+            .expect("methods");
+        assert_eq!(sorted(found), sorted(methods));
+        for text in [
+            r#"SERVICE = "dyndata.v1.DynData""#,
+            "<pre>redis-url &lt;unset&gt; &amp; more</pre>",
+        ] {
+            assert!(page.contains(text), "{text}");
+        }
+        for placeholder in ["@VERSION@", "@SERVICE@", "@METHODS@", "@SETTINGS@"] {
+            assert!(!page.contains(placeholder), "{placeholder}");
+        }
+    }
+
+    fn sorted<T: Ord>(mut all: Vec<T>) -> Vec<T> {
+        all.sort();
+        all
+    }
 }
