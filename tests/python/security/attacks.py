@@ -3,7 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from security import admin, bodies, crowds, floods, health, holders, malformed, tls_attacks
+from security import (
+    admin,
+    bodies,
+    crowds,
+    floods,
+    health,
+    holders,
+    malformed,
+    tls_attacks,
+    writes,
+)
 from security.attacker import Attacker
 
 Report = dict
@@ -131,6 +141,15 @@ ATTACKS: dict[str, Attack] = {
         "bounded",
         processes=4,
         growth_mebibytes=LITTLE_MEBIBYTES,
+    ),
+    "unfinished-batch-marks": Attack(writes.unfinished_batch_marks, bounded, "bounded: 3 s", 2),
+    "unfinished-batch-marks-anonymous": Attack(
+        writes.unfinished_batch_marks, bounded, "UNAUTHENTICATED", 2, **NOBODY
+    ),
+    "largest-batch-marks": Attack(writes.largest_batch_marks, bounded, "OK"),
+    "increment-flood": Attack(writes.increment_flood, bounded, "OK", 2),
+    "mark-ifs-of-large-values": Attack(
+        writes.mark_ifs_of_large_values, bounded, "bounded", settings=SLOW
     ),
     "endless-bodies": Attack(
         bodies.endless_bodies, bounded, "reset within 2 s and 4 MiB", seconds=7, **NOBODY

@@ -31,6 +31,9 @@ ERRORS = (
 GET = "/dyndata.v1.DynData/Get"
 MARK = "/dyndata.v1.DynData/Mark"
 BATCH_GET = "/dyndata.v1.DynData/BatchGet"
+BATCH_MARK = "/dyndata.v1.DynData/BatchMark"
+MARK_IF = "/dyndata.v1.DynData/MarkIf"
+INCREMENT = "/dyndata.v1.DynData/Increment"
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
@@ -143,10 +146,17 @@ def get_request(id: str) -> bytes:
 
 
 def mark_request(id: str, value: bytes) -> bytes:
-    """A Mark with a time to live of an hour, which is longer than the attack."""
+    """A Mark with a time to live of an hour, which is longer than the attack. A MarkIf begins like it."""
     hour = length_delimited(6, b"\x08" + varint(3600))
     return length_delimited(2, id.encode()) + length_delimited(5, value) + hour
 
 
 def batch_get_request(ids: list[str]) -> bytes:
     return b"".join(length_delimited(2, id.encode()) for id in ids)
+
+
+def batch_mark_request(ids: list[str], value: bytes) -> bytes:
+    """A BatchMark that gives each id the same value."""
+    rest = length_delimited(4, value)
+    items = (length_delimited(1, id.encode()) + rest for id in ids)
+    return b"".join(length_delimited(2, item) for item in items)
