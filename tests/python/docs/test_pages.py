@@ -91,6 +91,14 @@ def test_the_api_reference_is_up_to_date(tmp_path):
     assert written == page, "docs/api.md is not what `make docs` writes"
 
 
+def test_the_table_of_repetitions_has_every_call():
+    contract = (ROOT / "proto/dyndata/v1/dyndata.proto").read_text()
+    calls = set(re.findall(r"^  rpc (\w+)\(", contract, re.MULTILINE))
+    [page] = [page for page in PAGES if page.name == "docs/resilience.md"]
+    [(_, *rows)] = [table for table in page.tables() if table[0][0] == "call"]
+    assert set(re.findall(r"[A-Z]\w+", " ".join(row[0] for row in rows))) == calls
+
+
 def test_every_command_is_run_or_listed_with_a_reason():
     assert list(unexplained_commands()) == []
 
