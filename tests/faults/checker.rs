@@ -1,8 +1,11 @@
-//! Checks a history: every id is a register whose value expires and which only Marks write.
+//! Checks a history: every id is a register whose value expires.
 //!
 //! An acknowledged Mark took effect between its start and its end. A Mark that failed with an
 //! unknown outcome may take effect at any time after its start, or never. The value of a Mark that
-//! was not executed must never be read.
+//! was not executed must never be read. A MarkIf is a read of the value that it found, and a Mark
+//! unless its condition did not hold.
+//!
+//! An absence is not checked if the value may have been removed. [`crate::register`] checks it.
 //!
 //! In a failover, Redis may lose Marks that it acknowledged just before. If a Mark inside a *lossy*
 //! span is missing later, that is counted and is no failure.
@@ -14,7 +17,7 @@ use std::{
 
 use tonic::Code;
 
-use crate::history::{Call, Moment, Operation, Outcome, Refusal, Seen, Value};
+use crate::history::{Call, Moment, Operation, Outcome, Refusal, Seen, Stalls, Value};
 
 /// The largest difference allowed between the clocks of the callers and of Redis.
 pub const CLOCK: Duration = Duration::from_millis(25);
@@ -58,9 +61,8 @@ pub struct Allowances {
     pub lossy: Vec<(Moment, Moment)>,
     /// True if the service itself stops. Calls may then fail before the service accepts them.
     pub service_stops: bool,
-    /// Spans of time in which the machine was too busy to run the callers or the service. Lateness
-    /// in these spans is not the service's.
-    pub stalls: Vec<(Moment, Moment)>,
+    /// When the machine was too busy. Lateness in these spans is not the service's.
+    pub stalls: Stalls,
     /// How much later than promised Redis itself may expire a value.
     pub late_expiry: Duration,
 }
@@ -108,14 +110,16 @@ struct Mark {
     value: u64,
     ttl: Duration,
     fate: Fate,
+    /// The expire time in the reply.
+    expire_time: Option<Moment>,
     lossy: bool,
 }
 
-/// What is known about the effect of a Mark.
+/// What is known about the effect of a write.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
     /// It took effect before its end.
-    Acknowledged { expire_time: Moment },
+    Acknowledged,
     /// It takes effect once at any later time, or never.
     Unknown,
     /// It never takes effect.
@@ -136,6 +140,8 @@ struct Read<'a> {
 struct Register<'a> {
     marks: Vec<Mark>,
     reads: Vec<Read<'a>>,
+    /// True if an Unmark has removed a value or may have.
+    removed: bool,
 }
 
 /// Checks a whole history.
@@ -152,29 +158,32 @@ pub fn check(operations: &[Operation], allowances: &Allowances) -> Findings {
             .iter()
             .any(|(from, to)| operation.end >= *from && operation.start <= *to);
         let &Operation { start, end, .. } = operation;
-        match (&operation.call, &operation.outcome) {
-            (&Call::Mark { id, value, ttl }, outcome) => {
+        let fate = fate(&operation.outcome);
+        match &operation.call {
+            &Call::Mark { id, value, ttl } | &Call::MarkIf { id, value, ttl, .. } => {
                 registers.entry(id).or_default().marks.push(Mark {
                     start,
                     end,
                     value,
                     ttl,
-                    fate: fate(outcome),
+                    fate,
+                    expire_time: operation.outcome.expire_time(),
                     lossy,
                 });
             }
-            (Call::Read { ids }, Outcome::Found(entries)) => {
-                for (id, seen) in ids.iter().zip(entries) {
-                    registers.entry(*id).or_default().reads.push(Read {
-                        start,
-                        end,
-                        seen,
-                        closing: operation.closing,
-                        lossy,
-                    });
-                }
+            Call::UnmarkIf { id, .. } => {
+                registers.entry(*id).or_default().removed |= fate != Fate::NoEffect;
             }
-            (Call::Read { .. } | Call::Increment { .. } | Call::ReadCounter { .. }, _) => {}
+            Call::Read { .. } | Call::Increment { .. } | Call::ReadCounter { .. } => {}
+        }
+        for (id, seen) in operation.seen() {
+            registers.entry(id).or_default().reads.push(Read {
+                start,
+                end,
+                seen,
+                closing: operation.closing,
+                lossy,
+            });
         }
     }
     for (id, register) in &registers {
@@ -188,7 +197,13 @@ fn check_answer(operation: &Operation, allowances: &Allowances, findings: &mut F
     let overrun = overrun(operation, &allowances.stalls);
     findings.longest_overrun = findings.longest_overrun.max(overrun);
     let complaint = match &operation.outcome {
-        Outcome::Marked(_) | Outcome::Found(_) | Outcome::Counted(_) => None,
+        Outcome::Marked(_)
+        | Outcome::Applied { .. }
+        | Outcome::NotApplied(_)
+        | Outcome::Unmarked
+        | Outcome::NotUnmarked
+        | Outcome::Found(_)
+        | Outcome::Counted(_) => None,
         Outcome::Malformed(what) => {
             findings.wrong_values.push(what.clone());
             None
@@ -197,6 +212,7 @@ fn check_answer(operation: &Operation, allowances: &Allowances, findings: &mut F
             breach(refusal).or_else(|| write_breach(&operation.call, refusal))
         }
         Outcome::NotAccepted(_) if allowances.service_stops => None,
+        Outcome::NotAccepted(_) | Outcome::Unanswered if operation.starved => None,
         Outcome::NotAccepted(what) => Some(format!("the connection failed: {what}")),
         Outcome::CutOff(what) => Some(format!("cut off: {what}")),
         Outcome::Unanswered => Some("never answered".to_owned()),
@@ -210,22 +226,10 @@ fn check_answer(operation: &Operation, allowances: &Allowances, findings: &mut F
 }
 
 /// How long after its deadline a call ended, without the stalls of the machine.
-fn overrun(operation: &Operation, stalls: &[(Moment, Moment)]) -> Duration {
+fn overrun(operation: &Operation, stalls: &Stalls) -> Duration {
     let deadline = operation.start.after(operation.deadline);
-    if operation.end <= deadline {
-        return Duration::ZERO;
-    }
-    // Stalls may overlap. The time in which they do counts once.
-    let mut spans: Vec<_> = stalls.to_vec();
-    spans.sort_unstable();
-    let mut late = Duration::ZERO;
-    let mut from = deadline;
-    for (start, end) in spans {
-        let (start, end) = (start.max(from), end.min(operation.end));
-        late += end.since(start);
-        from = from.max(end);
-    }
-    operation.end.since(deadline).saturating_sub(late)
+    let late = operation.end.since(deadline);
+    late.saturating_sub(stalls.between(deadline, operation.end))
 }
 
 /// Says what is wrong with an error status.
@@ -257,12 +261,12 @@ fn breach(refusal: &Refusal) -> Option<String> {
 
 /// Says what is wrong with the error status of a write.
 fn write_breach(call: &Call, refusal: &Refusal) -> Option<String> {
-    // A retry policy takes a pushback as a request to repeat the call, and -1 as a ban. A Mark may
-    // be repeated if the caller's policy says so. An Increment may not.
+    // A retry policy takes a pushback as a request to repeat the call, and -1 as a ban. A Mark or an
+    // Unmark may be repeated if the caller's policy says so. An Increment or a MarkIf may not.
     let pushback = match call {
         Call::Read { .. } | Call::ReadCounter { .. } => return None,
-        Call::Mark { .. } => None,
-        Call::Increment { .. } => Some(-1),
+        Call::Mark { .. } | Call::UnmarkIf { .. } => None,
+        Call::MarkIf { .. } | Call::Increment { .. } => Some(-1),
     };
     let reason = refusal.reason();
     match refusal.outcome.as_deref() {
@@ -281,15 +285,14 @@ fn write_breach(call: &Call, refusal: &Refusal) -> Option<String> {
 /// unknown whether the call took effect.
 pub fn fate(outcome: &Outcome) -> Fate {
     match outcome {
-        Outcome::Marked(expire_time) => Fate::Acknowledged {
-            expire_time: *expire_time,
-        },
+        Outcome::Marked(_) | Outcome::Applied { .. } | Outcome::Unmarked | Outcome::Counted(_) => {
+            Fate::Acknowledged
+        }
+        Outcome::NotApplied(_) | Outcome::NotUnmarked | Outcome::NotAccepted(_) => Fate::NoEffect,
         Outcome::Refused(refusal) if refusal.outcome.as_deref() == Some(NOT_EXECUTED) => {
             Fate::NoEffect
         }
-        Outcome::NotAccepted(_) => Fate::NoEffect,
         Outcome::Found(_)
-        | Outcome::Counted(_)
         | Outcome::Malformed(_)
         | Outcome::Refused(_)
         | Outcome::CutOff(_)
@@ -299,16 +302,13 @@ pub fn fate(outcome: &Outcome) -> Fate {
 
 impl Mark {
     fn is_acknowledged(&self) -> bool {
-        matches!(self.fate, Fate::Acknowledged { .. })
+        self.fate == Fate::Acknowledged
     }
 
     /// The moment until which the value must be there, once the Mark took effect.
     fn lives_until(&self) -> Moment {
         let at_least = self.start.after(self.ttl);
-        match self.fate {
-            Fate::Acknowledged { expire_time } => at_least.max(expire_time),
-            Fate::Unknown | Fate::NoEffect => at_least,
-        }
+        self.expire_time.map_or(at_least, |time| at_least.max(time))
     }
 }
 
@@ -327,7 +327,7 @@ impl Register<'_> {
             self.marks.iter().map(|mark| (mark.value, mark)).collect();
         let mut lost = BTreeSet::new();
         for mark in &self.marks {
-            if let Fate::Acknowledged { expire_time } = mark.fate
+            if let Some(expire_time) = mark.expire_time
                 && expire_time > mark.end.after(mark.ttl + CLOCK)
             {
                 findings.wrong_values.push(format!(
@@ -338,6 +338,7 @@ impl Register<'_> {
         }
         for read in &self.reads {
             let evidence = match &read.seen.value {
+                Value::Absent if self.removed => continue,
                 Value::Absent => self.evidence_against_absence(read, &by_value),
                 Value::Marked(value) => {
                     self.evidence_against_value(read, *value, late_expiry, &by_value)
@@ -392,7 +393,7 @@ impl Register<'_> {
             return plain(format!("{value} was never marked here"));
         };
         if mark.fate == Fate::NoEffect {
-            return plain(format!("the Mark of {value} was not executed"));
+            return plain(format!("the Mark of {value} had no effect"));
         }
         if mark.start >= read.end {
             return plain(format!("the Mark of {value} started only later"));

@@ -16,8 +16,9 @@ use std::{
 };
 
 use dyndata::proto::{
-    BatchGetRequest, Entry, GetRequest, IncrementRequest, MarkRequest,
-    dyn_data_client::DynDataClient, entry, mark_request,
+    BatchGetRequest, Entry, GetRequest, IncrementRequest, MarkIfRequest, MarkRequest,
+    UnmarkRequest, Value as WireValue, dyn_data_client::DynDataClient, entry, mark_if_request,
+    mark_request, value,
 };
 use http::{Request, Response};
 use hyper::{body::Incoming, client::conn::http2};
@@ -26,7 +27,7 @@ use tokio::{net::TcpStream, sync::Mutex, time::timeout};
 use tonic::{Status, body::Body};
 use tonic_types::StatusExt as _;
 
-use crate::history::{Call, Operation, Outcome, Recorder, Refusal, Seen, Value};
+use crate::history::{Call, Condition, Operation, Outcome, Recorder, Refusal, Seen, Value};
 
 /// A call without an answer is given up this long after its deadline.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -94,7 +95,11 @@ impl Caller {
     pub async fn mark(&self, id: u32, value: u64, ttl: Duration, deadline: Duration) -> Outcome {
         let request = MarkRequest {
             id: name(id),
-            value: Some(encode(value)),
+            value: Some(match encode(value) {
+                value::Kind::IntValue(value) => mark_request::Value::IntValue(value),
+                value::Kind::StringValue(value) => mark_request::Value::StringValue(value),
+                value::Kind::BytesValue(value) => mark_request::Value::BytesValue(value),
+            }),
             ttl: prost_types::Duration::try_from(ttl).ok(),
             ..MarkRequest::default()
         };
@@ -104,6 +109,71 @@ impl Caller {
             Ok(match reply.expire_time {
                 Some(time) => Outcome::Marked(self.recorder.moment(&time)),
                 None => Outcome::Malformed("a Mark without an expire time".to_owned()),
+            })
+        })
+        .await
+    }
+
+    /// Marks a value if a condition holds, and records and returns the outcome.
+    pub async fn mark_if(
+        &self,
+        id: u32,
+        value: u64,
+        ttl: Duration,
+        condition: Condition,
+        deadline: Duration,
+    ) -> Outcome {
+        let request = MarkIfRequest {
+            id: name(id),
+            value: Some(match encode(value) {
+                value::Kind::IntValue(value) => mark_if_request::Value::IntValue(value),
+                value::Kind::StringValue(value) => mark_if_request::Value::StringValue(value),
+                value::Kind::BytesValue(value) => mark_if_request::Value::BytesValue(value),
+            }),
+            ttl: prost_types::Duration::try_from(ttl).ok(),
+            condition: Some(match condition {
+                Condition::Absent => mark_if_request::Condition::IfAbsent(true),
+                Condition::Equal(value) => mark_if_request::Condition::IfEqual(expected(value)),
+            }),
+            ..MarkIfRequest::default()
+        };
+        let call = Call::MarkIf {
+            id,
+            value,
+            ttl,
+            condition,
+        };
+        self.record(call, deadline, false, async |mut client, wrap| {
+            let reply = client.mark_if(wrap.request(request)).await?.into_inner();
+            let previous = match self.found(&[id], reply.previous.as_slice()) {
+                Outcome::Found(mut entries) => entries.remove(0),
+                malformed => return Ok(malformed),
+            };
+            Ok(match (reply.applied, reply.expire_time) {
+                (true, Some(time)) => Outcome::Applied {
+                    expire_time: self.recorder.moment(&time),
+                    previous,
+                },
+                (false, None) => Outcome::NotApplied(previous),
+                other => Outcome::Malformed(format!("applied and expire time are {other:?}")),
+            })
+        })
+        .await
+    }
+
+    /// Removes the value if it is this one, and records and returns the outcome.
+    pub async fn unmark_if(&self, id: u32, if_equal: u64, deadline: Duration) -> Outcome {
+        let request = UnmarkRequest {
+            id: name(id),
+            if_equal: Some(expected(if_equal)),
+            ..UnmarkRequest::default()
+        };
+        let call = Call::UnmarkIf { id, if_equal };
+        self.record(call, deadline, false, async |mut client, wrap| {
+            let reply = client.unmark(wrap.request(request)).await?.into_inner();
+            Ok(match reply.removed {
+                true => Outcome::Unmarked,
+                false => Outcome::NotUnmarked,
             })
         })
         .await
@@ -236,6 +306,7 @@ impl Caller {
             call,
             outcome: outcome.clone(),
             closing,
+            starved: false,
         });
         outcome
     }
@@ -336,11 +407,17 @@ pub fn name(id: u32) -> String {
 }
 
 /// Ints, strings and bytes take turns.
-fn encode(value: u64) -> mark_request::Value {
+fn encode(value: u64) -> value::Kind {
     match value % 3 {
-        0 => mark_request::Value::IntValue(i64::try_from(value).unwrap_or(i64::MAX)),
-        1 => mark_request::Value::StringValue(value.to_string()),
-        _ => mark_request::Value::BytesValue(value.to_string().into_bytes()),
+        0 => value::Kind::IntValue(i64::try_from(value).unwrap_or(i64::MAX)),
+        1 => value::Kind::StringValue(value.to_string()),
+        _ => value::Kind::BytesValue(value.to_string().into_bytes()),
+    }
+}
+
+fn expected(value: u64) -> WireValue {
+    WireValue {
+        kind: Some(encode(value)),
     }
 }
 

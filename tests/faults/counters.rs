@@ -12,6 +12,10 @@
 //!
 //! At the end, every counter is read once more. Increments never race with an expiry, because the
 //! time to live is an hour.
+//!
+//! A failover may lose acknowledged Increments, and two masters may answer during a failover. So the
+//! rules hold only among the calls between two failovers, except that a value never exceeds the number
+//! of Increments that may count. A failover cannot make one count twice.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,6 +31,8 @@ use crate::{
     checker::{self, Allowances, Fate, Findings, fate},
     client::Caller,
     history::{Call, Moment, Operation, Outcome, Recorder},
+    register::Span,
+    starvation,
 };
 
 /// Number of counters, and of callers for each of them. One more caller reads it.
@@ -68,7 +74,8 @@ impl Counters {
     pub fn start(addrs: &[&str], recorder: &Recorder) -> Self {
         let recorder = Arc::new(recorder.on_same_clock());
         let stop = Arc::<AtomicBool>::default();
-        let load = thread::spawn({
+        let builder = thread::Builder::new().name(starvation::LOAD.to_owned());
+        let load = builder.spawn({
             let addrs: Vec<_> = addrs.iter().map(ToString::to_string).collect();
             let (recorder, stop) = (Arc::clone(&recorder), Arc::clone(&stop));
             move || run(&addrs, &recorder, &stop)
@@ -76,18 +83,19 @@ impl Counters {
         Self {
             recorder,
             stop,
-            load: Some(load),
+            load: Some(load.expect("a thread")),
         }
     }
 
-    /// Ends the load, reads every counter once more, and checks the history.
-    pub fn finish(mut self) -> (Summary, Findings) {
+    /// Ends the load, reads every counter once more, and checks the history. In the lossy spans, a
+    /// failover may lose acknowledged Increments.
+    pub fn finish(mut self, lossy: &[Span]) -> (Summary, Findings) {
         self.end();
         let operations = self.recorder.operations();
         let mut findings = checker::check(&operations, &Allowances::default());
-        // The other load measures overruns, and knows the stalls of the machine.
+        // The other load measures overruns.
         findings.longest_overrun = Duration::ZERO;
-        (check(&operations), findings)
+        (check(&operations, lossy), findings)
     }
 
     fn end(&mut self) {
@@ -190,7 +198,7 @@ fn deadline() -> Duration {
 }
 
 /// Checks the history of all counters. It has to end with a read of each.
-pub fn check(operations: &[Operation]) -> Summary {
+pub fn check(operations: &[Operation], lossy: &[Span]) -> Summary {
     let mut summary = Summary::default();
     let mut counters: BTreeMap<u32, Counter> = BTreeMap::new();
     for operation in operations {
@@ -202,12 +210,11 @@ pub fn check(operations: &[Operation]) -> Summary {
                 match (outcome, fate(outcome)) {
                     (Outcome::Counted(value), _) => {
                         summary.acknowledged += 1;
-                        counter.acknowledged.push(end);
                         counter.possible.push(start);
-                        counter.answers.push(Answer::new(operation, *value));
+                        counter.answers.push(Answer::new(operation, *value, lossy));
                     }
                     (_, Fate::NoEffect) => summary.not_executed += 1,
-                    (_, Fate::Unknown | Fate::Acknowledged { .. }) => {
+                    (_, Fate::Unknown | Fate::Acknowledged) => {
                         summary.unknown += 1;
                         counter.possible.push(start);
                     }
@@ -215,7 +222,7 @@ pub fn check(operations: &[Operation]) -> Summary {
             }
             (Call::ReadCounter { id }, Outcome::Counted(value)) => {
                 let counter = counters.entry(*id).or_default();
-                counter.answers.push(Answer::new(operation, *value));
+                counter.answers.push(Answer::new(operation, *value, lossy));
             }
             _ => {}
         }
@@ -227,7 +234,7 @@ pub fn check(operations: &[Operation]) -> Summary {
                 .violations
                 .push(format!("counter {id} was not read at the end")),
         }
-        for what in counter.violations() {
+        for what in counter.violations(lossy.len()) {
             summary.violations.push(format!("counter {id}: {what}"));
         }
     }
@@ -237,8 +244,6 @@ pub fn check(operations: &[Operation]) -> Summary {
 /// All calls on one counter.
 #[derive(Debug, Default)]
 struct Counter {
-    /// The ends of the acknowledged Increments.
-    acknowledged: Vec<Moment>,
     /// The starts of all Increments that count or may count.
     possible: Vec<Moment>,
     answers: Vec<Answer>,
@@ -254,16 +259,26 @@ struct Answer {
     value: i64,
     /// 1 for an Increment, 0 for a read.
     adds: i64,
+    /// Number of failovers before. `None` during a failover.
+    failovers: Option<usize>,
 }
 
 impl Answer {
-    fn new(operation: &Operation, value: i64) -> Self {
+    fn new(operation: &Operation, value: i64, lossy: &[Span]) -> Self {
+        let &Operation { start, end, .. } = operation;
+        let during = lossy.iter().any(|(from, to)| end >= *from && start <= *to);
+        let before = lossy.iter().filter(|(_, to)| *to < start).count();
         Self {
-            start: operation.start,
-            end: operation.end,
+            start,
+            end,
             value,
             adds: i64::from(operation.is_write()),
+            failovers: (!during).then_some(before),
         }
+    }
+
+    fn complaint(&self, what: &str) -> String {
+        format!("{} at {:.3} s, {what}", self.value, self.end.0 as f64 / 1e6)
     }
 }
 
@@ -275,55 +290,57 @@ impl Counter {
         (last.start > self.last_increment).then_some(last.value)
     }
 
-    fn violations(&mut self) -> Vec<String> {
+    fn violations(&mut self, failovers: usize) -> Vec<String> {
         let Self {
-            acknowledged,
-            possible,
-            answers,
-            ..
+            possible, answers, ..
         } = self;
-        acknowledged.sort_unstable();
         possible.sort_unstable();
         answers.sort_by_key(|answer| answer.end);
-        // The largest value among the first answers, by their end.
-        let mut largest = Vec::with_capacity(answers.len());
-        for answer in &*answers {
-            let before = largest.last().copied().unwrap_or(i64::MIN);
-            largest.push(before.max(answer.value));
-        }
         let mut violations = Vec::new();
-        let mut values = BTreeSet::new();
         for answer in &*answers {
-            let Answer {
-                start,
-                end,
-                value,
-                adds,
-            } = *answer;
-            let mut complain = |what: String| {
-                let at = end.0 as f64 / 1e6;
-                violations.push(format!("{value} at {at:.3} s, {what}"));
-            };
-            if adds == 1 && !values.insert(value) {
-                complain("a second time".to_owned());
+            let most = number(possible.partition_point(|started| *started < answer.end));
+            if answer.value > most {
+                violations.push(answer.complaint(&format!("but at most {most} increments count")));
             }
-            let least = number(acknowledged.partition_point(|ended| *ended < start)) + adds;
-            if value < least {
-                complain(format!("but at least {least} increments count"));
-            }
-            let most = number(possible.partition_point(|started| *started < end));
-            if value > most {
-                complain(format!("but at most {most} increments count"));
-            }
-            let before = answers.partition_point(|earlier| earlier.end < start);
-            if let Some(before) = before.checked_sub(1).map(|last| largest[last])
-                && value < before + adds
-            {
-                complain(format!("after a call that ended before had {before}"));
-            }
+        }
+        for failovers in 0..=failovers {
+            let between = answers.iter().filter(|it| it.failovers == Some(failovers));
+            violations.extend(disorder(&between.copied().collect::<Vec<_>>()));
         }
         violations
     }
+}
+
+/// What is wrong with answers between two failovers. They are sorted by their ends.
+fn disorder(answers: &[Answer]) -> Vec<String> {
+    // The largest value among the first answers, and the number of Increments.
+    let mut before = Vec::with_capacity(answers.len() + 1);
+    before.push((i64::MIN, 0));
+    let (mut largest, mut counted) = (i64::MIN, 0);
+    for answer in answers {
+        largest = largest.max(answer.value);
+        counted += answer.adds;
+        before.push((largest, counted));
+    }
+    let mut violations = Vec::new();
+    let mut values = BTreeSet::new();
+    for answer in answers {
+        let &Answer { value, adds, .. } = answer;
+        if adds == 1 && !values.insert(value) {
+            violations.push(answer.complaint("a second time"));
+        }
+        let ended = answers.partition_point(|earlier| earlier.end < answer.start);
+        let (largest, counted) = before[ended];
+        let least = counted + adds;
+        if value < least {
+            violations.push(answer.complaint(&format!("but at least {least} increments count")));
+        }
+        if value < largest.saturating_add(adds) {
+            let what = format!("after a call that ended before had {largest}");
+            violations.push(answer.complaint(&what));
+        }
+    }
+    violations
 }
 
 fn number(count: usize) -> i64 {

@@ -1,14 +1,16 @@
 //! The history of a run, as the callers saw it: every call with its start, its end and its outcome.
 //!
 //! [`crate::checker`] can check a history without knowing the order in which Redis executed the
-//! calls. It relies on three rules: only Marks write, every value is unique, and the time to live of
-//! an id never changes, so that a later Mark never shortens the life of a value.
+//! calls. It relies on two rules: every value is unique, and the time to live of an id never changes,
+//! so that a later Mark never shortens the life of a value.
 //! Counters have ids of their own, and [`crate::counters`] checks them.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
+
+use crate::starvation;
 
 /// Microseconds since the start of the history. Negative before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -43,6 +45,9 @@ pub struct Operation {
     pub outcome: Outcome,
     /// True for the reads of all ids at the end, when there is no fault any more.
     pub closing: bool,
+    /// True if the machine was too busy for more than half of the call. Its lateness is then no fault
+    /// of the service.
+    pub starved: bool,
 }
 
 /// The request of a call.
@@ -52,6 +57,18 @@ pub enum Call {
         id: u32,
         value: u64,
         ttl: Duration,
+    },
+    /// Marks a value if a condition holds.
+    MarkIf {
+        id: u32,
+        value: u64,
+        ttl: Duration,
+        condition: Condition,
+    },
+    /// Removes the value if it is this one.
+    UnmarkIf {
+        id: u32,
+        if_equal: u64,
     },
     Read {
         ids: Vec<u32>,
@@ -66,11 +83,26 @@ pub enum Call {
     },
 }
 
+/// The condition of a MarkIf.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Condition {
+    Absent,
+    Equal(u64),
+}
+
 /// How a call ended.
 #[derive(Debug, Clone)]
 pub enum Outcome {
     /// OK, with the expire time.
     Marked(Moment),
+    /// OK: the condition held. With the expire time, and what was there before.
+    Applied { expire_time: Moment, previous: Seen },
+    /// OK: the condition did not hold, because this is there.
+    NotApplied(Seen),
+    /// OK: the value was the expected one, and is removed.
+    Unmarked,
+    /// OK: the value was not the expected one, and stays.
+    NotUnmarked,
     /// OK, with an entry for each id, in the order of the request.
     Found(Vec<Seen>),
     /// OK, with the value of a counter.
@@ -126,15 +158,46 @@ impl Operation {
         self.outcome.is_ok()
     }
 
+    /// True if the call failed, and not because the machine was too busy for it.
+    pub fn failed_by_itself(&self) -> bool {
+        !self.is_ok() && !self.starved
+    }
+
+    /// True if time ran out, at the caller, at the service, or at Redis.
+    pub fn is_late(&self) -> bool {
+        let reasons = ["DEADLINE_EXCEEDED", "BACKEND_TIMEOUT"];
+        match &self.outcome {
+            Outcome::Refused(refusal) => reasons.contains(&refusal.reason()),
+            Outcome::Unanswered => true,
+            _ => false,
+        }
+    }
+
     pub fn is_mark(&self) -> bool {
         matches!(self.call, Call::Mark { .. })
     }
 
     pub fn is_write(&self) -> bool {
         match self.call {
-            Call::Mark { .. } | Call::Increment { .. } => true,
+            Call::Mark { .. }
+            | Call::MarkIf { .. }
+            | Call::UnmarkIf { .. }
+            | Call::Increment { .. } => true,
             Call::Read { .. } | Call::ReadCounter { .. } => false,
         }
+    }
+
+    /// What a reply says about ids: the entries of a read, or what a MarkIf found.
+    pub fn seen(&self) -> impl Iterator<Item = (u32, &Seen)> {
+        let (ids, entries): (&[u32], &[Seen]) = match (&self.call, &self.outcome) {
+            (Call::Read { ids }, Outcome::Found(entries)) => (ids, entries),
+            (
+                Call::MarkIf { id, .. },
+                Outcome::Applied { previous: seen, .. } | Outcome::NotApplied(seen),
+            ) => (std::slice::from_ref(id), std::slice::from_ref(seen)),
+            _ => (&[], &[]),
+        };
+        ids.iter().copied().zip(entries)
     }
 
     pub fn took(&self) -> Duration {
@@ -144,7 +207,13 @@ impl Operation {
     /// The reason of the error, or a word for an end without one.
     pub fn ending(&self) -> &str {
         match &self.outcome {
-            Outcome::Marked(_) | Outcome::Found(_) | Outcome::Counted(_) => "OK",
+            Outcome::Marked(_)
+            | Outcome::Applied { .. }
+            | Outcome::NotApplied(_)
+            | Outcome::Unmarked
+            | Outcome::NotUnmarked
+            | Outcome::Found(_)
+            | Outcome::Counted(_) => "OK",
             Outcome::Malformed(_) => "malformed",
             Outcome::Refused(refusal) => refusal.reason(),
             Outcome::NotAccepted(_) => "not accepted",
@@ -155,15 +224,62 @@ impl Operation {
 }
 
 impl Outcome {
+    /// The expire time in the reply to a write.
+    pub fn expire_time(&self) -> Option<Moment> {
+        match self {
+            Self::Marked(expire_time) | Self::Applied { expire_time, .. } => Some(*expire_time),
+            _ => None,
+        }
+    }
+
     pub fn is_ok(&self) -> bool {
         match self {
-            Self::Marked(_) | Self::Found(_) | Self::Counted(_) => true,
+            Self::Marked(_)
+            | Self::Applied { .. }
+            | Self::NotApplied(_)
+            | Self::Unmarked
+            | Self::NotUnmarked
+            | Self::Found(_)
+            | Self::Counted(_) => true,
             Self::Malformed(_)
             | Self::Refused(_)
             | Self::NotAccepted(_)
             | Self::CutOff(_)
             | Self::Unanswered => false,
         }
+    }
+}
+
+/// The spans of time in which the machine was too busy to run the callers, the service or Redis. They
+/// are disjoint and in order.
+#[derive(Debug, Clone, Default)]
+pub struct Stalls(Vec<(Moment, Moment)>);
+
+impl Stalls {
+    pub fn new(mut spans: Vec<(Moment, Moment)>) -> Self {
+        spans.sort_unstable();
+        let mut disjoint: Vec<(Moment, Moment)> = Vec::with_capacity(spans.len());
+        for (from, to) in spans {
+            match disjoint.last_mut() {
+                Some((_, end)) if *end >= from => *end = to.max(*end),
+                _ => disjoint.push((from, to)),
+            }
+        }
+        Self(disjoint)
+    }
+
+    /// How much of the time between two moments is in stalls.
+    pub fn between(&self, from: Moment, to: Moment) -> Duration {
+        let first = self.0.partition_point(|(_, end)| *end <= from);
+        let spans = self.0[first..].iter().take_while(|(start, _)| *start < to);
+        spans
+            .map(|(start, end)| to.min(*end).since(from.max(*start)))
+            .sum()
+    }
+
+    pub fn longest(&self) -> Duration {
+        let lengths = self.0.iter().map(|(from, to)| to.since(*from));
+        lengths.max().unwrap_or_default()
     }
 }
 
@@ -248,8 +364,15 @@ impl Recorder {
         self.state().stalls.push((from, to));
     }
 
-    pub fn stalls(&self) -> Vec<(Moment, Moment)> {
-        self.state().stalls.clone()
+    pub fn stalls(&self) -> Stalls {
+        let mut spans = self.state().stalls.clone();
+        let moment = |instant: Instant| {
+            let since = instant.saturating_duration_since(self.began);
+            Moment(micros(since))
+        };
+        let waits = starvation::waits_since(self.began);
+        spans.extend(waits.iter().map(|(from, to)| (moment(*from), moment(*to))));
+        Stalls::new(spans)
     }
 
     /// The end of the last failed call.
@@ -261,6 +384,11 @@ impl Recorder {
     pub fn operations(&self) -> Vec<Operation> {
         let mut operations = self.state().operations.clone();
         operations.sort_by_key(|operation| operation.start);
+        let stalls = self.stalls();
+        for operation in &mut operations {
+            let stalled = stalls.between(operation.start, operation.end);
+            operation.starved = stalled > operation.took() / 2;
+        }
         operations
     }
 

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use crate::{
     client::{Caller, ExpireTime, SAME_SLOT},
     history::{Call, Operation, Recorder},
+    starvation,
 };
 
 /// The first ids have a time to live of an hour. The ids after them have a short one.
@@ -80,7 +81,8 @@ impl Load {
     pub fn start(addr: &str, rate: Rate) -> Self {
         let recorder = Arc::new(Recorder::new());
         let stop = Arc::<AtomicBool>::default();
-        let thread = thread::spawn({
+        let builder = thread::Builder::new().name(starvation::LOAD.to_owned());
+        let thread = builder.spawn({
             let (addr, recorder, stop) =
                 (addr.to_owned(), Arc::clone(&recorder), Arc::clone(&stop));
             move || run(&addr, rate, &recorder, &stop)
@@ -88,7 +90,7 @@ impl Load {
         Self {
             recorder,
             stop,
-            thread: Some(thread),
+            thread: Some(thread.expect("a thread")),
         }
     }
 

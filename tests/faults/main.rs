@@ -7,8 +7,11 @@
 //!
 //! Three checkers read the histories. [`checker`] compares the start and end times of calls, with one
 //! writer for each id. It also checks errors, deadlines and expire times. [`register`] searches for
-//! an order of all calls on an id that [`writers`] marked from several connections. [`counters`]
+//! an order of all calls on an id that [`writers`] wrote from several connections. [`counters`]
 //! checks that increments count once.
+//!
+//! A call may be late only because the machine is busy. [`starvation`] notes when it was, and such
+//! lateness is no failure. No other check is relaxed on a busy machine.
 //!
 //! `cargo test --test faults [-- NAME...]` runs the short versions of all cases, or of those whose
 //! name contains one of the names. With `DYNDATA_CHAOS_SECONDS` (`make chaos`) the cases are longer.

@@ -39,7 +39,7 @@ fn overload(pace: &Pace) -> Report {
     let unloaded = Load::start(&server.addr, rate(CAPACITY / 8));
     sleep(Duration::from_secs(seconds / 2));
     let unloaded = unloaded.finish();
-    let refused = endings(unloaded.iter().filter(|operation| !operation.is_ok()));
+    let refused = endings(unloaded.iter().filter(|it| it.failed_by_itself()));
     // The values of the second load start from the same number.
     redis.must(&["FLUSHALL"]);
 
@@ -76,8 +76,10 @@ fn compare(unloaded: &[Operation], operations: &[Operation]) -> Comparison {
     let took =
         |operations: &[&Operation]| percentile(operations.iter().copied(), 99).unwrap_or_default();
     let before = took(&unloaded.iter().collect::<Vec<_>>());
-    let (accepted, others): (Vec<_>, Vec<_>) =
-        operations.iter().partition(|operation| operation.is_ok());
+    let (accepted, others): (Vec<_>, Vec<_>) = operations
+        .iter()
+        .filter(|it| it.is_ok() || !it.starved || it.ending() == "OVERLOADED")
+        .partition(|operation| operation.is_ok());
     let (shed, failed): (Vec<_>, Vec<_>) = others
         .into_iter()
         .partition(|operation| operation.ending() == "OVERLOADED");

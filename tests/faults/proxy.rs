@@ -22,6 +22,8 @@ use tokio::{
     time::Instant,
 };
 
+use crate::starvation;
+
 /// What the proxy does with bytes and connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -87,7 +89,8 @@ impl Proxy {
         listener.set_nonblocking(true).expect("nonblocking");
         let port = listener.local_addr().expect("an address").port();
         let counter = Arc::clone(&accepted);
-        let thread = thread::spawn(move || {
+        let builder = thread::Builder::new().name(starvation::PROXY.to_owned());
+        let thread = builder.spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
@@ -104,7 +107,7 @@ impl Proxy {
             port,
             mode,
             accepted,
-            thread: Some(thread),
+            thread: Some(thread.expect("a thread")),
             stop: Some(stop),
         }
     }

@@ -11,6 +11,7 @@ use std::{
 
 use crate::{
     report::{self, Report},
+    starvation::Watch,
     support::dyndata_process::take_logs,
 };
 
@@ -121,6 +122,7 @@ pub fn run(cases: &[Case]) -> ExitCode {
     };
     println!("DYNDATA_CHAOS_SEED={}", pace.seed);
 
+    let _watch = Watch::start();
     // The report of a case shows its panic.
     std::panic::set_hook(Box::new(|_| {}));
     let total = chosen.len();

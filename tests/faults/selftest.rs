@@ -7,7 +7,7 @@ use tonic::Code;
 
 use crate::{
     checker::{Allowances, Findings, check},
-    history::{Call, Moment, Operation, Outcome, Refusal, Seen, Value},
+    history::{Call, Moment, Operation, Outcome, Refusal, Seen, Stalls, Value},
     report::Report,
     runner::{Case, Pace},
 };
@@ -302,7 +302,7 @@ fn excuses(_: &Pace) -> Report {
     let allowances = Allowances {
         lossy: vec![(millis(0), millis(50))],
         service_stops: true,
-        stalls: vec![(millis(590), millis(630))],
+        stalls: Stalls::new(vec![(millis(590), millis(630))]),
         late_expiry: Duration::ZERO,
     };
     let mut failures = Vec::new();
@@ -376,6 +376,7 @@ pub fn marked(start: i64, end: i64, value: u64, outcome: Outcome) -> Operation {
         },
         outcome,
         closing: false,
+        starved: false,
     }
 }
 
@@ -384,7 +385,7 @@ pub fn mark(start: i64, end: i64, value: u64) -> Operation {
     marked(start, end, value, Outcome::Marked(millis(start).after(TTL)))
 }
 
-fn seen(value: Value) -> Seen {
+pub fn seen(value: Value) -> Seen {
     Seen {
         value,
         expire_time: None,

@@ -8,9 +8,10 @@ use tonic::Code;
 use crate::{
     counters::{Counters, check},
     history::{Call, Operation, Outcome, Recorder},
+    register::Span,
     report::Report,
     runner::{Case, Pace},
-    selftest::{mark, refusal, refused},
+    selftest::{mark, millis, refusal, refused},
     support::{Dyndata, Redis, eventually},
 };
 
@@ -30,31 +31,39 @@ enum Expected {
     Violated,
 }
 
+/// A history, and the spans in which a failover may lose something.
+#[derive(Clone, Copy)]
 struct Example {
     name: &'static str,
     history: fn() -> Vec<Operation>,
+    lossy: &'static [(i64, i64)],
 }
 
 const WRONG: &[Example] = &[
     Example {
         name: "an acknowledged increment counts twice",
         history: || vec![counted(0, 10, 1), counted(20, 30, 3), read(40, 50, 3)],
+        lossy: &[],
     },
     Example {
         name: "an increment counts once more after all have ended",
         history: || vec![counted(0, 10, 1), counted(20, 30, 2), read(40, 50, 3)],
+        lossy: &[],
     },
     Example {
         name: "an increment of unknown outcome counts twice",
         history: || vec![counted(0, 10, 1), unknown(20, 30), read(40, 50, 3)],
+        lossy: &[],
     },
     Example {
         name: "an increment that was not executed counts",
         history: || vec![counted(0, 10, 1), not_executed(20, 30), read(40, 50, 2)],
+        lossy: &[],
     },
     Example {
         name: "an acknowledged increment is lost",
         history: || vec![counted(0, 10, 1), counted(20, 30, 2), read(40, 50, 1)],
+        lossy: &[],
     },
     Example {
         name: "a lost increment is hidden by one of unknown outcome",
@@ -67,6 +76,7 @@ const WRONG: &[Example] = &[
                 read(50, 60, 2),
             ]
         },
+        lossy: &[],
     },
     Example {
         name: "two increments at the same time have the same value",
@@ -78,6 +88,7 @@ const WRONG: &[Example] = &[
                 read(20, 30, 2),
             ]
         },
+        lossy: &[],
     },
     Example {
         name: "a value falls",
@@ -89,14 +100,66 @@ const WRONG: &[Example] = &[
                 read(40, 50, 1),
             ]
         },
+        lossy: &[],
     },
     Example {
         name: "an increment of unknown outcome counts before it began",
         history: || vec![read(0, 10, 1), unknown(20, 30), read(40, 50, 1)],
+        lossy: &[],
     },
     Example {
         name: "nobody has read the counter at the end",
         history: || vec![read(0, 5, 0), counted(10, 20, 1)],
+        lossy: &[],
+    },
+    Example {
+        name: "a failover makes an increment count twice",
+        history: || {
+            vec![
+                counted(0, 10, 1),
+                counted(20, 30, 2),
+                read(60, 70, 1),
+                unknown(75, 76),
+                read(80, 90, 4),
+            ]
+        },
+        lossy: &[(15, 50)],
+    },
+    Example {
+        name: "after a failover, two increments have the same value",
+        history: || {
+            vec![
+                counted(0, 10, 1),
+                counted(60, 70, 1),
+                counted(60, 70, 1),
+                read(80, 90, 2),
+            ]
+        },
+        lossy: &[(5, 50)],
+    },
+    Example {
+        name: "a value falls after a failover",
+        history: || {
+            vec![
+                counted(0, 10, 1),
+                counted(20, 30, 2),
+                read(60, 70, 2),
+                read(80, 90, 1),
+            ]
+        },
+        lossy: &[(15, 50)],
+    },
+    Example {
+        name: "an increment is lost long before a failover",
+        history: || {
+            vec![
+                counted(0, 10, 1),
+                counted(20, 30, 2),
+                read(40, 50, 1),
+                read(200, 210, 1),
+            ]
+        },
+        lossy: &[(100, 150)],
     },
 ];
 
@@ -111,6 +174,7 @@ const RIGHT: &[Example] = &[
                 read(40, 50, 3),
             ]
         },
+        lossy: &[],
     },
     Example {
         name: "of two increments of unknown outcome, one counts, and late",
@@ -123,16 +187,36 @@ const RIGHT: &[Example] = &[
                 read(60, 70, 2),
             ]
         },
+        lossy: &[],
     },
     Example {
         name: "an increment that was not executed does not count",
         history: || vec![not_executed(0, 10), counted(20, 30, 1), read(40, 50, 1)],
+        lossy: &[],
+    },
+    Example {
+        name: "a failover loses increments, and both masters answer meanwhile",
+        history: || {
+            vec![
+                counted(0, 10, 1),
+                counted(20, 30, 2),
+                counted(32, 40, 2),
+                read(60, 70, 1),
+                counted(80, 90, 2),
+                read(100, 110, 2),
+            ]
+        },
+        lossy: &[(15, 50)],
     },
 ];
 
 fn report(examples: &[Example], expected: Expected) -> Report {
     let failures = examples.iter().filter_map(|example| {
-        let violations = check(&(example.history)()).violations;
+        let lossy = example.lossy.iter();
+        let lossy: Vec<Span> = lossy
+            .map(|(from, to)| (millis(*from), millis(*to)))
+            .collect();
+        let violations = check(&(example.history)(), &lossy).violations;
         let is_right = violations.is_empty() == (expected == Expected::Right);
         (!is_right).then(|| format!("{}: {violations:?}, not {expected:?}", example.name))
     });
@@ -151,7 +235,7 @@ fn doubled(_: &Pace) -> Report {
     sleep(Duration::from_millis(300));
     redis.must(&["INCR", key]);
     sleep(Duration::from_millis(300));
-    let (summary, findings) = counters.finish();
+    let (summary, findings) = counters.finish(&[]);
     let is_noticed = !summary.violations.is_empty() && findings.contract.is_empty();
     Report::of(if is_noticed {
         Vec::new()

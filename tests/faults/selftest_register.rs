@@ -6,19 +6,19 @@ use std::time::Duration;
 use tonic::Code;
 
 use crate::{
-    history::{Call, Operation, Outcome, Value},
+    history::{Call, Condition, Operation, Outcome, Value},
     register::{Span, Verdict, check},
     report::Report,
     runner::{Case, Pace},
-    selftest::{mark, marked, millis, read, refusal, refused},
+    selftest::{TTL, mark, marked, millis, read, refusal, refused, seen},
 };
 
 pub const CASES: &[Case] = &[
     Case::new("checker, several writers: finds disorder", |_| {
-        report(DISORDER, Expected::Violated)
+        report(&[DISORDER, BROKEN_CONDITIONS].concat(), Expected::Violated)
     }),
     Case::new("checker, several writers: accepts an order", |_| {
-        report(ORDER, Expected::Linearizable)
+        report(&[ORDER, CONDITIONS].concat(), Expected::Linearizable)
     }),
     Case::new("checker, several writers: long histories", at_random),
 ];
@@ -30,6 +30,7 @@ enum Expected {
 }
 
 /// A history, and the spans in which a failover may lose something.
+#[derive(Debug, Clone, Copy)]
 struct Example {
     name: &'static str,
     history: fn() -> Vec<Operation>,
@@ -295,6 +296,294 @@ const ORDER: &[Example] = &[
     },
 ];
 
+/// Histories with a condition that was not obeyed.
+const BROKEN_CONDITIONS: &[Example] = &[
+    strict("a MarkIf is applied although the value differs", || {
+        vec![
+            mark(0, 10, 1),
+            mark(20, 30, 2),
+            applied(40, 50, 3, IF_ONE, TWO),
+        ]
+    }),
+    strict(
+        "a MarkIf is not applied although the value is equal",
+        || vec![mark(0, 10, 1), not_applied(40, 50, 3, IF_ONE, ONE)],
+    ),
+    strict(
+        "another writer comes between the reading and the writing of a MarkIf",
+        || {
+            vec![
+                mark(0, 10, 1),
+                mark(20, 30, 2),
+                applied(40, 50, 3, IF_ONE, ONE),
+            ]
+        },
+    ),
+    strict(
+        "two MarkIfs at the same time replace the same value",
+        || {
+            vec![
+                mark(0, 10, 1),
+                applied(20, 40, 2, IF_ONE, ONE),
+                applied(20, 40, 3, IF_ONE, ONE),
+            ]
+        },
+    ),
+    strict(
+        "a MarkIf writes although its reply says not applied",
+        || {
+            vec![
+                mark(0, 10, 1),
+                not_applied(20, 30, 3, IF_TWO, ONE),
+                sees(40, 50, 3),
+            ]
+        },
+    ),
+    strict("a MarkIf that was not applied found an old value", || {
+        vec![
+            mark(0, 10, 1),
+            mark(20, 30, 2),
+            not_applied(40, 50, 3, IF_TWO, ONE),
+        ]
+    }),
+    strict("if_absent overwrites a value that lives", || {
+        vec![mark(0, 10, 1), applied(20, 30, 2, IF_ABSENT, Value::Absent)]
+    }),
+    strict("if_absent says itself that it overwrote a value", || {
+        vec![mark(0, 10, 1), applied(20, 30, 2, IF_ABSENT, ONE)]
+    }),
+    strict("two if_absent at the same time are both applied", || {
+        vec![
+            applied(0, 30, 1, IF_ABSENT, Value::Absent),
+            applied(0, 30, 2, IF_ABSENT, Value::Absent),
+        ]
+    }),
+    strict(
+        "if_absent of unknown outcome overwrites a value that lives",
+        || {
+            vec![
+                mark(0, 10, 1),
+                unknown_if(20, 30, 2, IF_ABSENT),
+                sees(40, 50, 2),
+            ]
+        },
+    ),
+    strict(
+        "a MarkIf of unknown outcome writes although the value differs",
+        || {
+            vec![
+                mark(0, 10, 1),
+                mark(20, 30, 2),
+                unknown_if(40, 50, 3, IF_ONE),
+                sees(60, 70, 3),
+            ]
+        },
+    ),
+    strict("a MarkIf of unknown outcome is applied twice", || {
+        vec![
+            mark(0, 10, 1),
+            unknown_if(20, 30, 2, IF_ONE),
+            sees(40, 50, 2),
+            applied(60, 70, 3, IF_TWO, TWO),
+            sees(80, 90, 2),
+        ]
+    }),
+    strict("a MarkIf that was not executed is read", || {
+        let mut refused = not_executed(20, 30, 2);
+        refused.call = mark_if(2, IF_ONE);
+        vec![mark(0, 10, 1), refused, sees(40, 50, 2)]
+    }),
+    strict("a MarkIf that was acknowledged is lost", || {
+        vec![
+            mark(0, 10, 1),
+            applied(20, 30, 2, IF_ONE, ONE),
+            sees(40, 50, 1),
+        ]
+    }),
+    strict(
+        "an Unmark removes another value than the expected one",
+        || {
+            vec![
+                mark(0, 10, 1),
+                mark(20, 30, 2),
+                unmark(40, 50, 1, Outcome::Unmarked),
+            ]
+        },
+    ),
+    strict("an Unmark says that it removed nothing, but it did", || {
+        vec![
+            mark(0, 10, 1),
+            mark(20, 30, 2),
+            unmark(40, 50, 1, Outcome::NotUnmarked),
+            nothing(60, 70),
+        ]
+    }),
+    strict("an Unmark does not remove the expected value", || {
+        vec![mark(0, 10, 1), unmark(20, 30, 1, Outcome::NotUnmarked)]
+    }),
+    strict("a value again after it was removed", || {
+        vec![
+            mark(0, 10, 1),
+            unmark(20, 30, 1, Outcome::Unmarked),
+            sees(40, 50, 1),
+        ]
+    }),
+    strict("an Unmark of unknown outcome removes another value", || {
+        vec![
+            mark(0, 10, 1),
+            mark(20, 30, 2),
+            unmark(40, 50, 1, unknown_outcome()),
+            nothing(60, 70),
+        ]
+    }),
+    Example {
+        name: "after a failover, a MarkIf finds what another call showed to be lost",
+        history: || {
+            vec![
+                mark(0, 10, 1),
+                mark(20, 30, 2),
+                sees(60, 70, 1),
+                applied(80, 90, 3, IF_TWO, TWO),
+            ]
+        },
+        lossy: &[(15, 50)],
+    },
+    Example {
+        name: "a failover brings back what was removed long before",
+        history: || {
+            vec![
+                mark(0, 10, 1),
+                unmark(20, 30, 1, Outcome::Unmarked),
+                sees(200, 210, 1),
+            ]
+        },
+        lossy: &[(100, 150)],
+    },
+];
+
+/// Histories in which every condition was obeyed.
+const CONDITIONS: &[Example] = &[
+    strict(
+        "of two MarkIfs at the same time, one is applied and the other finds its value",
+        || {
+            vec![
+                applied(0, 10, 1, IF_ABSENT, Value::Absent),
+                not_applied(20, 40, 3, IF_ONE, TWO),
+                applied(20, 40, 2, IF_ONE, ONE),
+                sees(50, 60, 2),
+            ]
+        },
+    ),
+    strict("if_absent after the value has expired", || {
+        vec![
+            mark(0, 10, 1),
+            not_applied(500, 510, 2, IF_ABSENT, ONE),
+            applied(1_030, 1_040, 3, IF_ABSENT, Value::Absent),
+            sees(1_050, 1_060, 3),
+        ]
+    }),
+    strict(
+        "if_absent of unknown outcome takes effect after the value has expired",
+        || {
+            vec![
+                mark(0, 10, 1),
+                unknown_if(500, 510, 2, IF_ABSENT),
+                sees(520, 530, 1),
+                sees(1_040, 1_050, 2),
+            ]
+        },
+    ),
+    strict(
+        "a MarkIf of unknown outcome takes effect later, when its condition holds",
+        || {
+            vec![
+                mark(0, 10, 1),
+                unknown_if(20, 30, 3, IF_TWO),
+                sees(40, 50, 1),
+                mark(60, 70, 2),
+                sees(80, 90, 3),
+            ]
+        },
+    ),
+    strict("MarkIfs of unknown outcome that never take effect", || {
+        let unknown = (10..30).map(|value| unknown_if(0, 10, value, IF_ABSENT));
+        unknown.chain([mark(20, 30, 1), sees(40, 50, 1)]).collect()
+    }),
+    strict(
+        "an Unmark finds a value of unknown outcome that nobody reads",
+        || {
+            vec![
+                mark(0, 10, 1),
+                unknown(20, 30, 2),
+                unmark(40, 50, 1, Outcome::NotUnmarked),
+                mark(60, 70, 3),
+                sees(80, 90, 3),
+            ]
+        },
+    ),
+    strict(
+        "an Unmark of unknown outcome removes the value later",
+        || {
+            vec![
+                mark(0, 10, 1),
+                unmark(20, 30, 1, unknown_outcome()),
+                sees(40, 50, 1),
+                nothing(60, 70),
+                applied(80, 90, 2, IF_ABSENT, Value::Absent),
+            ]
+        },
+    ),
+    Example {
+        name: "after a failover, a MarkIf is the first call",
+        history: || {
+            vec![
+                mark(0, 10, 1),
+                applied(20, 30, 2, IF_ONE, ONE),
+                applied(60, 70, 3, IF_ONE, ONE),
+                sees(80, 90, 3),
+            ]
+        },
+        lossy: &[(15, 50)],
+    },
+    Example {
+        name: "a failover brings back what was removed just before",
+        history: || {
+            vec![
+                mark(0, 10, 1),
+                unmark(20, 30, 1, Outcome::Unmarked),
+                sees(60, 70, 1),
+            ]
+        },
+        lossy: &[(15, 50)],
+    },
+    Example {
+        name: "a failover keeps the removal",
+        history: || {
+            vec![
+                mark(0, 10, 1),
+                unmark(20, 30, 1, Outcome::Unmarked),
+                nothing(60, 70),
+            ]
+        },
+        lossy: &[(15, 50)],
+    },
+];
+
+const IF_ABSENT: Condition = Condition::Absent;
+const IF_ONE: Condition = Condition::Equal(1);
+const IF_TWO: Condition = Condition::Equal(2);
+const ONE: Value = Value::Marked(1);
+const TWO: Value = Value::Marked(2);
+
+/// A history without a failover.
+const fn strict(name: &'static str, history: fn() -> Vec<Operation>) -> Example {
+    Example {
+        name,
+        history,
+        lossy: &[],
+    }
+}
+
 fn report(examples: &[Example], expected: Expected) -> Report {
     let failures = examples.iter().filter_map(|example| {
         let lossy = example.lossy.iter();
@@ -328,7 +617,7 @@ fn at_random(_: &Pace) -> Report {
         if let Some(complaint) = complaint(&verdict, Expected::Linearizable) {
             failures.push(format!("seed {seed}: {complaint}"));
         }
-        let last = history.iter().rposition(|operation| !operation.is_mark());
+        let last = history.iter().rposition(|operation| !operation.is_write());
         let last = last.expect("it has reads");
         // Ten acknowledged Marks earlier, so that newer Marks had ended before the read.
         let old = history[..last]
@@ -356,7 +645,8 @@ fn at_random(_: &Pace) -> Report {
 }
 
 /// The calls of six callers on a register. Each call takes effect at a random moment between its
-/// start and its end. Some Marks have an unknown outcome, and take effect later.
+/// start and its end. Some writes have an unknown outcome, and take effect later. Half of the writes
+/// are MarkIfs that expect what was there a moment ago.
 fn simulated(random: &mut fastrand::Rng) -> Vec<Operation> {
     const CALLERS: usize = 6;
     const CALLS: usize = 200;
@@ -368,36 +658,98 @@ fn simulated(random: &mut fastrand::Rng) -> Vec<Operation> {
         let start = free[caller] + random.i64(1..30);
         let end = start + random.i64(2..12);
         free[caller] = end;
-        let is_mark = caller < CALLERS / 2;
-        let is_unknown = is_mark && number % UNKNOWN < CALLERS / 2;
+        let is_write = caller < CALLERS / 2;
+        let is_unknown = is_write && number % UNKNOWN < CALLERS / 2;
         let at = match is_unknown {
             true => end + random.i64(1..60),
             false => random.i64(start + 1..end),
         };
-        planned.push((at, start, end, number as u64, is_mark, is_unknown));
+        planned.push((at, start, end, number as u64, is_write, is_unknown));
     }
     planned.sort_unstable();
-    let mut value = None;
+    let mut value = Value::Absent;
+    // What was there at each moment.
+    let mut states = vec![(0, Value::Absent)];
     let mut history = Vec::new();
-    for (_, start, end, number, is_mark, is_unknown) in planned {
-        history.push(match (is_mark, is_unknown) {
-            (true, false) => mark(start, end, number),
-            (true, true) => unknown(start, end, number),
-            (false, _) => {
-                value.map_or_else(|| nothing(start, end), |value| sees(start, end, value))
-            }
+    for (at, start, end, number, is_write, is_unknown) in planned {
+        if !is_write {
+            history.push(read(start, end, value.clone()));
+            continue;
+        }
+        // A caller expects what another one read before this call began.
+        let known = states.partition_point(|(since, _)| *since < start) - 1;
+        let condition = match (random.bool(), &states[known].1) {
+            (true, Value::Marked(value)) => Some(Condition::Equal(*value)),
+            (true, _) => Some(Condition::Absent),
+            (false, _) => None,
+        };
+        let holds = match condition {
+            None => true,
+            Some(Condition::Absent) => value == Value::Absent,
+            Some(Condition::Equal(expected)) => value == Value::Marked(expected),
+        };
+        history.push(match condition {
+            None if is_unknown => unknown(start, end, number),
+            None => mark(start, end, number),
+            Some(condition) if is_unknown => unknown_if(start, end, number, condition),
+            Some(condition) if holds => applied(start, end, number, condition, value.clone()),
+            Some(condition) => not_applied(start, end, number, condition, value.clone()),
         });
-        if is_mark {
-            value = Some(number);
+        if holds {
+            value = Value::Marked(number);
+            states.push((at, value.clone()));
         }
     }
     for operation in &mut history {
-        if let Call::Mark { ttl, .. } = &mut operation.call {
+        if let Call::Mark { ttl, .. } | Call::MarkIf { ttl, .. } = &mut operation.call {
             *ttl = Duration::from_secs(3600);
         }
     }
     history.sort_by_key(|operation| operation.start);
     history
+}
+
+fn mark_if(value: u64, condition: Condition) -> Call {
+    Call::MarkIf {
+        id: 7,
+        value,
+        ttl: TTL,
+        condition,
+    }
+}
+
+fn applied(start: i64, end: i64, value: u64, condition: Condition, found: Value) -> Operation {
+    Operation {
+        call: mark_if(value, condition),
+        outcome: Outcome::Applied {
+            expire_time: millis(start).after(TTL),
+            previous: seen(found),
+        },
+        ..mark(start, end, value)
+    }
+}
+
+fn not_applied(start: i64, end: i64, value: u64, condition: Condition, found: Value) -> Operation {
+    Operation {
+        call: mark_if(value, condition),
+        outcome: Outcome::NotApplied(seen(found)),
+        ..mark(start, end, value)
+    }
+}
+
+fn unknown_if(start: i64, end: i64, value: u64, condition: Condition) -> Operation {
+    Operation {
+        call: mark_if(value, condition),
+        ..unknown(start, end, value)
+    }
+}
+
+fn unmark(start: i64, end: i64, if_equal: u64, outcome: Outcome) -> Operation {
+    Operation {
+        call: Call::UnmarkIf { id: 7, if_equal },
+        outcome,
+        ..mark(start, end, 0)
+    }
 }
 
 fn sees(start: i64, end: i64, value: u64) -> Operation {
@@ -409,12 +761,11 @@ fn nothing(start: i64, end: i64) -> Operation {
 }
 
 fn unknown(start: i64, end: i64, value: u64) -> Operation {
-    marked(
-        start,
-        end,
-        value,
-        refused(Code::Unavailable, "BACKEND_TIMEOUT"),
-    )
+    marked(start, end, value, unknown_outcome())
+}
+
+fn unknown_outcome() -> Outcome {
+    refused(Code::Unavailable, "BACKEND_TIMEOUT")
 }
 
 fn not_executed(start: i64, end: i64, value: u64) -> Operation {

@@ -11,8 +11,8 @@ use crate::{
     counters::Counters,
     history::{Moment, Operation},
     load::{Load, Rate, endings},
+    register::Span,
     report::Report,
-    starvation::Watch,
     support::{Dyndata, redis_server::is_redis_6},
     writers::{Pressure, Writers},
 };
@@ -59,13 +59,16 @@ pub struct Trial {
     pub load: Load,
     writers: Option<Writers>,
     counters: Option<Counters>,
-    _watch: Watch,
     limit: Duration,
     losses: Losses,
     /// True if the service may close connections.
     closes_connections: bool,
     late_expiry: Duration,
     faults: Vec<Fault>,
+    /// The spans in which a failover may lose acknowledged writes.
+    lossy: Vec<Span>,
+    /// The beginning of such a span that has not ended.
+    lossy_from: Option<Moment>,
     failures: Vec<String>,
 }
 
@@ -83,10 +86,8 @@ impl Trial {
     }
 
     pub fn with_rate(server: &Dyndata, limit: Duration, losses: Losses, rate: Rate) -> Self {
-        let load = Load::start(&server.addr, rate);
         Self {
-            _watch: Watch::start(server.pid(), Arc::clone(&load.recorder)),
-            load,
+            load: Load::start(&server.addr, rate),
             writers: None,
             counters: None,
             limit,
@@ -97,6 +98,8 @@ impl Trial {
                 Losses::Failover => late_replicas(),
             },
             faults: Vec::new(),
+            lossy: Vec::new(),
+            lossy_from: None,
             failures: Vec::new(),
         }
     }
@@ -111,7 +114,7 @@ impl Trial {
         self.writers = Some(Writers::start(&addrs, &self.load.recorder, pressure));
     }
 
-    /// Adds a load of increments on these services. No fault may lose acknowledged writes.
+    /// Adds a load of increments on these services.
     pub fn add_counters(&mut self, servers: [&Dyndata; 2]) {
         let addrs = servers.map(|server| server.addr.as_str());
         self.counters = Some(Counters::start(&addrs, &self.load.recorder));
@@ -135,10 +138,13 @@ impl Trial {
     /// Notes that a fault begins now.
     pub fn begin_fault(&mut self) {
         let now = self.load.recorder.now();
-        if let Some(writers) = &self.writers
-            && self.losses == Losses::Failover
-        {
-            writers.losses_begin(now.before(REPLICATION_LAG));
+        if self.losses == Losses::Failover {
+            let from = now.before(REPLICATION_LAG);
+            self.losses_end();
+            self.lossy_from = Some(from);
+            if let Some(writers) = &self.writers {
+                writers.losses_begin(from);
+            }
         }
         if let Some(last) = self.faults.last_mut() {
             last.calm_until = now;
@@ -176,9 +182,16 @@ impl Trial {
         while !self.has_recovered(end) && start.elapsed() < self.limit + PATIENCE {
             thread::sleep(Duration::from_millis(5));
         }
+        self.losses_end();
         if let Some(writers) = &self.writers {
             writers.losses_end();
         }
+    }
+
+    fn losses_end(&mut self) {
+        let now = self.load.recorder.now();
+        self.lossy
+            .extend(self.lossy_from.take().map(|from| (from, now)));
     }
 
     /// True after enough successful calls in a row, once no older call can still fail.
@@ -209,17 +222,22 @@ impl Trial {
     }
 
     /// The same, with further checks of the case. They return failures.
-    pub fn judge_with(self, checks: impl FnOnce(&[Operation], &[Fault]) -> Vec<String>) -> Report {
+    pub fn judge_with(
+        mut self,
+        checks: impl FnOnce(&[Operation], &[Fault]) -> Vec<String>,
+    ) -> Report {
+        self.losses_end();
         let Self {
             load,
             writers,
             counters,
-            _watch,
             limit,
             losses,
             closes_connections,
             late_expiry,
             mut faults,
+            lossy,
+            lossy_from: _,
             mut failures,
         } = self;
         let end = load.recorder.now();
@@ -228,7 +246,7 @@ impl Trial {
         }
         let recorder = Arc::clone(&load.recorder);
         let written = writers.map(Writers::finish);
-        let counted = counters.map(Counters::finish);
+        let counted = counters.map(|counters| counters.finish(&lossy));
         let operations = load.finish();
         let allowances = Allowances {
             lossy: match losses {
@@ -247,8 +265,10 @@ impl Trial {
         };
         let mut findings = checker::check(&operations, &allowances);
         let steady = operations.iter().filter(|operation| !operation.closing);
-        let rate = steady.count() as f64 / end.since(Moment::default()).as_secs_f64();
-        if rate < LEAST_RATE {
+        let whole = end.since(Moment::default());
+        let stalled = allowances.stalls.between(Moment::default(), end);
+        let rate = steady.count() as f64 / whole.as_secs_f64();
+        if rate < LEAST_RATE && stalled < whole / 2 {
             failures.push(format!(
                 "only {rate:.0} calls a second: is the machine busy?"
             ));
@@ -257,14 +277,24 @@ impl Trial {
         let mut slowest = None;
         for fault in &faults {
             match recovered(&operations, fault) {
-                Some(moment) => slowest = slowest.max(Some(moment.since(fault.end))),
-                None => failures.push("never recovered".to_owned()),
+                Some(moment) => {
+                    let stalled = allowances.stalls.between(fault.end, moment);
+                    let took = moment.since(fault.end).saturating_sub(stalled);
+                    slowest = slowest.max(Some(took));
+                }
+                None => {
+                    let waited = fault.calm_until.since(fault.end);
+                    let stalled = allowances.stalls.between(fault.end, fault.calm_until);
+                    if stalled < waited / 2 {
+                        failures.push("never recovered".to_owned());
+                    }
+                }
             }
         }
         if let Some(first) = faults.first() {
             let before = operations
                 .iter()
-                .filter(|operation| operation.end < first.begin && !operation.is_ok());
+                .filter(|operation| operation.end < first.begin && operation.failed_by_itself());
             let before = endings(before);
             // Before the first fault, no call has a reason to fail.
             if !before.is_empty() {
@@ -284,15 +314,12 @@ impl Trial {
         let mut report = Report::new(findings, failures);
         report.written = written;
         report.notes.extend(counted.map(|summary| summary.note()));
-        let longest = allowances
-            .stalls
-            .iter()
-            .map(|(from, to)| to.since(*from))
-            .max();
-        if let Some(longest) = longest.filter(|longest| *longest > NOTABLE_STALL) {
+        if allowances.stalls.longest() > NOTABLE_STALL {
             report.notes.push(format!(
-                "the machine stalled for {} ms",
-                longest.as_millis()
+                "the machine stalled for {} ms of {} ms, {} ms at most at once",
+                stalled.as_millis(),
+                whole.as_millis(),
+                allowances.stalls.longest().as_millis()
             ));
         }
         report.limit_recovery(slowest, limit);
@@ -323,14 +350,15 @@ fn served(operations: &[Operation], fault: &Fault) -> Option<Moment> {
     for operation in after {
         if operation.is_ok() {
             since = since.or(Some(operation.start));
-        } else {
+        } else if operation.failed_by_itself() {
             since = None;
         }
     }
     since
 }
 
-/// The calls that started and ended within a fault. The first `settled` of the fault is left out.
+/// The calls that started and ended within a fault. The first `settled` of the fault is left out, and
+/// so is what was late because the machine was busy.
 pub fn during<'a>(
     operations: &'a [Operation],
     fault: &Fault,
@@ -341,4 +369,5 @@ pub fn during<'a>(
     operations
         .iter()
         .filter(move |operation| operation.start >= from && operation.end <= to)
+        .filter(|operation| !(operation.starved && operation.is_late()))
 }

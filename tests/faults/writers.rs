@@ -1,8 +1,10 @@
 //! A load with several writers for each id. [`crate::register`] checks its histories.
 //!
 //! Every id has three writers and three readers. Each has its own connection, and the connections
-//! are spread over all services that share the store. An id is finished after a number of
-//! successful calls, or after four Marks with unknown outcome. Then a new id takes its place.
+//! are spread over all services that share the store. The writers call Mark, and MarkIf with what
+//! somebody saw last: a compare-and-set. Some ids are also removed, by Unmark with `if_equal`. An id
+//! is finished after a number of successful calls, or after four writes with unknown outcome. Then a
+//! new id takes its place.
 //! Other threads check the finished ids while the load goes on, so that neither the memory nor the
 //! time at the end grows with the length of the run.
 
@@ -20,22 +22,25 @@ use tokio::sync::mpsc;
 use crate::{
     checker::{self, Allowances, Fate, Findings, fate},
     client::{Caller, ExpireTime},
-    history::{Moment, Operation, Outcome, Recorder},
+    history::{Condition, Moment, Operation, Outcome, Recorder, Value},
     register::{self, Span, Verdict},
     runner::Pace,
+    starvation,
 };
 
 /// Callers of one id. There are as many readers as writers, because only a read can show an error.
 pub const WRITERS: usize = 3;
 const READERS: usize = 3;
-/// After this many Marks with unknown outcome, an id is finished.
+/// After this many writes with unknown outcome, an id is finished.
 const MAX_UNKNOWN: usize = 4;
 /// After this time an id is finished in any case, so that ids also end in an outage.
 const MAX_AGE: Duration = Duration::from_secs(30);
-/// How long such an id is read after its last Mark. A proxy may deliver Marks late.
+/// How long such an id is read after its last write. A proxy may deliver writes late.
 const AFTERMATH: Duration = Duration::from_millis(800);
 /// One id in five has a short time to live, so that values expire between two Marks.
 const SHORT_LIVED: u32 = 5;
+/// The ids that are also removed have this remainder.
+const REMOVED: u32 = 1;
 const SHORT_TTL: Duration = Duration::from_millis(400);
 const LONG_TTL: Duration = Duration::from_secs(3600);
 /// The first id. The ids of [`crate::load`] are lower.
@@ -78,12 +83,15 @@ impl Pressure {
 #[derive(Debug, Clone, Default)]
 pub struct Summary {
     pub operations: usize,
-    /// Number of ids on which every writer has a Mark that took effect or may have.
+    /// Number of ids on which every writer has a write that took effect or may have.
     pub ids: usize,
-    /// Number of Marks with unknown outcome.
+    /// Number of writes with unknown outcome.
     pub unknown: usize,
-    /// Number of failed Marks that never took effect.
+    /// Number of failed writes that never took effect.
     pub not_executed: usize,
+    /// Number of MarkIfs and Unmarks whose condition held, and whose condition did not.
+    pub applied: usize,
+    pub not_applied: usize,
     /// Number of acknowledged Marks that a failover has lost.
     pub vanished: usize,
     pub violations: Vec<String>,
@@ -147,13 +155,14 @@ impl Writers {
         });
         let judges = judges.collect();
         let addrs: Vec<_> = addrs.iter().map(ToString::to_string).collect();
-        let load = thread::spawn({
+        let builder = thread::Builder::new().name(starvation::LOAD.to_owned());
+        let load = builder.spawn({
             let shared = Arc::clone(&shared);
             move || run(&addrs, pressure, &shared, &finished)
         });
         Self {
             shared,
-            load: Some(load),
+            load: Some(load.expect("a thread")),
             judges,
         }
     }
@@ -261,11 +270,13 @@ struct ActiveId<'a> {
     began: Instant,
     recorder: Arc<Recorder>,
     shared: &'a Shared,
+    /// The value that somebody saw last. 0 before the first.
+    last_seen: AtomicU64,
     answered: AtomicUsize,
     unknown: AtomicUsize,
     /// Number of writers that still mark.
     writing: AtomicUsize,
-    /// Number of writers whose Marks took effect or may have.
+    /// Number of writers whose writes took effect or may have.
     writers: AtomicUsize,
 }
 
@@ -285,6 +296,7 @@ impl<'a> ActiveId<'a> {
             began: Instant::now(),
             recorder: Arc::new(shared.recorder.on_same_clock()),
             shared,
+            last_seen: AtomicU64::new(0),
             answered: AtomicUsize::new(0),
             unknown: AtomicUsize::new(0),
             writing: AtomicUsize::new(WRITERS),
@@ -319,17 +331,16 @@ impl<'a> ActiveId<'a> {
 
     async fn write(&self, caller: &Caller) {
         let mut took_part = false;
-        // Every writer marks at least once.
+        // Every writer writes at least once.
         loop {
             random_pause(self.pause).await;
-            let value = self.shared.next_value.fetch_add(1, Ordering::Relaxed);
-            let outcome = caller.mark(self.id, value, self.ttl, deadline()).await;
+            let outcome = self.write_once(caller).await;
             let fate = fate(&outcome);
             if fate == Fate::Unknown {
                 self.unknown.fetch_add(1, Ordering::Relaxed);
             }
             took_part |= fate != Fate::NoEffect;
-            self.call_ended(matches!(outcome, Outcome::Marked(_))).await;
+            self.call_ended(&outcome).await;
             if self.is_over() {
                 break;
             }
@@ -337,6 +348,25 @@ impl<'a> ActiveId<'a> {
         self.writers
             .fetch_add(usize::from(took_part), Ordering::Relaxed);
         self.writing.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    async fn write_once(&self, caller: &Caller) -> Outcome {
+        let value = self.shared.next_value.fetch_add(1, Ordering::Relaxed);
+        let if_equal = match self.last_seen.load(Ordering::Relaxed) {
+            0 => Condition::Absent,
+            seen => Condition::Equal(seen),
+        };
+        let condition = match (fastrand::u32(0..10), if_equal) {
+            (0..4, _) => return caller.mark(self.id, value, self.ttl, deadline()).await,
+            (4, Condition::Equal(seen)) if self.id % SHORT_LIVED == REMOVED => {
+                return caller.unmark_if(self.id, seen, deadline()).await;
+            }
+            (4..6, _) => Condition::Absent,
+            (_, condition) => condition,
+        };
+        caller
+            .mark_if(self.id, value, self.ttl, condition, deadline())
+            .await
     }
 
     async fn read(&self, caller: &Caller) {
@@ -348,7 +378,7 @@ impl<'a> ActiveId<'a> {
         while self.writing.load(Ordering::Relaxed) > 0 {
             random_pause(longest).await;
             let outcome = caller.get(self.id, expire_time(), deadline()).await;
-            self.call_ended(matches!(outcome, Outcome::Found(_))).await;
+            self.call_ended(&outcome).await;
         }
         let last = Instant::now();
         let aftermath = match self.unknown.load(Ordering::Relaxed) {
@@ -365,11 +395,18 @@ impl<'a> ActiveId<'a> {
     }
 
     /// Counts a successful call, and waits after a failed one.
-    async fn call_ended(&self, is_ok: bool) {
-        if is_ok {
-            self.answered.fetch_add(1, Ordering::Relaxed);
-        } else {
-            tokio::time::sleep(AFTER_FAILURE).await;
+    async fn call_ended(&self, outcome: &Outcome) {
+        if !outcome.is_ok() {
+            return tokio::time::sleep(AFTER_FAILURE).await;
+        }
+        self.answered.fetch_add(1, Ordering::Relaxed);
+        let seen = match outcome {
+            Outcome::Found(entries) => entries.first(),
+            Outcome::NotApplied(seen) => Some(seen),
+            _ => None,
+        };
+        if let Some(Value::Marked(value)) = seen.map(|seen| &seen.value) {
+            self.last_seen.store(*value, Ordering::Relaxed);
         }
     }
 }
@@ -401,10 +438,11 @@ fn judge_all(
         let allowances = Allowances {
             lossy,
             late_expiry,
+            stalls: shared.recorder.stalls(),
             ..Allowances::default()
         };
         let mut findings = checker::check(&finished.operations, &allowances);
-        // The other load measures overruns, and knows the stalls of the machine.
+        // The other load measures overruns.
         findings.longest_overrun = Duration::ZERO;
         let mut result = shared.result();
         let (summary, all) = &mut *result;
@@ -417,8 +455,8 @@ fn judge_all(
 impl Summary {
     pub const TITLE: &str = concat!(
         "\nSeveral writers for each id: is the history of every id linearizable?\n",
-        "| load                                         |  calls |  ids, >= 3 |  unknown |      not |    lost in |     no |  longest |\n",
-        "|                                              |        |    writers | outcomes | executed |   failover |  order | check ms |\n",
+        "| load                                         |  calls |  ids, >= 3 | conditions: | did | unknown  |      not |    lost in |     no |  longest |\n",
+        "|                                              |        |    writers |        held | not | outcomes | executed |   failover |  order | check ms |\n",
     );
 
     pub fn row(&self, name: &str) -> String {
@@ -427,13 +465,15 @@ impl Summary {
             ids,
             unknown,
             not_executed,
+            applied,
+            not_applied,
             vanished,
             violations,
             longest_check,
             ..
         } = self;
         format!(
-            "| {name:<44} | {operations:>6} | {ids:>10} | {unknown:>8} | {not_executed:>8} | {vanished:>10} | {:>6} | {:>8} |\n",
+            "| {name:<44} | {operations:>6} | {ids:>10} | {applied:>11} | {not_applied:>3} | {unknown:>8} | {not_executed:>8} | {vanished:>10} | {:>6} | {:>8} |\n",
             violations.len(),
             longest_check.as_millis()
         )
@@ -448,6 +488,8 @@ impl Summary {
                 total.ids += summary.ids;
                 total.unknown += summary.unknown;
                 total.not_executed += summary.not_executed;
+                total.applied += summary.applied;
+                total.not_applied += summary.not_applied;
                 total.violations.extend(summary.violations.iter().cloned());
                 total.longest_check = total.longest_check.max(summary.longest_check);
                 total
@@ -474,6 +516,12 @@ impl Summary {
         if self.ids == 0 {
             failures.push("no id had several writers".to_owned());
         }
+        if self.applied == 0 || self.not_applied == 0 {
+            failures.push(format!(
+                "{} conditions held, and {} did not",
+                self.applied, self.not_applied
+            ));
+        }
         failures
     }
 
@@ -482,11 +530,13 @@ impl Summary {
         if finished.writers == WRITERS {
             self.ids += 1;
         }
-        for operation in finished.operations.iter().filter(|it| it.is_mark()) {
-            match fate(&operation.outcome) {
-                Fate::Acknowledged { .. } => {}
-                Fate::Unknown => self.unknown += 1,
-                Fate::NoEffect => self.not_executed += 1,
+        for operation in finished.operations.iter().filter(|it| it.is_write()) {
+            match (&operation.outcome, fate(&operation.outcome)) {
+                (Outcome::Applied { .. } | Outcome::Unmarked, _) => self.applied += 1,
+                (Outcome::NotApplied(_) | Outcome::NotUnmarked, _) => self.not_applied += 1,
+                (_, Fate::Acknowledged) => {}
+                (_, Fate::Unknown) => self.unknown += 1,
+                (_, Fate::NoEffect) => self.not_executed += 1,
             }
         }
         match verdict {
