@@ -110,6 +110,7 @@ fn sentinels(pace: &Pace) -> Report {
     let servers = [(); 2].map(|()| Dyndata::on(&store.urls(), &["--redis-mode=sentinel"]));
     let mut trial = Trial::start(&servers[0], failover::LIMIT, Losses::Failover);
     trial.add_writers([&servers[0], &servers[1]], Pressure::of(pace));
+    trial.add_counters([&servers[0], &servers[1]]);
     let mut dice = Dice::new(pace, 2);
     let mut names = Vec::new();
     while let Some(drawn) = dice.next(failover::SENTINEL_FAULTS.len()) {
@@ -131,6 +132,7 @@ fn cluster(pace: &Pace) -> Report {
     let servers = [(); 2].map(|()| Dyndata::on(&store.urls(), &["--redis-mode=cluster"]));
     let mut trial = Trial::start(&servers[0], failover::LIMIT, Losses::Failover);
     trial.add_writers([&servers[0], &servers[1]], Pressure::of(pace));
+    trial.add_counters([&servers[0], &servers[1]]);
     let mut dice = Dice::new(pace, 3);
     let mut names = Vec::new();
     while let Some(drawn) = dice.next(failover::CLUSTER_FAULTS.len()) {

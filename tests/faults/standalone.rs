@@ -1,7 +1,10 @@
 //! Faults of a single Redis and of the connections to it: Redis dies or stands still, connections
 //! break, and bytes arrive late, one by one, or never.
 
-use std::{thread::sleep, time::Duration};
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use crate::{
     history::Operation,
@@ -10,6 +13,7 @@ use crate::{
     report::Report,
     runner::{Case, Pace},
     support::{Dyndata, Redis},
+    topology::errors,
     trial::{Fault, Losses, Trial, during},
     writers::Pressure,
 };
@@ -26,6 +30,7 @@ pub const CASES: &[Case] = &[
         direct(pace, kill_clients)
     }),
     Case::new("redis: DEBUG SLEEP", |pace| direct(pace, sleep_in_command)),
+    Case::new("redis: SCRIPT FLUSH, again and again", forgotten_scripts),
     Case::new("line: reset in mid-reply", |pace| {
         proxied(pace, Mode::ResetInReply)
     }),
@@ -52,6 +57,7 @@ pub const FAULTS: &[(&str, InjectFault)] = &[
     ("CLIENT PAUSE", pause),
     ("CLIENT KILL", kill_clients),
     ("DEBUG SLEEP", sleep_in_command),
+    ("SCRIPT FLUSH", forget_scripts),
 ];
 
 fn direct(pace: &Pace, inject: InjectFault) -> Report {
@@ -100,6 +106,45 @@ fn kill_clients(redis: &mut Redis) {
 fn sleep_in_command(redis: &mut Redis) {
     // Redis answers after the sleep.
     redis.must(&["DEBUG", "SLEEP", "1.5"]);
+}
+
+/// Redis forgets its scripts all the time, so most calls of a script find that Redis does not know it.
+fn forget_scripts(redis: &mut Redis) {
+    let mut connection = redis.connect();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(2) {
+        let flushed: redis::RedisResult<()> =
+            redis::cmd("SCRIPT").arg("FLUSH").query(&mut connection);
+        flushed.expect("SCRIPT FLUSH works");
+        sleep(Duration::from_millis(2));
+    }
+}
+
+/// No call may fail because Redis has forgotten the scripts. Such a call of a writer or of a counter
+/// would end with INTERNAL, which the checker finds.
+fn forgotten_scripts(pace: &Pace) -> Report {
+    let mut redis = Redis::start_durable(&[]);
+    let servers = [(); 2].map(|()| Dyndata::on(&redis.url(), &[]));
+    let mut trial = Trial::with_rate(&servers[0], LIMIT, Losses::None, Rate::patient());
+    trial.add_writers([&servers[0], &servers[1]], Pressure::of(pace));
+    trial.add_counters([&servers[0], &servers[1]]);
+    trial.calm();
+    let before = errors(&redis, "NOSCRIPT");
+    for _ in 0..pace.times(1, 6) {
+        trial.begin_fault();
+        forget_scripts(&mut redis);
+        trial.end_fault();
+    }
+    let unknown = errors(&redis, "NOSCRIPT") - before;
+    trial.check(
+        unknown > 10,
+        format!("only {unknown} calls of a script found it forgotten"),
+    );
+    let mut report = trial.judge_with(nothing_fails);
+    report
+        .notes
+        .push(format!("redis replied NOSCRIPT {unknown} times"));
+    report
 }
 
 fn proxied(pace: &Pace, mode: Mode) -> Report {
@@ -165,7 +210,7 @@ pub fn nothing_fails(operations: &[Operation], faults: &[Fault]) -> Vec<String> 
         .iter()
         .filter_map(|fault| {
             let failed =
-                during(operations, fault, Duration::ZERO).filter(|operation| !operation.is_ok());
+                during(operations, fault, Duration::ZERO).filter(|it| it.failed_by_itself());
             let failed = endings(failed);
             (!failed.is_empty()).then(|| format!("failed during the fault: {failed:?}"))
         })

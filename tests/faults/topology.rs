@@ -186,13 +186,7 @@ impl Cluster {
 
     /// How often the nodes have replied an error of this kind.
     pub fn errors(&self, kind: &str) -> u64 {
-        let start = format!("errorstat_{kind}:count=");
-        let count = |node: &Redis| -> Option<u64> {
-            let info = node.text(&["INFO", "errorstats"]);
-            info.lines()
-                .find_map(|line| line.strip_prefix(&start)?.parse().ok())
-        };
-        self.nodes.iter().filter_map(count).sum()
+        self.nodes.iter().map(|node| errors(node, kind)).sum()
     }
 
     pub fn node(&self, port: u16) -> &Redis {
@@ -232,6 +226,16 @@ impl Member {
             slots: slots.collect(),
         })
     }
+}
+
+/// How often a Redis has replied an error of this kind.
+pub fn errors(redis: &Redis, kind: &str) -> u64 {
+    let start = format!("errorstat_{kind}:count=");
+    let info = redis.text(&["INFO", "errorstats"]);
+    let mut lines = info.lines();
+    lines
+        .find_map(|line| line.strip_prefix(&start)?.parse().ok())
+        .unwrap_or(0)
 }
 
 fn urls(nodes: &[Redis]) -> String {
