@@ -29,6 +29,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
     auth::Refusal,
+    codec::fields::Malformed,
     decimal,
     model::Invalid,
     store::{Outcome, StoreError, WriteError},
@@ -265,6 +266,12 @@ impl Error {
 }
 
 /// The status of a call that does not write.
+impl From<Malformed> for Error {
+    fn from(_: Malformed) -> Self {
+        Self::MessageMalformed
+    }
+}
+
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         error.into_status(FailedCall::default())

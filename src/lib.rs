@@ -18,6 +18,7 @@
 //! | `service` | the handlers of the RPCs: parse, ask the store, reply |
 //! | `store` | the values: an embedded store, or Redis |
 //! | [`server`] | listeners, workers, connections, calls, shutdown |
+//! | `codec` | the messages of the calls that are made most, without copies |
 //! | `budget` | the memory that calls may hold |
 //! | `health` | whether calls can be served, for `grpc.health.v1` and `/readyz` |
 //! | `trace` | spans, and sending them by OTLP |
@@ -103,6 +104,7 @@ pub mod telemetry;
 mod admin;
 mod auth;
 mod budget;
+mod codec;
 mod decimal;
 mod health;
 mod log_limit;

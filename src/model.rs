@@ -21,7 +21,7 @@ pub use self::{
     counter::{Counter, Increment, Step, TtlPolicy},
     id::{Id, MAX_ID_BYTES},
     invalid::Invalid,
-    marks::{MarkItem, Marks},
+    marks::{MarkItem, Marks, UncheckedMark},
     namespace::{MAX_NAMESPACE_BYTES, Namespace},
     settings::Limits,
     ttl::Ttl,

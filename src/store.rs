@@ -45,44 +45,46 @@ impl Store {
     /// is never earlier.
     pub(crate) async fn mark(
         &self,
-        namespace: &Namespace,
-        id: &Id,
-        value: Value,
+        namespace: Namespace<'_>,
+        id: Id<'_>,
+        value: &Value<'_>,
         ttl: Ttl,
     ) -> Result<SystemTime, WriteError> {
         match self {
             Self::Memory(store) => store.mark(namespace, id, value, ttl),
-            Self::Redis(store) => store.mark(namespace, id, &value, ttl).await,
+            Self::Redis(store) => store.mark(namespace, id, value, ttl).await,
         }
     }
 
-    /// Reads one value.
-    pub(crate) async fn get(
+    /// Reads one value. `see` gets it in place, and its result is returned.
+    pub(crate) async fn get<T>(
         &self,
-        namespace: &Namespace,
-        id: &Id,
+        namespace: Namespace<'_>,
+        id: Id<'_>,
         expire_time: ExpireTime,
-    ) -> Result<Option<Found>, StoreError> {
+        see: impl FnOnce(Option<Found<'_>>) -> T,
+    ) -> Result<T, StoreError> {
         match self {
-            Self::Memory(store) => Ok(store.get(namespace, id, expire_time)),
-            Self::Redis(store) => store.get(namespace, id, expire_time).await,
+            Self::Memory(store) => Ok(store.get(namespace, id, expire_time, see)),
+            Self::Redis(store) => store.get(namespace, id, expire_time, see).await,
         }
     }
 
-    /// Reads the values of all `ids`, in their order. Fails if the values have more than
-    /// `max_bytes` together.
-    pub(crate) async fn batch_get(
+    /// Reads the values of all `ids`. `see` gets them in this order. Fails if the values have more
+    /// than `max_bytes` together, or if one cannot be read; `see` may have got others then.
+    pub(crate) async fn batch_get<'a>(
         &self,
-        namespace: &Namespace,
-        ids: &[Id],
+        namespace: Namespace<'_>,
+        ids: &[Id<'a>],
         expire_time: ExpireTime,
         max_bytes: usize,
-    ) -> Result<Vec<Option<Found>>, StoreError> {
+        see: impl FnMut(Id<'a>, Option<Found<'_>>),
+    ) -> Result<(), StoreError> {
         match self {
-            Self::Memory(store) => store.batch_get(namespace, ids, expire_time, max_bytes),
+            Self::Memory(store) => store.batch_get(namespace, ids, expire_time, max_bytes, see),
             Self::Redis(store) => {
                 store
-                    .batch_get(namespace, ids, expire_time, max_bytes)
+                    .batch_get(namespace, ids, expire_time, max_bytes, see)
                     .await
             }
         }
@@ -92,12 +94,12 @@ impl Store {
     /// `NotExecuted` only if no item was executed.
     pub(crate) async fn batch_mark(
         &self,
-        namespace: &Namespace,
-        items: Vec<MarkItem>,
+        namespace: Namespace<'_>,
+        items: &[MarkItem<'_>],
     ) -> Result<(), WriteError> {
         match self {
             Self::Memory(store) => store.batch_mark(namespace, items),
-            Self::Redis(store) => store.batch_mark(namespace, &items).await,
+            Self::Redis(store) => store.batch_mark(namespace, items).await,
         }
     }
 
@@ -105,9 +107,9 @@ impl Store {
     /// a value was removed.
     pub(crate) async fn unmark(
         &self,
-        namespace: &Namespace,
-        id: &Id,
-        if_equal: Option<&Value>,
+        namespace: Namespace<'_>,
+        id: Id<'_>,
+        if_equal: Option<&Value<'_>>,
     ) -> Result<bool, WriteError> {
         match self {
             Self::Memory(store) => Ok(store.unmark(namespace, id, if_equal)),
@@ -118,8 +120,8 @@ impl Store {
     /// Removes many values. Not atomic, as [`Store::batch_mark`]. Returns how many were removed.
     pub(crate) async fn batch_unmark(
         &self,
-        namespace: &Namespace,
-        ids: &[Id],
+        namespace: Namespace<'_>,
+        ids: &[Id<'_>],
     ) -> Result<usize, WriteError> {
         match self {
             Self::Memory(store) => Ok(store.batch_unmark(namespace, ids)),
@@ -130,39 +132,40 @@ impl Store {
     /// Writes a value if `condition` holds, and returns what was marked before, in one step.
     pub(crate) async fn mark_if(
         &self,
-        namespace: &Namespace,
-        id: &Id,
-        value: Value,
+        namespace: Namespace<'_>,
+        id: Id<'_>,
+        value: &Value<'_>,
         ttl: Ttl,
-        condition: &Condition,
-    ) -> Result<MarkedIf, WriteError> {
+        condition: &Condition<'_>,
+    ) -> Result<MarkedIf<'static>, WriteError> {
         match self {
             Self::Memory(store) => store.mark_if(namespace, id, value, ttl, condition),
-            Self::Redis(store) => store.mark_if(namespace, id, &value, ttl, condition).await,
+            Self::Redis(store) => store.mark_if(namespace, id, value, ttl, condition).await,
         }
     }
 
-    /// Restarts the time to live of the values that are marked, and returns them in the order of
+    /// Restarts the time to live of the values that are marked. `see` gets them in the order of
     /// `ids`. Each value is read and touched in one step. Fails if the values have more than
     /// `max_bytes` together; they may be touched all the same.
-    pub(crate) async fn touch(
+    pub(crate) async fn touch<'a>(
         &self,
-        namespace: &Namespace,
-        ids: &[Id],
+        namespace: Namespace<'_>,
+        ids: &[Id<'a>],
         ttl: Ttl,
         max_bytes: usize,
-    ) -> Result<Vec<Option<Found>>, WriteError> {
+        see: impl FnMut(Id<'a>, Option<Found<'_>>),
+    ) -> Result<(), WriteError> {
         match self {
-            Self::Memory(store) => store.touch(namespace, ids, ttl, max_bytes),
-            Self::Redis(store) => store.touch(namespace, ids, ttl, max_bytes).await,
+            Self::Memory(store) => store.touch(namespace, ids, ttl, max_bytes, see),
+            Self::Redis(store) => store.touch(namespace, ids, ttl, max_bytes, see).await,
         }
     }
 
     /// Adds to a number, in one step with reading it.
     pub(crate) async fn increment(
         &self,
-        namespace: &Namespace,
-        id: &Id,
+        namespace: Namespace<'_>,
+        id: Id<'_>,
         increment: &Increment,
     ) -> Result<Counter, WriteError> {
         match self {

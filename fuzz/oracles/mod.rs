@@ -6,6 +6,7 @@
 //! items, but only in tests and in builds for fuzzing.
 
 pub(crate) mod checks;
+pub(crate) mod codec;
 
 use std::{sync::LazyLock, time::Duration};
 

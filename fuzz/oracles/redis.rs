@@ -13,10 +13,11 @@ use super::{
     },
 };
 use crate::{
+    codec::requests,
     error::Error,
     fuzzing::checks::{check_refusal, check_silence},
-    model::{Batch, Id, Limits, Namespace, Ttl, Value},
-    proto::{BatchGetRequest, GetRequest, MarkRequest},
+    fuzzing::codec::compare_with_prost,
+    model::{Batch, Id, Limits, MarkItem, Namespace, Value},
     store::failure::StoreError,
 };
 
@@ -29,9 +30,10 @@ const LIMITS: Limits = Limits {
     max_request_bytes: 4 << 20,
 };
 
-/// From the request to Redis: a valid request has keys that no other id has, and a value that reads
-/// back as itself. All others are refused.
+/// From the request to Redis: a request is read as prost reads it. A valid one has keys that no other
+/// id has, and a value that reads back as itself. All others are refused.
 pub fn request(data: &[u8]) {
+    compare_with_prost(data);
     for outcome in [mark(data), get(data), batch_get(data)] {
         if let Err(error) = outcome {
             check_refusal(error);
@@ -40,44 +42,34 @@ pub fn request(data: &[u8]) {
 }
 
 fn mark(data: &[u8]) -> Result<(), Error> {
-    let MarkRequest {
-        namespace,
-        id,
-        ttl,
-        value,
-    } = decode(data)?;
-    let namespace = Namespace::try_from(namespace)?;
-    let id = Id::try_from(id)?;
-    let value = Value::parse(value, &LIMITS)?;
-    let ttl = Ttl::parse(ttl, &LIMITS)?.as_duration();
+    let request = requests::Mark::parse(data)?;
+    let namespace = Namespace::try_from(request.namespace)?;
+    let MarkItem { id, value, ttl } = MarkItem::parse(request.mark, &LIMITS)?;
+    let ttl = ttl.as_duration();
     assert!((Duration::from_millis(1)..=LIMITS.max_ttl).contains(&ttl));
-    check_keys(&namespace, slice::from_ref(&id));
+    check_keys(namespace, slice::from_ref(&id));
     assert_eq!(layout::decode(&encode(&value)), value);
     Ok(())
 }
 
 fn get(data: &[u8]) -> Result<(), Error> {
-    let GetRequest { namespace, id, .. } = decode(data)?;
-    let namespace = Namespace::try_from(namespace)?;
-    check_keys(&namespace, &[Id::try_from(id)?]);
+    let request = requests::Get::parse(data)?;
+    let namespace = Namespace::try_from(request.namespace)?;
+    check_keys(namespace, &[Id::try_from(request.id)?]);
     Ok(())
 }
 
 fn batch_get(data: &[u8]) -> Result<(), Error> {
-    let BatchGetRequest { namespace, ids, .. } = decode(data)?;
-    let namespace = Namespace::try_from(namespace)?;
-    let batch = Batch::parse(ids, &LIMITS)?;
+    let request = requests::BatchGet::parse(data)?;
+    let namespace = Namespace::try_from(request.namespace)?;
+    let batch = Batch::parse(request.ids.into_iter(), &LIMITS)?;
     assert!((1..=LIMITS.max_batch).contains(&batch.ids().len()));
-    check_keys(&namespace, batch.ids());
+    check_keys(namespace, batch.ids());
     Ok(())
 }
 
-fn decode<M: prost::Message + Default>(data: &[u8]) -> Result<M, Error> {
-    M::decode(data).map_err(|_| Error::MessageMalformed)
-}
-
 /// In each format, no two ids share a key, in this namespace or in the one without a name.
-fn check_keys(namespace: &Namespace, ids: &[Id]) {
+fn check_keys(namespace: Namespace<'_>, ids: &[Id<'_>]) {
     let nameless = Namespace::default();
     for format in [KeyFormat::Plain, KeyFormat::PythonBytes] {
         let layout = KeyLayout {
@@ -85,9 +77,9 @@ fn check_keys(namespace: &Namespace, ids: &[Id]) {
             format,
         };
         let mut owners = HashMap::new();
-        for owner in [namespace, &nameless]
+        for owner in [namespace, nameless]
             .into_iter()
-            .flat_map(|namespace| ids.iter().map(move |id| (namespace, id)))
+            .flat_map(|namespace| ids.iter().map(move |id| (namespace, *id)))
         {
             let (namespace, id) = owner;
             let key = layout.key(namespace, id);
@@ -109,7 +101,7 @@ pub fn stored_value(data: &[u8]) {
         Value::String(text) => {
             assert!(data == text.as_bytes() || tagged(b"s:", text.as_bytes()));
         }
-        Value::Bytes(bytes) => assert!(data == bytes || tagged(b"b:", bytes)),
+        Value::Bytes(bytes) => assert!(data == bytes.as_ref() || tagged(b"b:", bytes)),
     }
     assert_eq!(layout::decode(&encode(&value)), value);
 }
@@ -183,7 +175,7 @@ fn shown(urls: &str) -> String {
 }
 
 /// A value as Redis keeps it.
-pub(super) fn encode(value: &Value) -> Vec<u8> {
+pub(super) fn encode(value: &Value<'_>) -> Vec<u8> {
     argument(|out| layout::write_value(value, out))
 }
 

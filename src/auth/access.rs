@@ -45,7 +45,7 @@ pub enum Refusal {
 
 impl Grant {
     /// Refuses what the caller may not do.
-    pub(crate) fn check(&self, right: Right, namespace: &Namespace) -> Result<(), Refusal> {
+    pub(crate) fn check(&self, right: Right, namespace: Namespace<'_>) -> Result<(), Refusal> {
         match self {
             Self::Everything => Ok(()),
             Self::Of(caller) if caller.may(right, namespace) => Ok(()),
@@ -143,7 +143,7 @@ impl Access {
 }
 
 impl Caller {
-    fn may(&self, right: Right, namespace: &Namespace) -> bool {
+    fn may(&self, right: Right, namespace: Namespace<'_>) -> bool {
         let allowed = match right {
             Right::Read => self.read,
             Right::Write => self.write,
@@ -180,8 +180,8 @@ mod tests {
     use super::*;
     use crate::auth::NewToken;
 
-    fn namespace(name: &str) -> Namespace {
-        Namespace::try_from(name.to_owned()).expect("valid")
+    fn namespace(name: &str) -> Namespace<'_> {
+        Namespace::try_from(name).expect("valid")
     }
 
     fn headers(authorization: &str) -> HeaderMap {
@@ -210,7 +210,7 @@ mod tests {
                 (Right::Read, "", false),
             ] {
                 assert_eq!(
-                    grant.check(right, &namespace(name)).is_ok(),
+                    grant.check(right, namespace(name)).is_ok(),
                     allowed,
                     "{right:?} {name}"
                 );
@@ -253,8 +253,8 @@ mod tests {
         let dns = San::Dns("host.example.com".to_owned());
         assert!(with(vec![San::Dns("other".to_owned()), uri]).is_ok());
         let grant = with(vec![dns]).expect("known");
-        assert!(grant.check(Right::Write, &namespace("")).is_ok());
-        assert!(grant.check(Right::Read, &namespace("")).is_err());
+        assert!(grant.check(Right::Write, namespace("")).is_ok());
+        assert!(grant.check(Right::Read, namespace("")).is_err());
         for name in [
             "spiffe://example.com/checkout/2",
             "spiffe://example.com/",

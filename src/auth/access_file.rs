@@ -155,7 +155,7 @@ fn parse_pattern(text: &str) -> Option<Pattern> {
         Some(start) => (start, Pattern::StartsWith),
         None => (text, Pattern::Exactly),
     };
-    Namespace::try_from(name.to_owned())
+    Namespace::try_from(name)
         .is_ok()
         .then(|| pattern(name.to_owned()))
 }

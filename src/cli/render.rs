@@ -41,11 +41,14 @@ pub(super) enum ValueType {
 }
 
 /// Reads a value from the command line. An integer becomes an int unless `value_type` is given.
-pub(super) fn typed(value: OsString, value_type: Option<ValueType>) -> Result<Value, CliError> {
+pub(super) fn typed(
+    value: OsString,
+    value_type: Option<ValueType>,
+) -> Result<Value<'static>, CliError> {
     let not_utf8 = |_| CliError::Usage("the value is not UTF-8; use --type bytes".to_owned());
     match value_type {
-        Some(ValueType::Bytes) => Ok(Value::Bytes(value.into_vec())),
-        Some(ValueType::String) => Ok(Value::String(value.into_string().map_err(not_utf8)?)),
+        Some(ValueType::Bytes) => Ok(Value::Bytes(value.into_vec().into())),
+        Some(ValueType::String) => Ok(Value::String(value.into_string().map_err(not_utf8)?.into())),
         Some(ValueType::Int) => {
             let text = value.into_string().map_err(not_utf8)?;
             let int = text.parse().map_err(|_| {
@@ -58,7 +61,7 @@ pub(super) fn typed(value: OsString, value_type: Option<ValueType>) -> Result<Va
             // Only the usual spelling of a number is an int: 007 is a string.
             Ok(match text.parse::<i64>() {
                 Ok(int) if int.to_string() == text => Value::Int(int),
-                _ => Value::String(text),
+                _ => Value::String(text.into()),
             })
         }
     }

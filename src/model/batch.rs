@@ -1,20 +1,19 @@
 //! The ids of one call that names many.
 
-use super::{
-    id::{self, Id},
-    invalid::Invalid,
-    settings::Limits,
-};
+use super::{id::Id, invalid::Invalid, settings::Limits};
 
 /// The ids of one call: at least one, at most `max_batch`, all valid.
 #[derive(Debug)]
-pub struct Batch(Vec<Id>);
+pub struct Batch<'a>(Vec<Id<'a>>);
 
-impl Batch {
-    /// Checks the ids of a request; they are moved, not copied.
-    pub fn parse(ids: Vec<String>, limits: &Limits) -> Result<Self, Invalid> {
+impl<'a> Batch<'a> {
+    /// Checks the ids of a request.
+    pub fn parse(
+        ids: impl ExactSizeIterator<Item = &'a str>,
+        limits: &Limits,
+    ) -> Result<Self, Invalid> {
         let field = "ids";
-        if ids.is_empty() {
+        if ids.len() == 0 {
             return Err(Invalid::BatchEmpty { field });
         }
         if ids.len() > limits.max_batch {
@@ -24,23 +23,17 @@ impl Batch {
                 max: limits.max_batch,
             });
         }
-        for (index, id) in ids.iter().enumerate() {
-            id::check(id).map_err(|source| Invalid::BatchId {
+        let ids = ids.enumerate().map(|(index, id)| {
+            Id::try_from(id).map_err(|source| Invalid::BatchId {
                 index,
                 source: Box::new(source),
-            })?;
-        }
-        // An Id has the layout of its String, so `collect` reuses the allocation.
-        Ok(Self(ids.into_iter().map(Id).collect()))
+            })
+        });
+        Ok(Self(ids.collect::<Result<_, _>>()?))
     }
 
     /// The ids, in the order of the request.
-    pub fn ids(&self) -> &[Id] {
+    pub fn ids(&self) -> &[Id<'a>] {
         &self.0
-    }
-
-    /// The ids, in the order of the request.
-    pub fn into_ids(self) -> Vec<Id> {
-        self.0
     }
 }

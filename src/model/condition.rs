@@ -7,7 +7,7 @@ use crate::proto;
 
 /// What has to hold for a MarkIf to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Condition {
+pub enum Condition<'a> {
     /// Nothing: the call always writes.
     Always,
     /// No value is marked.
@@ -15,10 +15,10 @@ pub enum Condition {
     /// A value is marked.
     Present,
     /// A value is marked, and it is equal to this one in type and bytes.
-    Equal(Value),
+    Equal(Value<'a>),
 }
 
-impl Condition {
+impl Condition<'_> {
     /// Checks the condition of a MarkIf.
     pub fn parse(
         condition: Option<proto::mark_if_request::Condition>,
@@ -38,7 +38,7 @@ impl Condition {
     }
 
     /// Whether the condition holds for what is marked.
-    pub fn holds(&self, marked: Option<&Value>) -> bool {
+    pub fn holds(&self, marked: Option<&Value<'_>>) -> bool {
         match self {
             Self::Always => true,
             Self::Absent => marked.is_none(),
@@ -49,8 +49,8 @@ impl Condition {
 }
 
 /// Checks the value of an `if_equal`.
-pub fn equal_to(value: proto::Value, limits: &Limits) -> Result<Value, Invalid> {
-    let value: Value = value
+pub fn equal_to(value: proto::Value, limits: &Limits) -> Result<Value<'static>, Invalid> {
+    let value: Value<'static> = value
         .kind
         .ok_or(Invalid::Condition { field: "if_equal" })?
         .into();
@@ -67,9 +67,9 @@ pub fn equal_to(value: proto::Value, limits: &Limits) -> Result<Value, Invalid> 
 
 /// What a MarkIf did.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MarkedIf {
+pub struct MarkedIf<'a> {
     /// When the new value expires. `None` if the condition did not hold: then nothing has changed.
     pub expire_time: Option<SystemTime>,
     /// What was marked before.
-    pub previous: Option<Value>,
+    pub previous: Option<Value<'a>>,
 }

@@ -5,34 +5,28 @@ use super::invalid::Invalid;
 /// The longest id, in bytes of UTF-8.
 pub const MAX_ID_BYTES: usize = 256;
 
-/// An id, under which a value is stored: 1 to 256 bytes of UTF-8 without control characters.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Id(pub(super) String);
+/// An id, under which a value is stored: 1 to 256 bytes of UTF-8 without control characters. It is a
+/// part of its request, and not copied out of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Id<'a>(&'a str);
 
-impl Id {
+impl<'a> Id<'a> {
     /// The id as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
+    pub fn as_str(&self) -> &'a str {
+        self.0
     }
 }
 
-impl TryFrom<String> for Id {
+impl<'a> TryFrom<&'a str> for Id<'a> {
     type Error = Invalid;
 
-    fn try_from(id: String) -> Result<Self, Invalid> {
-        check(&id)?;
+    fn try_from(id: &'a str) -> Result<Self, Invalid> {
+        check(id)?;
         Ok(Self(id))
     }
 }
 
-impl From<Id> for String {
-    fn from(id: Id) -> Self {
-        id.0
-    }
-}
-
-/// Checks an id without taking it.
-pub(super) fn check(id: &str) -> Result<(), Invalid> {
+fn check(id: &str) -> Result<(), Invalid> {
     let bytes = id.len();
     if bytes == 0 {
         return Err(Invalid::IdEmpty);
@@ -61,22 +55,22 @@ mod tests {
 
     #[test]
     fn ids_are_measured_in_bytes() {
-        assert!(Id::try_from("é".repeat(128)).is_ok());
+        assert!(Id::try_from("é".repeat(128).as_str()).is_ok());
         assert_eq!(
-            Id::try_from("é".repeat(129)),
+            Id::try_from("é".repeat(129).as_str()),
             Err(Invalid::IdTooLong {
                 bytes: 258,
                 max: 256
             })
         );
-        assert_eq!(Id::try_from(String::new()), Err(Invalid::IdEmpty));
+        assert_eq!(Id::try_from(""), Err(Invalid::IdEmpty));
     }
 
     proptest! {
         #[test]
         fn an_id_is_valid_exactly_when_the_contract_says_so(id in any::<String>()) {
             let expected = (1..=256).contains(&id.len()) && !id.chars().any(char::is_control);
-            prop_assert_eq!(Id::try_from(id).is_ok(), expected);
+            prop_assert_eq!(Id::try_from(id.as_str()).is_ok(), expected);
         }
     }
 }

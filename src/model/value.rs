@@ -1,22 +1,23 @@
 //! Values, and the result of a read.
 
-use std::time::SystemTime;
+use std::{borrow::Cow, time::SystemTime};
 
 use super::{id::Id, invalid::Invalid, settings::Limits};
 use crate::proto;
 
-/// A value: what callers store and read.
+/// A value: what callers store and read. It may be a part of a request, or of a reply of Redis, and
+/// is not copied out of it then.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Value {
+pub enum Value<'a> {
     /// A signed 64-bit number.
     Int(i64),
     /// UTF-8 text.
-    String(String),
+    String(Cow<'a, str>),
     /// Opaque bytes.
-    Bytes(Vec<u8>),
+    Bytes(Cow<'a, [u8]>),
 }
 
-impl Value {
+impl<'a> Value<'a> {
     /// Checks the value that a request wants to store.
     pub fn parse(value: Option<impl Into<Self>>, limits: &Limits) -> Result<Self, Invalid> {
         let value = value.ok_or(Invalid::ValueMissing)?.into();
@@ -37,6 +38,24 @@ impl Value {
         Ok(())
     }
 
+    /// The same value, without a copy of its bytes.
+    pub fn borrowed(&self) -> Value<'_> {
+        match self {
+            Self::Int(int) => Value::Int(*int),
+            Self::String(text) => Value::String(Cow::Borrowed(text)),
+            Self::Bytes(bytes) => Value::Bytes(Cow::Borrowed(bytes)),
+        }
+    }
+
+    /// The value with bytes of its own.
+    pub fn into_owned(self) -> Value<'static> {
+        match self {
+            Self::Int(int) => Value::Int(int),
+            Self::String(text) => Value::String(text.into_owned().into()),
+            Self::Bytes(bytes) => Value::Bytes(bytes.into_owned().into()),
+        }
+    }
+
     /// About how much room the value takes in a reply, in bytes.
     pub(crate) fn size(&self) -> usize {
         match self {
@@ -50,23 +69,23 @@ impl Value {
 /// Converts from and to each oneof of the contract that holds a value.
 macro_rules! on_the_wire {
     ($($wire:path),* $(,)?) => {
-        $(impl From<$wire> for Value {
+        $(impl From<$wire> for Value<'_> {
             fn from(value: $wire) -> Self {
                 use $wire as Wire;
                 match value {
                     Wire::IntValue(int) => Self::Int(int),
-                    Wire::StringValue(text) => Self::String(text),
-                    Wire::BytesValue(bytes) => Self::Bytes(bytes),
+                    Wire::StringValue(text) => Self::String(text.into()),
+                    Wire::BytesValue(bytes) => Self::Bytes(bytes.into()),
                 }
             }
         }
 
-        impl From<Value> for $wire {
-            fn from(value: Value) -> Self {
+        impl From<Value<'_>> for $wire {
+            fn from(value: Value<'_>) -> Self {
                 match value {
                     Value::Int(int) => Self::IntValue(int),
-                    Value::String(text) => Self::StringValue(text),
-                    Value::Bytes(bytes) => Self::BytesValue(bytes),
+                    Value::String(text) => Self::StringValue(text.into_owned()),
+                    Value::Bytes(bytes) => Self::BytesValue(bytes.into_owned()),
                 }
             }
         })*
@@ -98,21 +117,21 @@ impl From<bool> for ExpireTime {
 
 /// The value of an id in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct Found<'a> {
     /// The value.
-    pub value: Value,
+    pub value: Value<'a>,
     /// When the value expires. `None` if the read did not ask, or if the value never expires.
     pub expire_time: Option<SystemTime>,
 }
 
 /// The entry of a reply: an id with its value, if it has one.
-pub fn entry(id: Id, found: Option<Found>) -> proto::Entry {
+pub fn entry(id: Id<'_>, found: Option<Found<'_>>) -> proto::Entry {
     let (value, expire_time) = match found {
         Some(Found { value, expire_time }) => (Some(value.into()), expire_time.map(timestamp)),
         None => (None, None),
     };
     proto::Entry {
-        id: id.into(),
+        id: id.as_str().to_owned(),
         value,
         expire_time,
     }

@@ -1,28 +1,30 @@
 //! BatchMark, BatchUnmark and Touch: the calls that write for many ids, one by one.
 
-use super::context::{CallContext, Service};
+use bytes::Bytes;
+
+use super::{
+    context::{CallContext, Service},
+    message::EntriesEncoder,
+};
 use crate::{
+    codec::{replies::EntryField, requests},
     error::Error,
-    model::{self, Batch, Marks, Namespace, Ttl},
-    proto::{
-        BatchMarkRequest, BatchMarkResponse, BatchUnmarkRequest, BatchUnmarkResponse, TouchRequest,
-        TouchResponse,
-    },
+    model::{Batch, Marks, Namespace, Ttl},
+    proto::{BatchMarkResponse, BatchUnmarkRequest, BatchUnmarkResponse, TouchRequest},
 };
 
 /// Writes many values.
 pub(super) async fn batch_mark(
     service: &Service,
     call: &CallContext,
-    request: BatchMarkRequest,
+    request: requests::BatchMark<'_>,
 ) -> Result<BatchMarkResponse, Error> {
-    let BatchMarkRequest { namespace, marks } = request;
-    let namespace = Namespace::try_from(namespace)?;
-    call.check_access(&namespace)?;
-    let marks = Marks::parse(marks, &service.limits)?;
+    let namespace = Namespace::try_from(request.namespace)?;
+    call.check_access(namespace)?;
+    let marks = Marks::parse(request.marks, &service.limits)?;
     call.start_write();
     let observer = service.observe(call);
-    let marked = service.store.batch_mark(&namespace, marks.into_items());
+    let marked = service.store.batch_mark(namespace, marks.items());
     observer.end(marked.await)?;
     Ok(BatchMarkResponse {})
 }
@@ -33,13 +35,13 @@ pub(super) async fn batch_unmark(
     call: &CallContext,
     request: BatchUnmarkRequest,
 ) -> Result<BatchUnmarkResponse, Error> {
-    let BatchUnmarkRequest { namespace, ids } = request;
-    let namespace = Namespace::try_from(namespace)?;
-    call.check_access(&namespace)?;
-    let batch = Batch::parse(ids, &service.limits)?;
+    let BatchUnmarkRequest { namespace, ids } = &request;
+    let namespace = Namespace::try_from(namespace.as_str())?;
+    call.check_access(namespace)?;
+    let batch = Batch::parse(ids.iter().map(String::as_str), &service.limits)?;
     call.start_write();
     let observer = service.observe(call);
-    let removed = service.store.batch_unmark(&namespace, batch.ids());
+    let removed = service.store.batch_unmark(namespace, batch.ids());
     let removed = observer.end(removed.await)?;
     Ok(BatchUnmarkResponse {
         removed_count: i32::try_from(removed).unwrap_or(i32::MAX),
@@ -51,23 +53,25 @@ pub(super) async fn touch(
     service: &Service,
     call: &CallContext,
     request: TouchRequest,
-) -> Result<TouchResponse, Error> {
+    mut reply: EntriesEncoder,
+) -> Result<Bytes, Error> {
     let TouchRequest {
         namespace,
         ids,
         ttl,
-    } = request;
-    let namespace = Namespace::try_from(namespace)?;
-    call.check_access(&namespace)?;
-    let batch = Batch::parse(ids, &service.limits)?;
-    let ttl = Ttl::parse(ttl, &service.limits)?;
+    } = &request;
+    let namespace = Namespace::try_from(namespace.as_str())?;
+    call.check_access(namespace)?;
+    let batch = Batch::parse(ids.iter().map(String::as_str), &service.limits)?;
+    let ttl = Ttl::parse(*ttl, &service.limits)?;
+    let max_bytes = service.limits.max_reply_bytes;
     call.start_write();
     let observer = service.observe(call);
-    let max_bytes = service.limits.max_reply_bytes;
-    let touched = service.store.touch(&namespace, batch.ids(), ttl, max_bytes);
-    let found = observer.end(touched.await)?;
-    let entries = batch.into_ids().into_iter().zip(found);
-    Ok(TouchResponse {
-        entries: entries.map(|(id, found)| model::entry(id, found)).collect(),
-    })
+    let touched = service
+        .store
+        .touch(namespace, batch.ids(), ttl, max_bytes, |id, found| {
+            reply.push(&EntryField::new(id, found));
+        });
+    observer.end(touched.await)?;
+    reply.finish()
 }

@@ -22,19 +22,19 @@ pub(super) async fn unmark(
         id,
         if_equal,
     } = request;
-    let namespace = Namespace::try_from(namespace)?;
-    call.check_access(&namespace)?;
+    let namespace = Namespace::try_from(namespace.as_str())?;
+    call.check_access(namespace)?;
     if if_equal.is_some() {
         // The answer tells whether the value is equal.
-        call.check_right(Right::Read, &namespace)?;
+        call.check_right(Right::Read, namespace)?;
     }
-    let id = Id::try_from(id)?;
+    let id = Id::try_from(id.as_str())?;
     let if_equal = if_equal
         .map(|value| model::equal_to(value, &service.limits))
         .transpose()?;
     call.start_write();
     let observer = service.observe(call);
-    let unmarked = service.store.unmark(&namespace, &id, if_equal.as_ref());
+    let unmarked = service.store.unmark(namespace, id, if_equal.as_ref());
     let removed = observer.end(unmarked.await)?;
     Ok(UnmarkResponse { removed })
 }
@@ -52,9 +52,9 @@ pub(super) async fn mark_if(
         value,
         condition,
     } = request;
-    let namespace = Namespace::try_from(namespace)?;
-    call.check_access(&namespace)?;
-    let id = Id::try_from(id)?;
+    let namespace = Namespace::try_from(namespace.as_str())?;
+    call.check_access(namespace)?;
+    let id = Id::try_from(id.as_str())?;
     let value = Value::parse(value, &service.limits)?;
     let ttl = Ttl::parse(ttl, &service.limits)?;
     let condition = Condition::parse(condition, &service.limits)?;
@@ -62,7 +62,7 @@ pub(super) async fn mark_if(
     let observer = service.observe(call);
     let marked = service
         .store
-        .mark_if(&namespace, &id, value, ttl, &condition);
+        .mark_if(namespace, id, &value, ttl, &condition);
     let marked = observer.end(marked.await)?;
     let previous = marked.previous.map(|value| Found {
         value,
@@ -82,13 +82,13 @@ pub(super) async fn increment(
     request: IncrementRequest,
 ) -> Result<IncrementResponse, Error> {
     let increment = Increment::parse(&request, &service.limits);
-    let namespace = Namespace::try_from(request.namespace)?;
-    call.check_access(&namespace)?;
-    let id = Id::try_from(request.id)?;
+    let namespace = Namespace::try_from(request.namespace.as_str())?;
+    call.check_access(namespace)?;
+    let id = Id::try_from(request.id.as_str())?;
     let increment = increment?;
     call.start_write();
     let observer = service.observe(call);
-    let counter = service.store.increment(&namespace, &id, &increment);
+    let counter = service.store.increment(namespace, id, &increment);
     let counter = observer.end(counter.await)?;
     Ok(IncrementResponse {
         applied: counter.applied,

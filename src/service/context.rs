@@ -62,13 +62,13 @@ pub(crate) struct CallContext {
 
 impl CallContext {
     /// Refuses the call if its caller lacks a right that the RPC needs in this namespace.
-    pub(super) fn check_access(&self, namespace: &Namespace) -> Result<(), Error> {
+    pub(super) fn check_access(&self, namespace: Namespace<'_>) -> Result<(), Error> {
         let mut rights = self.rpc.rights().iter();
         rights.try_for_each(|right| self.check_right(*right, namespace))
     }
 
     /// Refuses the call if its caller lacks this right in this namespace.
-    pub(super) fn check_right(&self, right: Right, namespace: &Namespace) -> Result<(), Error> {
+    pub(super) fn check_right(&self, right: Right, namespace: Namespace<'_>) -> Result<(), Error> {
         Ok(self.grant.check(right, namespace)?)
     }
 

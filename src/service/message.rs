@@ -10,6 +10,7 @@ use prost::Message;
 
 use crate::{
     budget::{CALL_BYTES, ConnectionBudget, Reservation},
+    codec::replies::EntryField,
     error::Error,
     store::StoreError,
 };
@@ -72,40 +73,113 @@ impl UnaryReplyEncoder {
     }
 
     /// The bytes of the reply with its prefix, reserved until they have been sent.
-    pub(crate) fn encode(self, reply: &impl Message) -> Result<Bytes, Error> {
+    pub(crate) fn encode(self, reply: &impl Reply) -> Result<Bytes, Error> {
         encode_reply(reply, self.max_reply_bytes, self.reservation)
+    }
+
+    /// A reply of entries, which are encoded one by one. It will have about so many bytes.
+    pub(crate) fn entries(self, expected_bytes: usize) -> EntriesEncoder {
+        EntriesEncoder {
+            encoder: self,
+            output: Vec::new(),
+            expected_bytes,
+        }
+    }
+}
+
+/// A reply that is encoded entry by entry.
+pub(crate) struct EntriesEncoder {
+    encoder: UnaryReplyEncoder,
+    /// The prefix, and the entries so far.
+    output: Vec<u8>,
+    expected_bytes: usize,
+}
+
+impl EntriesEncoder {
+    pub(crate) fn push(&mut self, entry: &EntryField<'_>) {
+        if self.output.is_empty() {
+            // Only now, so that a call that waits for the store does not hold this.
+            self.output.reserve(PREFIX_BYTES + self.expected_bytes);
+            self.output.extend_from_slice(&[0; PREFIX_BYTES]);
+        }
+        // The rest of a reply that is too large is not needed.
+        if self.output.len() <= PREFIX_BYTES + self.encoder.max_reply_bytes {
+            entry.encode(&mut self.output);
+        }
+    }
+
+    /// As [`UnaryReplyEncoder::encode`].
+    pub(crate) fn finish(mut self) -> Result<Bytes, Error> {
+        let UnaryReplyEncoder {
+            max_reply_bytes,
+            mut reservation,
+        } = self.encoder;
+        reservation.release_request();
+        // There is an entry for each id, and a batch has at least one.
+        let length = self.output.len().saturating_sub(PREFIX_BYTES);
+        let prefix = prefix(length, max_reply_bytes)?;
+        self.output[..PREFIX_BYTES].copy_from_slice(&prefix);
+        reservation.hold(self.output)
+    }
+}
+
+/// A message that can be encoded.
+pub(crate) trait Reply {
+    fn length(&self) -> usize;
+    fn write(&self, output: &mut impl BufMut) -> Result<(), Error>;
+}
+
+impl<M: Message> Reply for M {
+    fn length(&self) -> usize {
+        self.encoded_len()
+    }
+
+    fn write(&self, output: &mut impl BufMut) -> Result<(), Error> {
+        self.encode(output).map_err(|_| Error::Internal)
+    }
+}
+
+/// A GetResponse is one entry.
+impl Reply for EntryField<'_> {
+    fn length(&self) -> usize {
+        self.encoded_len()
+    }
+
+    fn write(&self, output: &mut impl BufMut) -> Result<(), Error> {
+        self.encode(output);
+        Ok(())
     }
 }
 
 /// A small reply is a single allocation.
 fn encode_reply(
-    reply: &impl Message,
+    reply: &impl Reply,
     max_reply_bytes: usize,
     mut reservation: Reservation,
 ) -> Result<Bytes, Error> {
     reservation.release_request();
-    let length = reply.encoded_len();
-    if length > max_reply_bytes {
-        return Err(StoreError::TooLarge {
-            max: max_reply_bytes,
-        }
-        .into());
-    }
+    let length = reply.length();
+    let prefix = prefix(length, max_reply_bytes)?;
     match PREFIX_BYTES + length {
-        ..=128 => reservation.hold(Inline::<128>::encode(reply, length)?),
-        129..=640 => reservation.hold(Inline::<640>::encode(reply, length)?),
+        ..=128 => reservation.hold(Inline::<128>::encode(prefix, reply, length)?),
+        129..=640 => reservation.hold(Inline::<640>::encode(prefix, reply, length)?),
         all => {
             let mut output = Vec::with_capacity(all);
-            encode_into(&mut output, reply, length)?;
+            output.extend_from_slice(&prefix);
+            reply.write(&mut output)?;
             reservation.hold(output)
         }
     }
 }
 
-fn encode_into(output: &mut impl BufMut, reply: &impl Message, length: usize) -> Result<(), Error> {
-    output.put_u8(0);
-    output.put_u32(u32::try_from(length).map_err(|_| Error::Internal)?);
-    reply.encode(output).map_err(|_| Error::Internal)
+/// The prefix of a message of this length.
+fn prefix(length: usize, max_bytes: usize) -> Result<[u8; PREFIX_BYTES], Error> {
+    if length > max_bytes {
+        return Err(StoreError::TooLarge { max: max_bytes }.into());
+    }
+    let length = u32::try_from(length).map_err(|_| Error::Internal)?;
+    let [a, b, c, d] = length.to_be_bytes();
+    Ok([0, a, b, c, d])
 }
 
 /// Up to `N` bytes that need no allocation of their own.
@@ -115,9 +189,14 @@ struct Inline<const N: usize> {
 }
 
 impl<const N: usize> Inline<N> {
-    fn encode(reply: &impl Message, length: usize) -> Result<Self, Error> {
+    fn encode(
+        prefix: [u8; PREFIX_BYTES],
+        reply: &impl Reply,
+        length: usize,
+    ) -> Result<Self, Error> {
         let mut bytes = [0; N];
-        encode_into(&mut &mut bytes[..], reply, length)?;
+        bytes[..PREFIX_BYTES].copy_from_slice(&prefix);
+        reply.write(&mut &mut bytes[PREFIX_BYTES..])?;
         Ok(Self {
             bytes,
             length: PREFIX_BYTES + length,

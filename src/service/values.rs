@@ -7,19 +7,17 @@ use bytes::Bytes;
 use super::{
     batches, conditional,
     context::{CallContext, Service},
-    message::{UnaryReplyEncoder, decode},
+    message::{EntriesEncoder, UnaryReplyEncoder, decode},
 };
 use crate::{
+    codec::{replies::EntryField, requests},
     error::Error,
-    model::{self, Batch, Id, Namespace, Ttl, Value},
-    proto::{
-        BatchGetRequest, BatchGetResponse, BatchMarkRequest, BatchUnmarkRequest, GetRequest,
-        GetResponse, MarkRequest, MarkResponse, TouchRequest,
-    },
+    model::{self, Batch, Id, MarkItem, Namespace},
+    proto::{BatchUnmarkRequest, MarkResponse, TouchRequest},
     rpc::Rpc,
 };
 
-/// While a request waits for the store, memory holds it twice: decoded, and as a command for the
+/// While a request waits for the store, memory holds it twice: as it came, and as a command for the
 /// store.
 const COPIES: usize = 2;
 /// With expire times, the command names every id twice.
@@ -38,27 +36,19 @@ pub(crate) async fn call(
     match context.rpc {
         Rpc::Mark => {
             encoder.reserve_for_request(COPIES * length)?;
-            let reply = mark(&service, &context, decode(message)?).await?;
-            encoder.encode(&reply)
+            let request = requests::Mark::parse(&message)?;
+            encoder.encode(&mark(&service, &context, request).await?)
         }
-        Rpc::Get => encoder.encode(&get(&service, &context, decode(message)?).await?),
-        Rpc::BatchGet => {
-            let request: BatchGetRequest = decode(message)?;
-            let copies = match request.include_expire_time {
-                true => COPIES_WITH_EXPIRE_TIME,
-                false => COPIES,
-            };
-            let ids = request.ids.len();
-            encoder.reserve_for_request(copies * (length + OVERHEAD_PER_ID * ids))?;
-            let reply = batch_get(&service, &context, request).await?;
-            encoder.encode(&reply)
+        Rpc::Get => {
+            let request = requests::Get::parse(&message)?;
+            get(&service, &context, request, encoder).await
         }
-        // Boxed, so that the future of a Get has no room for these.
+        // Boxed, so that the future of a Get or Mark has no room for these.
         _ => Box::pin(call_boxed(service, context, message, encoder)).await,
     }
 }
 
-/// The calls whose futures are large, or that are rarer.
+/// The calls that name many ids, and those that are rarer. Their futures are larger.
 async fn call_boxed(
     service: Arc<Service>,
     context: CallContext,
@@ -67,6 +57,16 @@ async fn call_boxed(
 ) -> Result<Bytes, Error> {
     let length = message.len();
     match context.rpc {
+        Rpc::BatchGet => {
+            let request = requests::BatchGet::parse(&message)?;
+            let copies = match request.include_expire_time {
+                true => COPIES_WITH_EXPIRE_TIME,
+                false => COPIES,
+            };
+            let size = length + OVERHEAD_PER_ID * request.ids.len();
+            encoder.reserve_for_request(copies * size)?;
+            batch_get(&service, &context, request, encoder.entries(size)).await
+        }
         Rpc::Unmark => {
             encoder.reserve_for_request(COPIES * length)?;
             let reply = conditional::unmark(&service, &context, decode(message)?).await?;
@@ -82,7 +82,7 @@ async fn call_boxed(
             encoder.encode(&reply)
         }
         Rpc::BatchMark => {
-            let request: BatchMarkRequest = decode(message)?;
+            let request = requests::BatchMark::parse(&message)?;
             let items = request.marks.len();
             encoder.reserve_for_request(COPIES * (length + OVERHEAD_PER_ID * items))?;
             let reply = batches::batch_mark(&service, &context, request).await?;
@@ -97,10 +97,9 @@ async fn call_boxed(
         }
         Rpc::Touch => {
             let request: TouchRequest = decode(message)?;
-            let ids = request.ids.len();
-            encoder.reserve_for_request(COPIES * (length + OVERHEAD_PER_ID * ids))?;
-            let reply = batches::touch(&service, &context, request).await?;
-            encoder.encode(&reply)
+            let size = length + OVERHEAD_PER_ID * request.ids.len();
+            encoder.reserve_for_request(COPIES * size)?;
+            batches::touch(&service, &context, request, encoder.entries(size)).await
         }
         // Not of this family.
         _ => Err(Error::Unimplemented),
@@ -111,22 +110,14 @@ async fn call_boxed(
 async fn mark(
     service: &Service,
     call: &CallContext,
-    request: MarkRequest,
+    request: requests::Mark<'_>,
 ) -> Result<MarkResponse, Error> {
-    let MarkRequest {
-        namespace,
-        id,
-        ttl,
-        value,
-    } = request;
-    let namespace = Namespace::try_from(namespace)?;
-    call.check_access(&namespace)?;
-    let id = Id::try_from(id)?;
-    let value = Value::parse(value, &service.limits)?;
-    let ttl = Ttl::parse(ttl, &service.limits)?;
+    let namespace = Namespace::try_from(request.namespace)?;
+    call.check_access(namespace)?;
+    let MarkItem { id, value, ttl } = MarkItem::parse(request.mark, &service.limits)?;
     call.start_write();
     let observer = service.observe(call);
-    let marked = service.store.mark(&namespace, &id, value, ttl).await;
+    let marked = service.store.mark(namespace, id, &value, ttl).await;
     let expire_time = observer.end(marked)?;
     Ok(MarkResponse {
         expire_time: Some(model::timestamp(expire_time)),
@@ -137,53 +128,44 @@ async fn mark(
 async fn get(
     service: &Service,
     call: &CallContext,
-    request: GetRequest,
-) -> Result<GetResponse, Error> {
-    let GetRequest {
-        namespace,
-        id,
-        include_expire_time,
-    } = request;
-    let namespace = Namespace::try_from(namespace)?;
-    call.check_access(&namespace)?;
-    let id = Id::try_from(id)?;
+    request: requests::Get<'_>,
+    encoder: UnaryReplyEncoder,
+) -> Result<Bytes, Error> {
+    let namespace = Namespace::try_from(request.namespace)?;
+    call.check_access(namespace)?;
+    let id = Id::try_from(request.id)?;
+    let expire_time = request.include_expire_time.into();
     let observer = service.observe(call);
-    let expire_time = include_expire_time.into();
-    let found = observer.end(service.store.get(&namespace, &id, expire_time).await)?;
-    Ok(GetResponse {
-        entry: Some(model::entry(id, found)),
-    })
+    let getting = service.store.get(namespace, id, expire_time, |found| {
+        encoder.encode(&EntryField::new(id, found))
+    });
+    observer.end(getting.await)?
 }
 
 /// Reads many values.
 async fn batch_get(
     service: &Service,
     call: &CallContext,
-    request: BatchGetRequest,
-) -> Result<BatchGetResponse, Error> {
-    let BatchGetRequest {
-        namespace,
-        ids,
-        include_expire_time,
-    } = request;
-    let namespace = Namespace::try_from(namespace)?;
-    call.check_access(&namespace)?;
-    let batch = Batch::parse(ids, &service.limits)?;
+    request: requests::BatchGet<'_>,
+    mut reply: EntriesEncoder,
+) -> Result<Bytes, Error> {
+    let namespace = Namespace::try_from(request.namespace)?;
+    call.check_access(namespace)?;
+    let batch = Batch::parse(request.ids.into_iter(), &service.limits)?;
+    let expire_time = request.include_expire_time.into();
+    let max_bytes = service.limits.max_reply_bytes;
     let observer = service.observe(call);
     let getting = service.store.batch_get(
-        &namespace,
+        namespace,
         batch.ids(),
-        include_expire_time.into(),
-        service.limits.max_reply_bytes,
+        expire_time,
+        max_bytes,
+        |id, found| {
+            reply.push(&EntryField::new(id, found));
+        },
     );
-    let found = observer.end(getting.await)?;
-    let entries = batch
-        .into_ids()
-        .into_iter()
-        .zip(found)
-        .map(|(id, found)| model::entry(id, found))
-        .collect();
-    Ok(BatchGetResponse { entries })
+    observer.end(getting.await)?;
+    reply.finish()
 }
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ pub(crate) struct MemoryStore {
 pub(super) struct Key(Arc<str>);
 
 impl Key {
-    pub(super) fn new(namespace: &Namespace, id: &Id) -> Self {
+    pub(super) fn new(namespace: Namespace<'_>, id: Id<'_>) -> Self {
         Self(format!("{}/{}", namespace.as_str(), id.as_str()).into())
     }
 }
@@ -55,7 +55,7 @@ struct Shard {
 
 #[derive(Debug)]
 struct Slot {
-    value: Value,
+    value: Value<'static>,
     expiry: Expiry,
 }
 
@@ -64,7 +64,7 @@ pub(super) enum Change {
     /// It stays as it is.
     Keep,
     /// It gets this value and this expiry. It need not have been there.
-    Write(Value, Instant),
+    Write(Value<'static>, Instant),
     /// It keeps its value and gets this expiry.
     ExpireAt(Instant),
     /// It is removed.
@@ -88,7 +88,7 @@ impl MemoryStore {
     pub(super) fn update<T>(
         &self,
         key: &Key,
-        decide: impl FnOnce(Option<(&Value, Instant)>) -> (Change, T),
+        decide: impl FnOnce(Option<(&Value<'_>, Instant)>) -> (Change, T),
     ) -> Result<T, StoreError> {
         let mut room = None;
         loop {
@@ -119,7 +119,7 @@ impl MemoryStore {
     pub(super) fn update_existing<T>(
         &self,
         key: &Key,
-        decide: impl FnOnce(Option<(&Value, Instant)>) -> (Change, T),
+        decide: impl FnOnce(Option<(&Value<'_>, Instant)>) -> (Change, T),
     ) -> T {
         let mut shard = self.shard(key);
         let (change, result) = decide(shard.live(key));
@@ -145,10 +145,14 @@ impl MemoryStore {
     }
 
     /// Lets `read` look at the value of a key and the instant of its expiry, which may have passed.
-    pub(super) fn read<T>(&self, key: &Key, read: impl FnOnce(&Value, Instant) -> T) -> Option<T> {
+    pub(super) fn read<T>(
+        &self,
+        key: &Key,
+        read: impl FnOnce(Option<(&Value<'_>, Instant)>) -> T,
+    ) -> T {
         let shard = self.shard(key);
-        let slot = shard.slots.get(key)?;
-        Some(read(&slot.value, slot.expiry.0))
+        let slot = shard.slots.get(key);
+        read(slot.map(|slot| (&slot.value, slot.expiry.0)))
     }
 
     /// Removes what has expired. Locks one shard at a time.
@@ -195,7 +199,7 @@ impl MemoryStore {
 
 impl Shard {
     /// The value and the expiry of an entry that has not expired.
-    fn live(&self, key: &Key) -> Option<(&Value, Instant)> {
+    fn live(&self, key: &Key) -> Option<(&Value<'_>, Instant)> {
         let slot = self.slots.get(key)?;
         let instant = slot.expiry.0;
         (instant > Instant::now()).then_some((&slot.value, instant))

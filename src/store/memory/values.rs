@@ -14,13 +14,14 @@ use crate::{
 impl MemoryStore {
     pub(crate) fn mark(
         &self,
-        namespace: &Namespace,
-        id: &Id,
-        value: Value,
+        namespace: Namespace<'_>,
+        id: Id<'_>,
+        value: &Value<'_>,
         ttl: Ttl,
     ) -> Result<SystemTime, WriteError> {
         let clocks = Clocks::read();
         let expiry = clocks.instant + ttl.as_duration();
+        let value = value.clone().into_owned();
         self.update(&Key::new(namespace, id), |_| {
             (Change::Write(value, expiry), ())
         })
@@ -28,47 +29,53 @@ impl MemoryStore {
         Ok(clocks.system + ttl.as_duration())
     }
 
-    pub(crate) fn get(
+    pub(crate) fn get<T>(
         &self,
-        namespace: &Namespace,
-        id: &Id,
+        namespace: Namespace<'_>,
+        id: Id<'_>,
         expire_time: ExpireTime,
-    ) -> Option<Found> {
-        let found = self.read(&Key::new(namespace, id), |value, expiry| {
-            let system_now = match expire_time {
-                ExpireTime::Include => Some(SystemTime::now()),
-                ExpireTime::Omit => None,
-            };
-            let left = expiry.checked_duration_since(Instant::now())?;
-            (!left.is_zero()).then(|| Found {
-                value: value.clone(),
-                expire_time: system_now.map(|now| now + left),
-            })
-        });
-        found.flatten()
+        see: impl FnOnce(Option<Found<'_>>) -> T,
+    ) -> T {
+        self.read(&Key::new(namespace, id), |slot| {
+            let found = slot.and_then(|(value, expiry)| {
+                let system_now = match expire_time {
+                    ExpireTime::Include => Some(SystemTime::now()),
+                    ExpireTime::Omit => None,
+                };
+                let left = expiry.checked_duration_since(Instant::now())?;
+                (!left.is_zero()).then(|| Found {
+                    value: value.borrowed(),
+                    expire_time: system_now.map(|now| now + left),
+                })
+            });
+            see(found)
+        })
     }
 
-    pub(crate) fn batch_get(
+    pub(crate) fn batch_get<'a>(
         &self,
-        namespace: &Namespace,
-        ids: &[Id],
+        namespace: Namespace<'_>,
+        ids: &[Id<'a>],
         expire_time: ExpireTime,
         max_bytes: usize,
-    ) -> Result<Vec<Option<Found>>, StoreError> {
+        mut see: impl FnMut(Id<'a>, Option<Found<'_>>),
+    ) -> Result<(), StoreError> {
         // Checked before anything is copied. Otherwise a caller could make us copy far more than
         // the limit.
         self.check_size(namespace, ids, max_bytes)?;
-        let found = ids.iter().map(|id| self.get(namespace, id, expire_time));
-        Ok(found.collect())
+        for id in ids {
+            self.get(namespace, *id, expire_time, |found| see(*id, found));
+        }
+        Ok(())
     }
 
     pub(crate) fn batch_mark(
         &self,
-        namespace: &Namespace,
-        items: Vec<MarkItem>,
+        namespace: Namespace<'_>,
+        items: &[MarkItem<'_>],
     ) -> Result<(), WriteError> {
-        for (index, MarkItem { id, value, ttl }) in items.into_iter().enumerate() {
-            self.mark(namespace, &id, value, ttl)
+        for (index, MarkItem { id, value, ttl }) in items.iter().enumerate() {
+            self.mark(namespace, *id, value, *ttl)
                 .map_err(|failed| match index {
                     0 => failed,
                     // The items before are written.
@@ -78,7 +85,12 @@ impl MemoryStore {
         Ok(())
     }
 
-    pub(crate) fn unmark(&self, namespace: &Namespace, id: &Id, if_equal: Option<&Value>) -> bool {
+    pub(crate) fn unmark(
+        &self,
+        namespace: Namespace<'_>,
+        id: Id<'_>,
+        if_equal: Option<&Value<'_>>,
+    ) -> bool {
         self.update_existing(&Key::new(namespace, id), |marked| match marked {
             Some((value, _)) if if_equal.is_none_or(|equal| equal == value) => {
                 (Change::Remove, true)
@@ -87,27 +99,27 @@ impl MemoryStore {
         })
     }
 
-    pub(crate) fn batch_unmark(&self, namespace: &Namespace, ids: &[Id]) -> usize {
-        let removed = ids.iter().filter(|id| self.unmark(namespace, id, None));
+    pub(crate) fn batch_unmark(&self, namespace: Namespace<'_>, ids: &[Id<'_>]) -> usize {
+        let removed = ids.iter().filter(|id| self.unmark(namespace, **id, None));
         removed.count()
     }
 
     pub(crate) fn mark_if(
         &self,
-        namespace: &Namespace,
-        id: &Id,
-        value: Value,
+        namespace: Namespace<'_>,
+        id: Id<'_>,
+        value: &Value<'_>,
         ttl: Ttl,
-        condition: &Condition,
-    ) -> Result<MarkedIf, WriteError> {
+        condition: &Condition<'_>,
+    ) -> Result<MarkedIf<'static>, WriteError> {
         let clocks = Clocks::read();
         let expiry = clocks.instant + ttl.as_duration();
         self.update(&Key::new(namespace, id), |marked| {
             let marked = marked.map(|(value, _)| value);
-            let previous = marked.cloned();
+            let previous = marked.map(|value| value.clone().into_owned());
             let holds = condition.holds(marked);
             let change = match holds {
-                true => Change::Write(value, expiry),
+                true => Change::Write(value.clone().into_owned(), expiry),
                 false => Change::Keep,
             };
             let result = MarkedIf {
@@ -119,37 +131,40 @@ impl MemoryStore {
         .map_err(WriteError::not_executed)
     }
 
-    pub(crate) fn touch(
+    pub(crate) fn touch<'a>(
         &self,
-        namespace: &Namespace,
-        ids: &[Id],
+        namespace: Namespace<'_>,
+        ids: &[Id<'a>],
         ttl: Ttl,
         max_bytes: usize,
-    ) -> Result<Vec<Option<Found>>, WriteError> {
+        mut see: impl FnMut(Id<'a>, Option<Found<'_>>),
+    ) -> Result<(), WriteError> {
         // The values are looked at first, so that a request for too much changes nothing.
         self.check_size(namespace, ids, max_bytes)
             .map_err(WriteError::not_executed)?;
         let clocks = Clocks::read();
         let expiry = clocks.instant + ttl.as_duration();
-        let touch = |id| {
-            self.update_existing(&Key::new(namespace, id), |marked| match marked {
-                Some((value, _)) => {
-                    let found = Found {
-                        value: value.clone(),
-                        expire_time: Some(clocks.system + ttl.as_duration()),
-                    };
-                    (Change::ExpireAt(expiry), Some(found))
-                }
-                None => (Change::Keep, None),
-            })
-        };
-        Ok(ids.iter().map(touch).collect())
+        for id in ids {
+            self.update_existing(&Key::new(namespace, *id), |marked| {
+                let found = marked.map(|(value, _)| Found {
+                    value: value.borrowed(),
+                    expire_time: Some(clocks.system + ttl.as_duration()),
+                });
+                let change = match found {
+                    Some(_) => Change::ExpireAt(expiry),
+                    None => Change::Keep,
+                };
+                see(*id, found);
+                (change, ())
+            });
+        }
+        Ok(())
     }
 
     pub(crate) fn increment(
         &self,
-        namespace: &Namespace,
-        id: &Id,
+        namespace: Namespace<'_>,
+        id: Id<'_>,
         increment: &Increment,
     ) -> Result<Counter, WriteError> {
         let clocks = Clocks::read();
@@ -188,14 +203,15 @@ impl MemoryStore {
     /// Fails if the values have more than `max_bytes` together.
     fn check_size(
         &self,
-        namespace: &Namespace,
-        ids: &[Id],
+        namespace: Namespace<'_>,
+        ids: &[Id<'_>],
         max_bytes: usize,
     ) -> Result<(), StoreError> {
         let mut bytes = 0;
         for id in ids {
-            let size = self.read(&Key::new(namespace, id), |value, _| value.size());
-            bytes += size.unwrap_or(0);
+            bytes += self.read(&Key::new(namespace, *id), |slot| {
+                slot.map_or(0, |(value, _)| value.size())
+            });
             if bytes > max_bytes {
                 return Err(StoreError::TooLarge { max: max_bytes });
             }
@@ -249,15 +265,15 @@ mod tests {
         Ttl::parse(Some(duration), &limits).expect("a valid ttl")
     }
 
-    fn id(id: &str) -> Id {
-        Id::try_from(id.to_owned()).expect("a valid id")
+    fn id(id: &str) -> Id<'_> {
+        Id::try_from(id).expect("a valid id")
     }
 
     #[test]
     fn a_full_store_refuses_new_ids_only_and_takes_room_back_from_what_expired() {
         let store = MemoryStore::new(2);
         let namespace = Namespace::default();
-        let mark = |name, millis| store.mark(&namespace, &id(name), Value::Int(1), ttl(millis));
+        let mark = |name, millis| store.mark(namespace, id(name), &Value::Int(1), ttl(millis));
         assert!(mark("short", 20).is_ok());
         assert!(mark("long", 900).is_ok());
         assert_eq!(
@@ -271,28 +287,22 @@ mod tests {
         std::thread::sleep(Duration::from_millis(30));
         assert!(mark("third", 900).is_ok());
         assert_eq!(store.len(), 2);
-        assert!(
-            store
-                .get(&namespace, &id("long"), ExpireTime::Omit)
-                .is_some()
-        );
+        let found = |found: Option<Found<'_>>| found.is_some();
+        assert!(store.get(namespace, id("long"), ExpireTime::Omit, found));
     }
 
     #[test]
     fn the_sweep_removes_what_expired_and_keeps_what_was_marked_again() {
         let store = MemoryStore::new(10);
         let namespace = Namespace::default();
-        let mark = |name, millis| store.mark(&namespace, &id(name), Value::Int(1), ttl(millis));
+        let mark = |name, millis| store.mark(namespace, id(name), &Value::Int(1), ttl(millis));
         assert!(mark("gone", 20).is_ok());
         assert!(mark("kept", 20).is_ok());
         assert!(mark("kept", 900).is_ok());
         std::thread::sleep(Duration::from_millis(30));
         store.sweep();
         assert_eq!(store.len(), 1);
-        assert!(
-            store
-                .get(&namespace, &id("kept"), ExpireTime::Omit)
-                .is_some()
-        );
+        let found = |found: Option<Found<'_>>| found.is_some();
+        assert!(store.get(namespace, id("kept"), ExpireTime::Omit, found));
     }
 }

@@ -24,13 +24,13 @@ use crate::{
 impl RedisStore {
     pub(crate) async fn batch_mark(
         &self,
-        namespace: &Namespace,
-        items: &[MarkItem],
+        namespace: Namespace<'_>,
+        items: &[MarkItem<'_>],
     ) -> Result<(), WriteError> {
-        let ids = items.iter().map(|item| &item.id);
+        let ids = items.iter().map(|item| item.id);
         let replies = self.write_each(namespace, ids, |at, commands| {
             let MarkItem { id, value, ttl } = &items[at];
-            values::write_set(&self.layout, namespace, id, value, *ttl, commands);
+            values::write_set(&self.layout, namespace, *id, value, *ttl, commands);
         });
         let mut tally = Tally::default();
         replies.await?.read(|reply| {
@@ -44,13 +44,13 @@ impl RedisStore {
 
     pub(crate) async fn batch_unmark(
         &self,
-        namespace: &Namespace,
-        ids: &[Id],
+        namespace: Namespace<'_>,
+        ids: &[Id<'_>],
     ) -> Result<usize, WriteError> {
-        let replies = self.write_each(namespace, ids.iter(), |at, commands| {
+        let replies = self.write_each(namespace, ids.iter().copied(), |at, commands| {
             let out = commands.command(2);
             argument(out, b"DEL");
-            self.layout.write_key(namespace, &ids[at], out);
+            self.layout.write_key(namespace, ids[at], out);
         });
         let mut tally = Tally::default();
         let mut removed = 0;
@@ -67,25 +67,26 @@ impl RedisStore {
         Ok(removed)
     }
 
-    pub(crate) async fn touch(
+    pub(crate) async fn touch<'a>(
         &self,
-        namespace: &Namespace,
-        ids: &[Id],
+        namespace: Namespace<'_>,
+        ids: &[Id<'a>],
         ttl: Ttl,
         max_bytes: usize,
-    ) -> Result<Vec<Option<Found>>, WriteError> {
+        mut see: impl FnMut(Id<'a>, Option<Found<'_>>),
+    ) -> Result<(), WriteError> {
         // Read before Redis starts to count, so that the promise is never later than the expiry.
         let expire_time = SystemTime::now() + ttl.as_duration();
-        let replies = self.write_each(namespace, ids.iter(), |at, commands| {
+        let replies = self.write_each(namespace, ids.iter().copied(), |at, commands| {
             let out = commands.command(4);
             argument(out, b"GETEX");
-            self.layout.write_key(namespace, &ids[at], out);
+            self.layout.write_key(namespace, ids[at], out);
             argument(out, b"PX");
             argument(out, itoa::Buffer::new().format(ttl.as_millis()).as_bytes());
         });
         let mut tally = Tally::default();
-        let mut entries = Vec::with_capacity(ids.len());
         let mut bytes = 0;
+        let mut unseen = ids.iter();
         replies.await?.read(|reply| {
             let found = reply.and_then(|reply| match reply {
                 Some(Reply::Nil) => Ok(None),
@@ -107,17 +108,18 @@ impl RedisStore {
                 },
             });
             tally.add(found.as_ref().map(|_| ()).map_err(|failed| *failed));
-            entries.push(found.ok().flatten());
+            if let Some(id) = unseen.next() {
+                see(*id, found.ok().flatten());
+            }
         });
-        tally.end()?;
-        Ok(entries)
+        tally.end()
     }
 
     /// Sends one command for each id.
     async fn write_each<'a>(
         &self,
-        namespace: &Namespace,
-        ids: impl Iterator<Item = &'a Id>,
+        namespace: Namespace<'_>,
+        ids: impl Iterator<Item = Id<'a>>,
         encode: impl Fn(usize, &mut Commands<'_>),
     ) -> Result<EachReply, WriteError> {
         match &self.servers {

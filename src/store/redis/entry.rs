@@ -35,8 +35,8 @@ pub(super) enum Pairing {
 /// Writes GET and the key of an id.
 pub(super) fn write_get(
     layout: &KeyLayout,
-    namespace: &Namespace,
-    id: &Id,
+    namespace: Namespace<'_>,
+    id: Id<'_>,
     commands: &mut Commands<'_>,
 ) {
     let out = commands.command(2);
@@ -48,12 +48,12 @@ pub(super) fn write_get(
 /// another program's write between the two would pair a value with the expiry of another.
 pub(super) fn write_get_with_expiry(
     layout: &KeyLayout,
-    namespace: &Namespace,
-    ids: &[Id],
+    namespace: Namespace<'_>,
+    ids: &[Id<'_>],
     pairing: Pairing,
     commands: &mut Commands<'_>,
 ) {
-    let pair = |id: &Id, commands: &mut Commands<'_>| {
+    let pair = |id: Id<'_>, commands: &mut Commands<'_>| {
         write_get(layout, namespace, id, commands);
         let out = commands.command(2);
         argument(out, b"PTTL");
@@ -62,13 +62,13 @@ pub(super) fn write_get_with_expiry(
     match pairing {
         Pairing::Transaction => commands.transaction(|commands| {
             for id in ids {
-                pair(id, commands);
+                pair(*id, commands);
             }
         }),
         Pairing::Twice => {
             for id in ids {
-                pair(id, commands);
-                write_get(layout, namespace, id, commands);
+                pair(*id, commands);
+                write_get(layout, namespace, *id, commands);
             }
         }
     }
@@ -88,7 +88,7 @@ pub(super) fn one_pair(
     pairing: Pairing,
     reply: &[u8],
     asked: SystemTime,
-) -> Result<Option<Found>, StoreError> {
+) -> Result<Option<Found<'_>>, StoreError> {
     let mut replies = Replies::new(reply);
     executed(1, pairing, &mut replies)?;
     value_with_expiry(pairing, &mut replies, asked)
@@ -100,7 +100,7 @@ pub(super) fn all_pairs(
     pairing: Pairing,
     reply: &[u8],
     asked: SystemTime,
-) -> Result<Vec<Option<Found>>, StoreError> {
+) -> Result<Vec<Option<Found<'_>>>, StoreError> {
     let mut replies = Replies::new(reply);
     let mut found = Vec::with_capacity(ids);
     while found.len() < ids {
@@ -116,8 +116,8 @@ pub(super) fn all_pairs(
 
 /// What a batch says of a key of another type: no value, as MGET does.
 pub(super) fn or_another_type(
-    found: Result<Option<Found>, StoreError>,
-) -> Result<Option<Found>, StoreError> {
+    found: Result<Option<Found<'_>>, StoreError>,
+) -> Result<Option<Found<'_>>, StoreError> {
     match found {
         Err(StoreError::WrongType) => Ok(None),
         found => found,
@@ -125,11 +125,11 @@ pub(super) fn or_another_type(
 }
 
 /// What GET and PTTL of one key found. They were sent after `asked`.
-fn value_with_expiry(
+fn value_with_expiry<'a>(
     pairing: Pairing,
-    replies: &mut Replies<'_>,
+    replies: &mut Replies<'a>,
     asked: SystemTime,
-) -> Result<Option<Found>, StoreError> {
+) -> Result<Option<Found<'a>>, StoreError> {
     let found = value("GET", replies.next());
     // Read in any case, so that the next reply is the next key's.
     let time_to_live = replies.next();
@@ -159,10 +159,10 @@ fn value_with_expiry(
 }
 
 /// What GET or MGET found under one key.
-pub(super) fn value(
+pub(super) fn value<'a>(
     command: &'static str,
-    reply: Option<Reply<'_>>,
-) -> Result<Option<Found>, StoreError> {
+    reply: Option<Reply<'a>>,
+) -> Result<Option<Found<'a>>, StoreError> {
     match reply {
         Some(Reply::Nil) => Ok(None),
         Some(Reply::Bulk(stored)) => Ok(Some(Found {

@@ -37,9 +37,9 @@ static INCREMENT: LazyLock<Script> =
 impl RedisStore {
     pub(crate) async fn unmark(
         &self,
-        namespace: &Namespace,
-        id: &Id,
-        if_equal: Option<&Value>,
+        namespace: Namespace<'_>,
+        id: Id<'_>,
+        if_equal: Option<&Value<'_>>,
     ) -> Result<bool, WriteError> {
         let reply = match if_equal {
             None => {
@@ -66,12 +66,12 @@ impl RedisStore {
 
     pub(crate) async fn mark_if(
         &self,
-        namespace: &Namespace,
-        id: &Id,
-        value: &Value,
+        namespace: Namespace<'_>,
+        id: Id<'_>,
+        value: &Value<'_>,
         ttl: Ttl,
-        condition: &Condition,
-    ) -> Result<MarkedIf, WriteError> {
+        condition: &Condition<'_>,
+    ) -> Result<MarkedIf<'static>, WriteError> {
         // Read before Redis starts to count, so that the promise is never later than the expiry.
         let expire_time = SystemTime::now() + ttl.as_duration();
         let (name, equal): (&[u8], _) = match condition {
@@ -103,7 +103,7 @@ impl RedisStore {
         };
         let previous = match replies.next() {
             Some(Reply::Nil) => None,
-            Some(Reply::Bulk(stored)) => Some(layout::decode(stored)),
+            Some(Reply::Bulk(stored)) => Some(layout::decode(stored).into_owned()),
             reply => return Err(failure::refused("mark_if", reply)),
         };
         Ok(MarkedIf {
@@ -114,8 +114,8 @@ impl RedisStore {
 
     pub(crate) async fn increment(
         &self,
-        namespace: &Namespace,
-        id: &Id,
+        namespace: Namespace<'_>,
+        id: Id<'_>,
         increment: &Increment,
     ) -> Result<Counter, WriteError> {
         // Read before Redis answers, so that no expire time is later than the expiry.
@@ -164,8 +164,8 @@ impl RedisStore {
         &self,
         script: &Script,
         arguments: usize,
-        namespace: &Namespace,
-        id: &Id,
+        namespace: Namespace<'_>,
+        id: Id<'_>,
         write: impl Fn(&mut Vec<u8>),
     ) -> Result<Bytes, WriteError> {
         let call = |name: &[u8], script: &[u8], commands: &mut Commands<'_>| {

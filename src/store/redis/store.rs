@@ -80,8 +80,8 @@ impl RedisStore {
     pub(super) async fn request(
         &self,
         effect: Effect,
-        namespace: &Namespace,
-        id: &Id,
+        namespace: Namespace<'_>,
+        id: Id<'_>,
         encode: impl Fn(&mut Commands<'_>),
     ) -> Result<Bytes, WriteError> {
         match &self.servers {
@@ -93,7 +93,7 @@ impl RedisStore {
         }
     }
 
-    pub(super) fn slot(&self, namespace: &Namespace, id: &Id) -> u16 {
+    pub(super) fn slot(&self, namespace: Namespace<'_>, id: Id<'_>) -> u16 {
         cluster::slot(self.layout.key(namespace, id).as_bytes())
     }
 }

@@ -31,9 +31,9 @@ const OVERHEAD_PER_ID: usize = 128;
 impl RedisStore {
     pub(crate) async fn mark(
         &self,
-        namespace: &Namespace,
-        id: &Id,
-        value: &Value,
+        namespace: Namespace<'_>,
+        id: Id<'_>,
+        value: &Value<'_>,
         ttl: Ttl,
     ) -> Result<SystemTime, WriteError> {
         // Read before Redis starts to count, so that the promise is never later than the expiry.
@@ -47,18 +47,19 @@ impl RedisStore {
         }
     }
 
-    pub(crate) async fn get(
+    pub(crate) async fn get<T>(
         &self,
-        namespace: &Namespace,
-        id: &Id,
+        namespace: Namespace<'_>,
+        id: Id<'_>,
         expire_time: ExpireTime,
-    ) -> Result<Option<Found>, StoreError> {
+        see: impl FnOnce(Option<Found<'_>>) -> T,
+    ) -> Result<T, StoreError> {
         match expire_time {
             ExpireTime::Omit => {
                 let reply = self.request(Effect::Read, namespace, id, |commands| {
                     entry::write_get(&self.layout, namespace, id, commands);
                 });
-                entry::value("GET", Replies::new(&reply.await?).next())
+                entry::value("GET", Replies::new(&reply.await?).next()).map(see)
             }
             ExpireTime::Include => {
                 let mut pairing = Pairing::Transaction;
@@ -66,7 +67,7 @@ impl RedisStore {
                     // Read before Redis answers, so that no expire time is later than the expiry.
                     let asked = SystemTime::now();
                     let reply = self.request(Effect::Read, namespace, id, |commands| {
-                        let id = slice::from_ref(id);
+                        let id = slice::from_ref(&id);
                         entry::write_get_with_expiry(
                             &self.layout,
                             namespace,
@@ -79,20 +80,26 @@ impl RedisStore {
                         Err(StoreError::OutOfMemory) if pairing == Pairing::Transaction => {
                             pairing = Pairing::Twice;
                         }
-                        found => return found,
+                        found => return found.map(see),
                     }
                 }
             }
         }
     }
 
-    pub(crate) async fn batch_get(
+    pub(crate) async fn batch_get<'a>(
         &self,
-        namespace: &Namespace,
-        ids: &[Id],
+        namespace: Namespace<'_>,
+        ids: &[Id<'a>],
         expire_time: ExpireTime,
         max_bytes: usize,
-    ) -> Result<Vec<Option<Found>>, StoreError> {
+        mut see: impl FnMut(Id<'a>, Option<Found<'_>>),
+    ) -> Result<(), StoreError> {
+        let see_all = |found: Vec<Option<Found<'_>>>| {
+            for (id, found) in ids.iter().zip(found) {
+                see(*id, found);
+            }
+        };
         // Checked before anything is copied out of the reply.
         let check = |bytes: usize| {
             if bytes > max_bytes + ids.len() * OVERHEAD_PER_ID {
@@ -106,10 +113,12 @@ impl RedisStore {
                 check(reply.len())?;
                 let mut replies = Replies::new(&reply);
                 match replies.next() {
-                    Some(Reply::Array(length)) if length == ids.len() => ids
-                        .iter()
-                        .map(|_| entry::value("MGET", replies.next()))
-                        .collect(),
+                    Some(Reply::Array(length)) if length == ids.len() => {
+                        for id in ids {
+                            see(*id, entry::value("MGET", replies.next())?);
+                        }
+                        Ok(())
+                    }
                     reply => Err(failure::unexpected("MGET", reply)),
                 }
             }
@@ -134,7 +143,7 @@ impl RedisStore {
                         Err(StoreError::OutOfMemory) if pairing == Pairing::Transaction => {
                             pairing = Pairing::Twice;
                         }
-                        found => return found,
+                        found => return found.map(see_all),
                     }
                 }
             }
@@ -146,17 +155,17 @@ impl RedisStore {
                     let each = self.get_each(cluster, namespace, ids, expire_time, pairing);
                     let replies = Box::pin(each).await?;
                     check(replies.iter().map(Bytes::len).sum())?;
-                    let found = replies.into_iter().map(|reply| {
+                    let found = replies.iter().map(|reply| {
                         entry::or_another_type(match expire_time {
-                            ExpireTime::Omit => entry::value("GET", Replies::new(&reply).next()),
-                            ExpireTime::Include => entry::one_pair(pairing, &reply, asked),
+                            ExpireTime::Omit => entry::value("GET", Replies::new(reply).next()),
+                            ExpireTime::Include => entry::one_pair(pairing, reply, asked),
                         })
                     });
                     match found.collect() {
                         Err(StoreError::OutOfMemory) if pairing == Pairing::Transaction => {
                             pairing = Pairing::Twice;
                         }
-                        found => return found,
+                        found => return found.map(see_all),
                     }
                 }
             }
@@ -166,14 +175,14 @@ impl RedisStore {
     async fn multi_get(
         &self,
         link: &Link,
-        namespace: &Namespace,
-        ids: &[Id],
+        namespace: Namespace<'_>,
+        ids: &[Id<'_>],
     ) -> Result<Bytes, StoreError> {
         let reply = link.request(Effect::Read, |commands| {
             let out = commands.command(1 + ids.len());
             argument(out, b"MGET");
             for id in ids {
-                self.layout.write_key(namespace, id, out);
+                self.layout.write_key(namespace, *id, out);
             }
         });
         Ok(reply.await?)
@@ -184,12 +193,12 @@ impl RedisStore {
     async fn get_each(
         &self,
         cluster: &Cluster,
-        namespace: &Namespace,
-        ids: &[Id],
+        namespace: Namespace<'_>,
+        ids: &[Id<'_>],
         expire_time: ExpireTime,
         pairing: Pairing,
     ) -> Result<Vec<Bytes>, StoreError> {
-        let slots: Vec<_> = ids.iter().map(|id| self.slot(namespace, id)).collect();
+        let slots: Vec<_> = ids.iter().map(|id| self.slot(namespace, *id)).collect();
         let each = match (expire_time, pairing) {
             (ExpireTime::Omit, _) => 1,
             // Of MULTI, GET, PTTL and EXEC.
@@ -203,7 +212,7 @@ impl RedisStore {
                 each,
                 |item, commands| match expire_time {
                     ExpireTime::Omit => {
-                        entry::write_get(&self.layout, namespace, &ids[item], commands)
+                        entry::write_get(&self.layout, namespace, ids[item], commands)
                     }
                     ExpireTime::Include => {
                         let id = slice::from_ref(&ids[item]);
@@ -225,9 +234,9 @@ impl RedisStore {
 /// Writes `SET key value PX ttl`.
 pub(super) fn write_set(
     layout: &KeyLayout,
-    namespace: &Namespace,
-    id: &Id,
-    value: &Value,
+    namespace: Namespace<'_>,
+    id: Id<'_>,
+    value: &Value<'_>,
     ttl: Ttl,
     commands: &mut Commands<'_>,
 ) {
