@@ -36,13 +36,9 @@ pub(crate) async fn call(
     match context.rpc {
         Rpc::Mark => {
             encoder.reserve_for_request(COPIES * length)?;
-            let request = requests::Mark::parse(&message)?;
-            encoder.encode(&mark(&service, &context, request).await?)
+            encoder.encode(&mark(&service, &context, &message).await?)
         }
-        Rpc::Get => {
-            let request = requests::Get::parse(&message)?;
-            get(&service, &context, request, encoder).await
-        }
+        Rpc::Get => get(&service, &context, &message, encoder).await,
         // Boxed, so that the future of a Get or Mark has no room for these.
         _ => Box::pin(call_boxed(service, context, message, encoder)).await,
     }
@@ -110,8 +106,9 @@ async fn call_boxed(
 async fn mark(
     service: &Service,
     call: &CallContext,
-    request: requests::Mark<'_>,
+    message: &[u8],
 ) -> Result<MarkResponse, Error> {
+    let request = requests::Mark::parse(message)?;
     let namespace = Namespace::try_from(request.namespace)?;
     call.check_access(namespace)?;
     let MarkItem { id, value, ttl } = MarkItem::parse(request.mark, &service.limits)?;
@@ -128,9 +125,10 @@ async fn mark(
 async fn get(
     service: &Service,
     call: &CallContext,
-    request: requests::Get<'_>,
+    message: &[u8],
     encoder: UnaryReplyEncoder,
 ) -> Result<Bytes, Error> {
+    let request = requests::Get::parse(message)?;
     let namespace = Namespace::try_from(request.namespace)?;
     call.check_access(namespace)?;
     let id = Id::try_from(request.id)?;
