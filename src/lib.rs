@@ -37,9 +37,9 @@
 //! ```text
 //! accept -> worker -> connection: TLS, HTTP/2
 //!        -> dispatch: guard (metrics, span), who calls, the whole message, in-flight limit, deadline
-//!        -> service::values::call: bytes to GetRequest -> access check -> Id::try_from
+//!        -> service::values::call: codec::requests::Get -> access check -> Id::try_from
 //!        -> Store::get -> one GET on the worker's own link to Redis
-//!        -> GetResponse to bytes -> the trailers end the guard
+//!        -> codec::replies: entry to bytes -> the trailers end the guard
 //! ```
 //!
 //! The acceptor hands each socket to the worker with the fewest open connections. A worker is one
