@@ -8,6 +8,9 @@ const PROTO: &str = "dyndata/v1/dyndata.proto";
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={PROTO_ROOT}");
     let descriptors = protox::compile([PROTO], [PROTO_ROOT])?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    // A peer serves some of the calls. The others are answered with UNIMPLEMENTED.
+    tonic_prost_build::configure()
+        .generate_default_stubs(true)
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -17,6 +17,7 @@ grpcurl_v1=v1.9.3
 grpcurl_v1alpha=v1.8.7
 protoc_gen_doc=v1.5.1
 cargo_deny=0.20.2
+ratelimit=v1.4.1-0.20260122083618-3fb702589d36
 cargo_fuzz=0.13.2
 cargo_deb=3.8.0
 
@@ -122,18 +123,51 @@ group_fuzz() {
     need c++ g++
 }
 
-# The peers of dyndata in the benchmark, and the programs that measure them.
+# The programs that the benchmark needs, and the peers of dyndata. A peer that cannot be installed is
+# left out of the run.
 group_bench() {
+    local peer
     need redis-server redis-server
     need redis-benchmark redis-tools
     need h2load nghttp2-client
-    need webdis webdis
     need setpriv util-linux
     # perf and strace count system calls; one of them is enough.
     command -v perf >/dev/null || need strace strace
+    for peer in bench-webdis bench-python bench-go bench-ratelimit; do
+        tests/setup.sh "$peer" || echo "warning: $peer is not installed; the benchmark runs without it" >&2
+    done
+}
+
+group_bench-webdis() {
+    need webdis webdis
+}
+
+group_bench-python() {
     python_environment
     mkdir -p .tools/bench-python
     stubs .tools/bench-python
+}
+
+group_bench-go() {
+    local peer=benches/peers/go tools=$PWD/.tools/bench-go
+    python_environment
+    need_go 1.26 "the peer in Go"
+    # protoc comes from the Python environment, its plugins from the module.
+    (cd "$peer" && GOBIN="$tools" go install tool)
+    .tools/python/bin/python -m grpc_tools.protoc -I proto \
+        --plugin="$tools/protoc-gen-go" --plugin="$tools/protoc-gen-go-grpc" \
+        --go_out="$peer" --go_opt=Mdyndata/v1/dyndata.proto=dyndata-bench-peer/dyndatapb \
+        --go_opt=module=dyndata-bench-peer \
+        --go-grpc_out="$peer" --go-grpc_opt=Mdyndata/v1/dyndata.proto=dyndata-bench-peer/dyndatapb \
+        --go-grpc_opt=module=dyndata-bench-peer \
+        dyndata/v1/dyndata.proto
+    (cd "$peer" && go build -o "$tools/server" .)
+}
+
+group_bench-ratelimit() {
+    need_go 1.25 envoyproxy/ratelimit
+    go_install ".tools/ratelimit/$ratelimit" "github.com/envoyproxy/ratelimit/src/service_cmd@$ratelimit"
+    link ".tools/ratelimit/$ratelimit/service_cmd" ratelimit
 }
 
 group_package() {
@@ -278,14 +312,20 @@ stubs() {
         --python_out="$1" --grpc_python_out="$1" dyndata/v1/dyndata.proto
 }
 
-example_go() {
+# need_go VERSION PROGRAM checks that Go can build a program that needs this version. From 1.21 on, Go
+# fetches the release that go.mod names by itself.
+need_go() {
+    local version=$1 program=$2
     need go golang-go
-    # From 1.21 on, Go fetches the release that go.mod names by itself.
     case "$(cd / && go env GOVERSION)" in
     go1.1[0-9]* | go1.20*)
-        fail "examples/go needs Go 1.24, or 1.21 that fetches it; here is $(cd / && go env GOVERSION)"
+        fail "$program needs Go $version, or 1.21 that fetches it; here is $(cd / && go env GOVERSION)"
         ;;
     esac
+}
+
+example_go() {
+    need_go 1.24 examples/go
     local generated=examples/go/dyndatapb/dyndata_grpc.pb.go source newer=yes
     for source in proto/dyndata/v1/dyndata.proto examples/go/go.mod examples/go/buf.gen.yaml; do
         [ "$generated" -nt "$source" ] || newer=no

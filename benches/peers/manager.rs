@@ -1,9 +1,12 @@
 //! tonic's quick start with one redis-rs `ConnectionManager`, cloned for each call as its
 //! documentation says, everything at its defaults.
 
+use std::time::Duration;
+
 use clap::Parser as _;
 use peer::proto::{
-    BatchGetRequest, BatchGetResponse, GetRequest, GetResponse, MarkRequest, MarkResponse,
+    BatchGetRequest, BatchGetResponse, BatchMarkRequest, BatchMarkResponse, GetRequest,
+    GetResponse, MarkRequest, MarkResponse,
     dyn_data_server::{DynData, DynDataServer},
 };
 use redis::{AsyncCommands as _, SetExpiry, SetOptions, aio::ConnectionManager};
@@ -30,9 +33,8 @@ impl DynData for Shared {
     async fn mark(&self, request: Request<MarkRequest>) -> Result<Response<MarkResponse>, Status> {
         let (key, value, ttl) = peer::parse_mark(request.into_inner())?;
         let mut redis = self.redis.clone();
-        let options = SetOptions::default().with_expiration(SetExpiry::PX(ttl.as_millis() as u64));
         redis
-            .set_options::<_, _, ()>(key, value, options)
+            .set_options::<_, _, ()>(key, value, expiring(ttl))
             .await
             .map_err(peer::unavailable)?;
         Ok(Response::new(peer::marked(ttl)))
@@ -62,4 +64,25 @@ impl DynData for Shared {
                 .collect(),
         }))
     }
+
+    async fn batch_mark(
+        &self,
+        request: Request<BatchMarkRequest>,
+    ) -> Result<Response<BatchMarkResponse>, Status> {
+        let mut pipeline = redis::pipe();
+        for item in request.into_inner().marks {
+            let (key, value, ttl) = peer::parse_item(item)?;
+            pipeline.set_options(key, value, expiring(ttl)).ignore();
+        }
+        let mut redis = self.redis.clone();
+        pipeline
+            .query_async::<()>(&mut redis)
+            .await
+            .map_err(peer::unavailable)?;
+        Ok(Response::new(BatchMarkResponse {}))
+    }
+}
+
+fn expiring(ttl: Duration) -> SetOptions {
+    SetOptions::default().with_expiration(SetExpiry::PX(ttl.as_millis() as u64))
 }

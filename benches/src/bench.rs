@@ -1,6 +1,7 @@
 //! The benchmark: dyndata beside its peers, on one machine, in one run. `README.md` says how to
 //! read the results.
 
+mod cell;
 mod counts;
 mod h2load;
 mod http1;
@@ -9,17 +10,21 @@ mod load;
 mod measure;
 mod memory;
 mod open_loop;
+mod operation;
 mod plan;
 mod plot;
 mod process;
+mod ratelimit;
 mod redis;
 #[path = "../../tests/support/redis_server.rs"]
 #[allow(dead_code, reason = "the benchmark needs a part of it")]
 mod redis_server;
 mod report;
 mod results;
+mod servers;
 mod subjects;
 mod targets;
+mod workload;
 
 use std::{
     fs,
@@ -27,7 +32,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -95,13 +100,21 @@ fn main() -> Result<()> {
 fn compare(args: &Args, programs: Programs) -> Result<()> {
     let start = Instant::now();
     let steps = plan::steps(args.quick, args.rounds);
-    let mut bench = Bench::start(programs, plan::subjects(args.quick))?;
+    let mut bench = Bench::start(programs, &plan::subjects(args.quick))?;
 
     let total: Duration = steps.iter().map(|(_, step)| step.estimate()).sum();
     let mut done = Duration::ZERO;
     let count = steps.len();
+    let mut failed = None;
     for (index, (round, step)) in steps.into_iter().enumerate() {
-        let line = bench.run(round, step)?;
+        let line = match bench.run(round, step) {
+            Ok(line) => line,
+            // What has been measured so far is still printed.
+            Err(error) => {
+                failed = Some(error);
+                break;
+            }
+        };
         done += step.estimate();
         // Correct the estimate for the whole run by the time that the steps so far have taken.
         let expected = start
@@ -131,6 +144,12 @@ fn compare(args: &Args, programs: Programs) -> Result<()> {
         write_page(args, &rows)?;
     }
     println!("The run took {}.", clock(start.elapsed()));
+    if let Some(error) = failed {
+        return Err(error.context("the run ended early"));
+    }
+    let lost = bench.results.lost.iter();
+    let lost = lost.filter(|lost| !lost.subject.is_peer()).count();
+    ensure!(lost == 0, "dyndata has lost {lost} rows");
     Ok(())
 }
 

@@ -21,8 +21,9 @@ use nix::{
 };
 
 use crate::{
-    keys::{IDS, KeySet, Operation},
+    keys::{IDS, KeySet},
     load::call_all,
+    operation::Operation,
     plan::TARGET_SHAPE,
     process::bound_command,
     redis::Redis,
@@ -60,7 +61,9 @@ const PROBE_GROUP: &str = "dyndata_bench";
 /// Counts, and prints the results.
 pub fn run(programs: &Programs) -> Result<()> {
     let kinds = [Kind::Dyndata, Kind::Quickstart, Kind::Manager];
-    programs.check(&kinds)?;
+    for kind in kinds {
+        programs.check(kind)?;
+    }
     let directory = &Directory::new();
     let mut redis = Redis::start()?;
     let keys = KeySet::random(IDS);
@@ -174,7 +177,7 @@ fn counted(mut counter: Command, file: &str, subject: &Subject, keys: &KeySet) -
     if let Some(status) = counter.0.try_wait()? {
         bail!("the counter ended: {status}");
     }
-    let workload = subject.kind.workload(Operation::Get, keys);
+    let workload = subject.kind.workload(Operation::Get, keys)?;
     call_all(subject.address, workload, TARGET_SHAPE, CALLS)?;
     kill(Pid::from_raw(counter.0.id() as i32), Signal::SIGINT)?;
     let limit = Instant::now() + Duration::from_secs(10);

@@ -1,13 +1,14 @@
 //! nghttp2's h2load, a second generator. It costs less than ours, and checks only the HTTP status.
 
-use std::{fs, net::SocketAddr, process::Command, time::Duration};
+use std::{fs, net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    keys::Workload,
     load::{Outcome, Shape},
+    process::bounded,
     redis_server::Directory,
+    workload::Workload,
 };
 
 /// Repeats one request for `duration`. The request is written to a file in `directory`.
@@ -21,8 +22,8 @@ pub fn run<P>(
 ) -> Result<Outcome<P>> {
     let file = directory.path("request");
     fs::write(&file, workload.request(0))?;
-    let url = format!("http://{target}{}", workload.operation.path());
-    let mut command = Command::new("h2load");
+    let url = format!("http://{target}{}", workload.path);
+    let mut command = bounded("h2load", duration + Duration::from_secs(20));
     command
         .args(["-t", "1", "-c", &shape.connections.to_string()])
         .args(["-m", &shape.streams.to_string()])

@@ -21,7 +21,7 @@ use hdrhistogram::Histogram;
 use http::{HeaderMap, Request, StatusCode, header};
 use tokio::{net::TcpStream, runtime, task::JoinSet, time};
 
-use crate::{http1, keys::Workload};
+use crate::{http1, workload::Workload};
 
 /// The longest time that a call may take. After it, the run fails.
 pub const CALL_LIMIT: Duration = Duration::from_secs(20);
@@ -163,7 +163,8 @@ pub fn closed_loop<P>(
     mut probe: impl FnMut() -> Result<P>,
 ) -> Result<Outcome<P>> {
     let control = Control::new(workload)?;
-    runtime()?.block_on(async {
+    let limit = warm_up + duration + 2 * CALL_LIMIT;
+    let run = async {
         let mut streams = JoinSet::new();
         match protocol {
             Protocol::Grpc => spawn_streams(&mut streams, target, shape, &control).await?,
@@ -207,23 +208,32 @@ pub fn closed_loop<P>(
             before,
             after,
         })
-    })
+    };
+    runtime()?.block_on(within(limit, run))
+}
+
+/// Ends a run that takes longer than it can.
+pub async fn within<T>(limit: Duration, run: impl Future<Output = Result<T>>) -> Result<T> {
+    let done = time::timeout(limit, run).await;
+    done.with_context(|| format!("the run did not end within {limit:?}"))?
 }
 
 /// Makes the first `count` calls of a workload.
 pub fn call_all(target: SocketAddr, workload: Workload, shape: Shape, count: u64) -> Result<()> {
     let control = Control::new(workload)?;
     control.limit.store(count, Relaxed);
-    runtime()?.block_on(async {
+    let run = async {
         let mut streams = JoinSet::new();
         spawn_streams(&mut streams, target, shape, &control).await?;
         while streams.join_next().await.is_some() {}
         ensure!(control.refused() == 0, "{} refused", control.refused());
         control.result()
-    })
+    };
+    runtime()?.block_on(within(3 * CALL_LIMIT, run))
 }
 
-/// Calls until a reply is correct, because a server may listen before it is connected to Redis.
+/// Calls until a reply is correct, because a server may listen before it is connected to Redis. Gives
+/// up after twice [`CALL_LIMIT`].
 pub fn wait_until_served(target: SocketAddr, workload: Workload) -> Result<()> {
     let template = request_template(&workload)?;
     runtime()?.block_on(async {
@@ -309,7 +319,7 @@ async fn http1_stream(mut connection: http1::Connection, control: &Control) -> R
 }
 
 pub fn request_template(workload: &Workload) -> Result<Request<()>> {
-    let uri = format!("http://127.0.0.1{}", workload.operation.path());
+    let uri = format!("http://127.0.0.1{}", workload.path);
     Ok(Request::post(uri)
         .header(header::CONTENT_TYPE, "application/grpc")
         .header(header::TE, "trailers")

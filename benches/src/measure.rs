@@ -1,4 +1,4 @@
-//! Runs the steps of a plan against running servers.
+//! Runs the steps of a plan. A step that fails loses its row, with the reason, and nothing else.
 
 use std::{
     fs,
@@ -7,221 +7,167 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Error, Result};
 
 use crate::{
-    h2load,
-    keys::{IDS, KeySet, Operation},
+    cell,
+    keys::KeySet,
     load::{self, Protocol, closed_loop},
     memory, open_loop,
+    operation::Operation,
     plan::{CellPlan, Step, TARGET_SHAPE},
     redis::Redis,
-    redis_server::Directory,
     results::{
-        Cell, Entries, Generator, Latency, Machine, Memory, Purpose, Results, Select, Workers,
-        rounded,
+        Entries, Generator, Latency, Machine, Memory, Purpose, Results, Select, Workers, rounded,
     },
+    servers::Servers,
     subjects::{Kind, Programs, Subject},
 };
 
-/// The warm-up of our generator, as a share of the measured time.
-const WARM_UP: f64 = 0.2;
-/// The share of calls that a server may refuse without overload, because of the machine.
-const REFUSED_LIMIT: f64 = 0.001;
 /// Pause between two steps, so that the next subject does not pay for closing connections.
 const REST: Duration = Duration::from_millis(50);
 /// Number of connections whose resident memory is measured.
 const IDLE_CONNECTIONS: usize = 1_000;
 /// Number of entries whose resident memory is measured.
 const STORED_ENTRIES: usize = 100_000;
+/// A peer that has lost this many rows is left out. Each of them may take until its deadline.
+const LOST_ROWS: usize = 3;
 
-/// The servers, the keys and the results so far.
+/// The servers and the results so far.
 pub struct Bench {
-    programs: Programs,
-    subjects: Vec<Subject>,
-    redis: Redis,
-    /// Stored once and then only read.
-    keys: KeySet,
-    /// Written by Mark, with other values each time.
-    marks: KeySet,
+    servers: Servers,
     pub results: Results,
-    // Dropped last, because the servers write into it.
-    scratch: Directory,
+    /// The rows that failed.
+    lost: Vec<Select>,
+    /// The peers that do not start, or have lost too many rows.
+    left_out: Vec<Kind>,
 }
 
 impl Bench {
-    /// Starts Redis and every subject.
+    /// Starts Redis and the subjects. A peer that does not start is left out.
     pub fn start(programs: Programs, kinds: &[Kind]) -> Result<Self> {
-        programs.check(kinds)?;
-        let scratch = Directory::new();
-        let mut redis = Redis::start()?;
-        let keys = KeySet::random(IDS);
-        redis.fill(&keys)?;
-        let subjects = kinds
-            .iter()
-            .map(|&kind| {
-                Subject::start(kind, &programs, redis.address, &keys, &scratch)
-                    .with_context(|| format!("cannot start {}", kind.name()))
-            })
-            .collect::<Result<_>>()?;
+        let mut servers = Servers::start(programs)?;
         let results = Results {
-            machine: machine(&mut redis)?,
+            machine: machine(&mut servers.redis)?,
             ..Results::default()
         };
-        Ok(Self {
-            programs,
-            subjects,
-            redis,
-            keys,
-            marks: KeySet::random(IDS),
+        let mut bench = Self {
+            servers,
             results,
-            scratch,
-        })
+            lost: Vec::new(),
+            left_out: Vec::new(),
+        };
+        for &kind in kinds {
+            bench.start_subject(kind)?;
+        }
+        Ok(bench)
     }
 
-    /// Runs one step. Returns a line with the result.
+    /// Runs one step. Returns a line with the result. An error means that no step can run any more.
     pub fn run(&mut self, round: usize, step: Step) -> Result<String> {
-        let line = match step {
+        if let Step::Cell(plan) = step
+            && self.is_lost(plan)
+        {
+            return Ok(format!("{} lost", label(plan)));
+        }
+        let line = match self.try_step(round, step) {
+            Ok(line) => line,
+            Err(error) => self.lose(step, &error)?,
+        };
+        thread::sleep(REST);
+        Ok(line)
+    }
+
+    fn try_step(&mut self, round: usize, step: Step) -> Result<String> {
+        match step {
             Step::Cell(plan) => {
-                let (name, operation, shape) = (plan.subject.name(), plan.operation, plan.shape);
-                let generator = match plan.generator {
-                    Generator::Own => "own",
-                    Generator::H2load => "h2load",
-                };
-                let cell = self
-                    .cell(round, plan)
-                    .with_context(|| format!("{operation} {shape}, {generator}, {name}"))?;
+                let cell = cell::measure(&mut self.servers, round, plan)?;
                 let (us, rate) = (cell.server_us_per_call, cell.calls_per_second);
+                let redis = cell.redis_us_per_call;
                 self.results.cells.push(cell);
-                format!("{operation:14} {shape:7} {generator:6} {name:18} {us:8.2} us {rate:8.0}/s")
+                Ok(format!(
+                    "{} {us:8.2} us, Redis {redis:7.2} us, {rate:8.0}/s",
+                    label(plan)
+                ))
             }
-            Step::Workers(workers) => self.workers(workers)?,
+            Step::Workers(workers) => self.workers(workers),
             Step::RedisBenchmark => {
-                let rate = self.redis.benchmark(60_000)?;
-                self.results.redis_benchmark.push(rate);
-                format!("redis-benchmark {rate:.0}/s")
+                let rate = self.servers.redis.benchmark(1_000_000)?;
+                self.results.redis_benchmark.push((round, rate));
+                Ok(format!("redis-benchmark {rate:.0}/s"))
             }
             Step::RedisRoundTrip => {
-                let us = self.redis.round_trip(&self.keys)?.as_nanos() as f64 / 1e3;
-                self.results.redis_round_trip_us.push(us);
-                format!("Redis round trip {us:.1} us")
+                let round_trip = self.servers.redis.round_trip(&self.servers.keys)?;
+                let us = round_trip.as_nanos() as f64 / 1e3;
+                self.results.redis_round_trip_us.push((round, us));
+                Ok(format!("Redis round trip {us:.1} us"))
             }
             Step::Latency {
                 subject,
                 percent,
                 duration,
-            } => self
-                .latency(subject, percent, duration)
-                .with_context(|| format!("{} at {percent} %", subject.name()))?,
-            Step::IdleMemory => self.idle_memory()?,
-            Step::EntriesMemory => self.entries_memory()?,
-        };
-        for subject in &mut self.subjects {
-            subject.process.check()?;
+            } => self.latency(subject, percent, duration),
+            Step::IdleMemory => self.idle_memory(),
+            Step::EntriesMemory => self.entries_memory(),
         }
-        thread::sleep(REST);
+    }
+
+    fn is_lost(&self, plan: CellPlan) -> bool {
+        self.lost.contains(&plan.select()) || self.left_out.contains(&plan.subject)
+    }
+
+    /// Records the row of a step as lost. Starts its subject anew, so that its other rows do not
+    /// suffer.
+    fn lose(&mut self, step: Step, error: &Error) -> Result<String> {
+        let reason = format!("{error:#}");
+        // Nothing can be measured without Redis.
+        self.servers.redis.settle().context(reason.clone())?;
+        let Step::Cell(plan) = step else {
+            let line = format!("{step} lost: {reason}");
+            self.results.lose(step.subject(), step.to_string(), reason);
+            return Ok(line);
+        };
+        let kind = plan.subject;
+        let row = format!("{} {}, {}", plan.operation, plan.shape, plan.generator);
+        let line = format!("{} lost: {reason}", label(plan));
+        self.results.remove(plan.select());
+        self.results.lose(kind, row, reason);
+        self.lost.push(plan.select());
+        let lost = self.lost.iter().filter(|select| select.subject == kind);
+        if lost.count() >= LOST_ROWS && kind.is_peer() {
+            self.leave_out(kind, format!("it has lost {LOST_ROWS} rows"));
+        } else {
+            self.start_subject(kind)?;
+        }
         Ok(line)
     }
 
-    fn cell(&mut self, round: usize, plan: CellPlan) -> Result<Cell> {
-        let CellPlan {
-            purpose,
-            subject: kind,
-            operation,
-            shape,
-            generator,
-            duration,
-        } = plan;
-        let marks = (operation == Operation::Mark).then(|| self.marks.resalted());
-        let workload = kind.workload(operation, marks.as_ref().unwrap_or(&self.keys));
-        let subject = find(&self.subjects, kind)?;
-        self.redis.reset_statistics()?;
-
-        let (server, redis) = (subject.process.clock, self.redis.clock);
-        let probe = || Ok((server.now()?, redis.now()?));
-        let measured = match generator {
-            Generator::Own => {
-                let times = (duration.mul_f64(WARM_UP), duration);
-                let protocol = kind.protocol();
-                closed_loop(subject.address, protocol, workload, shape, times, probe)?
-            }
-            Generator::H2load => {
-                let directory = &self.scratch;
-                h2load::run(
-                    subject.address,
-                    &workload,
-                    shape,
-                    duration,
-                    directory,
-                    probe,
-                )?
-            }
-        };
-
-        let calls = self.redis.command_calls()?;
-        let commands = calls.get(operation.redis_command()).copied().unwrap_or(0);
-        // h2load closes its connections during calls. Redis ran their commands, but h2load does not
-        // count the calls.
-        let uncounted = match generator {
-            Generator::Own => 0,
-            Generator::H2load => 2 * (shape.connections * shape.streams) as u64,
-        };
-        let (answered, refused) = (measured.all_calls, measured.refused);
-        ensure!(
-            plan.overloads() || refused as f64 <= answered as f64 * REFUSED_LIMIT,
-            "{refused} calls were refused, {answered} answered"
-        );
-        if refused > 0 {
-            // Refused calls may still have commands on the way to Redis. They must not be counted
-            // for the next cell.
-            self.redis.settle()?;
+    fn start_subject(&mut self, kind: Kind) -> Result<()> {
+        match self.servers.start_subject(kind) {
+            Err(error) if kind.is_peer() => self.leave_out(kind, format!("{error:#}")),
+            started => started?,
         }
-        let expected = if kind.has_store() {
-            answered..=answered + refused + uncounted
-        } else {
-            0..=0
-        };
-        ensure!(
-            expected.contains(&commands),
-            "{answered} calls were answered, but Redis ran {commands} {}",
-            operation.redis_command()
-        );
-        if let (Some(marks), true, Generator::Own) = (&marks, kind.has_store(), generator) {
-            self.redis.check_marked(marks, answered.min(200) as usize)?;
-        }
+        Ok(())
+    }
 
-        let per_call = |before: Duration, after: Duration| {
-            (after - before).as_nanos() as f64 / 1e3 / measured.calls as f64
-        };
-        let quantile = |quantile| {
-            let latencies = measured.latencies.as_ref()?;
-            Some(latencies.value_at_quantile(quantile) as f64 / 1e3)
-        };
-        Ok(Cell {
-            purpose,
-            round,
-            subject: kind,
-            operation,
-            shape,
-            generator,
-            refused,
-            calls_per_second: measured.calls as f64 / measured.elapsed.as_secs_f64(),
-            server_us_per_call: per_call(measured.before.0, measured.after.0),
-            redis_us_per_call: per_call(measured.before.1, measured.after.1),
-            p50_us: quantile(0.5),
-            p99_us: quantile(0.99),
-        })
+    fn leave_out(&mut self, kind: Kind, reason: String) {
+        eprintln!("{} is left out: {reason}", kind.name());
+        self.servers.stop_subject(kind);
+        self.left_out.push(kind);
+        self.results
+            .lose(kind, "all rows from here on".to_owned(), reason);
     }
 
     fn workers(&mut self, workers: usize) -> Result<String> {
+        let servers = &self.servers;
         let subject = Subject::start_dyndata(
-            &self.programs,
-            Some(self.redis.address),
+            &servers.programs,
+            Some(servers.redis.address),
             &["--workers", &workers.to_string()],
-            &self.keys,
-            &self.scratch,
+            &servers.keys,
+            &servers.scratch,
         )?;
-        let workload = subject.kind.workload(Operation::Get, &self.keys);
+        let workload = subject.kind.workload(Operation::Get, &servers.keys)?;
         let times = (Duration::from_millis(160), Duration::from_millis(800));
         let probe = || subject.process.clock.now();
         let measured = closed_loop(
@@ -256,10 +202,9 @@ impl Bench {
         let capacity = self.results.spread(capacity, |cell| cell.calls_per_second);
         let capacity = capacity.context("the capacity was not measured")?.median;
         let rate = capacity * f64::from(percent) / 100.0;
-        let subject = find(&self.subjects, kind)?;
-        let workload = kind.workload(Operation::Get, &self.keys);
+        let workload = kind.workload(Operation::Get, &self.servers.keys)?;
         let outcome = open_loop::run(
-            subject.address,
+            self.servers.subject(kind)?.address,
             workload,
             TARGET_SHAPE.connections,
             rate,
@@ -313,7 +258,7 @@ impl Bench {
         let subject = self.fresh_dyndata()?;
         let before = subject.process.resident()?;
         let keys = KeySet::random(STORED_ENTRIES);
-        let workload = subject.kind.workload(Operation::Mark, &keys);
+        let workload = subject.kind.workload(Operation::Mark, &keys)?;
         load::call_all(
             subject.address,
             workload,
@@ -335,8 +280,13 @@ impl Bench {
 
     /// A server with default settings on the embedded store, after its start.
     fn fresh_dyndata(&self) -> Result<Subject> {
-        let directory = &self.scratch;
-        let subject = Subject::start_dyndata(&self.programs, None, &[], &self.keys, directory)?;
+        let Servers {
+            programs,
+            keys,
+            scratch,
+            ..
+        } = &self.servers;
+        let subject = Subject::start_dyndata(programs, None, &[], keys, scratch)?;
         thread::sleep(Duration::from_millis(500));
         Ok(subject)
     }
@@ -344,9 +294,14 @@ impl Bench {
 
 pub const MEBIBYTE: f64 = 1_048_576.0;
 
-fn find(subjects: &[Subject], kind: Kind) -> Result<&Subject> {
-    let subject = subjects.iter().find(|subject| subject.kind == kind);
-    subject.with_context(|| format!("{} is not running", kind.name()))
+fn label(plan: CellPlan) -> String {
+    format!(
+        "{:16} {:7} {:6} {:20}",
+        plan.operation,
+        plan.shape,
+        plan.generator,
+        plan.subject.name()
+    )
 }
 
 fn machine(redis: &mut Redis) -> Result<Machine> {

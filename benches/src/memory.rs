@@ -3,7 +3,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, bail, ensure};
@@ -19,7 +19,15 @@ const ACK: u8 = 1;
 
 /// Opens `count` connections, and exchanges SETTINGS on each.
 pub fn idle_connections(target: SocketAddr, count: usize) -> Result<Vec<TcpStream>> {
-    (0..count).map(|_| idle_connection(target)).collect()
+    let limit = Instant::now() + Duration::from_secs(30);
+    let open = |number| {
+        ensure!(
+            Instant::now() < limit,
+            "only {number} idle connections were opened in time"
+        );
+        idle_connection(target)
+    };
+    (0..count).map(open).collect()
 }
 
 fn idle_connection(target: SocketAddr) -> Result<TcpStream> {

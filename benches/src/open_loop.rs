@@ -21,8 +21,8 @@ use tokio::{
 };
 
 use crate::{
-    keys::Workload,
-    load::{CALL_LIMIT, Control, call, connect, new_histogram, request_template, runtime},
+    load::{CALL_LIMIT, Control, call, connect, new_histogram, request_template, runtime, within},
+    workload::Workload,
 };
 
 /// Number of calls at the same time on a connection. Further calls wait in our queue, which is
@@ -62,7 +62,8 @@ pub fn run(
     let over = Arc::new(AtomicBool::new(false));
     let pacer = pace(due, Arc::clone(&over), rate, duration);
 
-    let outcome = runtime()?.block_on(async {
+    let limit = duration + 2 * CALL_LIMIT;
+    let run = async {
         let mut streams = JoinSet::new();
         let clients = connect(target, connections).await?;
         for client in clients.iter().cycle().take(connections * STREAMS) {
@@ -102,7 +103,8 @@ pub fn run(
             latencies: control.take_latencies()?,
             lateness,
         })
-    });
+    };
+    let outcome = runtime()?.block_on(within(limit, run));
     over.store(true, Relaxed);
     ensure!(pacer.join().is_ok(), "the pacing thread panicked");
     outcome

@@ -1,11 +1,13 @@
 //! The steps of a run, in order, with the expected duration of each.
 
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 use crate::{
-    keys::Operation::{self, BatchGet, Get, Mark},
     load::Shape,
-    results::{Generator, Purpose},
+    operation::Operation::{
+        self, BatchGet, BatchMark, BatchUnmark, Get, Increment, Limit, Mark, MarkIf, Touch, Unmark,
+    },
+    results::{Generator, Purpose, Select},
     subjects::Kind,
 };
 
@@ -13,12 +15,31 @@ use crate::{
 pub const TARGET_SHAPE: Shape = shape(10, 20);
 /// One call at a time.
 pub const SINGLE: Shape = shape(1, 1);
-/// The same number of calls at the same time, over few and over many connections.
-pub const FEW_CONNECTIONS: Shape = shape(10, 100);
+/// Every connection has one call at a time.
 pub const MANY_CONNECTIONS: Shape = shape(1000, 1);
 
+/// The calls that all peers with a store have are measured in all of these shapes.
 const SHAPES: [Shape; 4] = [SINGLE, shape(8, 1), TARGET_SHAPE, shape(100, 10)];
-const OPERATIONS: [Operation; 4] = [Get, Mark, BatchGet(100), BatchGet(1000)];
+const COMMON: [Operation; 4] = [Get, Mark, BatchGet(100), BatchGet(1000)];
+/// The calls that hardly any peer has. The shape is that of the targets.
+const FURTHER: [Operation; 7] = [
+    BatchMark(100),
+    MarkIf,
+    Touch(100),
+    Increment,
+    Limit,
+    Unmark,
+    BatchUnmark(100),
+];
+/// The calls of the targets.
+const QUICK: [Operation; 6] = [
+    Get,
+    Mark,
+    BatchMark(100),
+    BatchGet(100),
+    BatchGet(1000),
+    Limit,
+];
 
 /// Shapes for CPU by connections: 200 calls at the same time, or one on each of more connections.
 pub const CONNECTION_GROWTH: [Shape; 5] = [
@@ -54,9 +75,38 @@ pub struct CellPlan {
 }
 
 impl CellPlan {
+    pub fn select(self) -> Select {
+        Select {
+            purpose: self.purpose,
+            subject: self.subject,
+            operation: self.operation,
+            shape: self.shape,
+            generator: self.generator,
+        }
+    }
+
+    /// True if the subject has the call, and the generator can make it in this shape.
+    pub fn is_possible(self) -> bool {
+        let Self {
+            subject,
+            operation,
+            shape,
+            generator,
+            ..
+        } = self;
+        let fits = match subject {
+            // Their figures are so far from the others' that two shapes are enough.
+            Kind::Python => matches!(shape, SINGLE | TARGET_SHAPE),
+            // h2load sends one path only.
+            Kind::Webdis => matches!(shape, SINGLE | TARGET_SHAPE) && generator == Generator::Own,
+            _ => true,
+        };
+        fits && subject.serves(operation)
+    }
+
     /// True if the calls ask for a million keys at the same time. That is more than Redis can read
     /// within its timeout of half a second.
-    pub fn overloads(&self) -> bool {
+    pub fn overloads(self) -> bool {
         let calls = self.shape.connections * self.shape.streams;
         matches!(self.operation, BatchGet(size) if size * calls >= 1_000_000)
     }
@@ -89,10 +139,33 @@ impl Step {
             }
             Self::Latency { duration, .. } => duration + Duration::from_millis(200),
             Self::Workers(_) => Duration::from_millis(1_500),
-            Self::RedisBenchmark => Duration::from_millis(1_000),
+            Self::RedisBenchmark => Duration::from_millis(1_500),
             Self::RedisRoundTrip => Duration::from_millis(150),
             Self::IdleMemory => Duration::from_secs(2),
             Self::EntriesMemory => Duration::from_secs(4),
+        }
+    }
+
+    /// The subject that the step measures. Steps about Redis alone belong to dyndata, whose figures
+    /// need them.
+    pub fn subject(self) -> Kind {
+        match self {
+            Self::Cell(CellPlan { subject, .. }) | Self::Latency { subject, .. } => subject,
+            _ => Kind::Dyndata,
+        }
+    }
+}
+
+impl Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cell(plan) => write!(f, "{} {}", plan.operation, plan.shape),
+            Self::Workers(workers) => write!(f, "Get with --workers {workers}"),
+            Self::RedisBenchmark => f.write_str("redis-benchmark"),
+            Self::RedisRoundTrip => f.write_str("Redis round trip"),
+            Self::Latency { percent, .. } => write!(f, "latency at {percent} %"),
+            Self::IdleMemory => f.write_str("idle memory"),
+            Self::EntriesMemory => f.write_str("memory with entries"),
         }
     }
 }
@@ -108,35 +181,32 @@ pub fn steps(quick: bool, rounds: Option<usize>) -> Vec<(usize, Step)> {
 }
 
 /// The subjects that a run needs.
-pub fn subjects(quick: bool) -> &'static [Kind] {
-    // No target mentions Python or webdis.
-    if quick { &Kind::ALL[..5] } else { &Kind::ALL }
+pub fn subjects(quick: bool) -> Vec<Kind> {
+    let is_needed =
+        |kind: &Kind| !quick || !matches!(kind, Kind::Deadpool | Kind::Python | Kind::Webdis);
+    Kind::ALL.into_iter().filter(is_needed).collect()
 }
 
 fn full_steps(rounds: usize) -> Vec<(usize, Step)> {
     let mut steps = Vec::new();
     for round in 0..rounds {
-        for operation in OPERATIONS {
+        for operation in COMMON {
             for shape in SHAPES {
-                let plan = own(operation, shape);
-                if plan.overloads() {
-                    // A short cell would get no reply, and Python none at all.
-                    let long = CellPlan {
-                        duration: Duration::from_secs(3),
-                        ..plan
-                    };
-                    let kinds = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Python);
-                    let kinds: Vec<Kind> = kinds.collect();
-                    compare(&mut steps, round, &kinds, long);
-                } else {
-                    compare(&mut steps, round, &Kind::ALL, plan);
-                }
+                compare(&mut steps, round, &Kind::ALL, own(operation, shape));
             }
-            // h2load sends one path only, so webdis is left out.
-            compare(&mut steps, round, &Kind::ALL[..6], h2load(operation));
+            compare(&mut steps, round, &Kind::ALL, h2load(operation));
         }
-        few_and_many_connections(&mut steps, round);
-        steps.push((round, Step::RedisBenchmark));
+        for operation in FURTHER {
+            let plan = own(operation, TARGET_SHAPE);
+            compare(&mut steps, round, &Kind::ALL, plan);
+            if !operation.removes() {
+                compare(&mut steps, round, &Kind::ALL, h2load(operation));
+            }
+            if operation == BatchMark(100) {
+                steps.push((round, Step::RedisBenchmark));
+            }
+        }
+        many_connections(&mut steps, round);
         steps.push((round, Step::RedisRoundTrip));
         steps.push((round, Step::IdleMemory));
     }
@@ -173,81 +243,71 @@ fn full_steps(rounds: usize) -> Vec<(usize, Step)> {
     steps
 }
 
-/// Only what the targets need.
+/// Only what the targets need. Our own generator checks all replies in the first round.
 fn quick_steps(rounds: usize) -> Vec<(usize, Step)> {
     let mut steps = Vec::new();
+    let kinds = subjects(true);
+    let no_again: Vec<Kind> = kinds
+        .iter()
+        .copied()
+        .filter(|kind| *kind != Kind::Again)
+        .collect();
     for round in 0..rounds {
-        for operation in OPERATIONS {
-            let kinds = match operation {
-                Get => subjects(true),
-                Mark => &[
-                    Kind::Dyndata,
-                    Kind::Quickstart,
-                    Kind::Manager,
-                    Kind::Deadpool,
-                ],
-                BatchGet(_) => &GROWTH_SUBJECTS,
-            };
-            compare(
-                &mut steps,
-                round,
-                kinds,
-                short(own(operation, TARGET_SHAPE)),
-            );
+        for operation in QUICK {
+            // The noise of the whole run shows in the Gets.
+            let kinds = if operation == Get { &kinds } else { &no_again };
+            if round == 0 {
+                compare(&mut steps, round, kinds, own(operation, TARGET_SHAPE));
+            }
             compare(&mut steps, round, kinds, h2load(operation));
+            if operation == BatchMark(100) {
+                steps.push((round, Step::RedisBenchmark));
+            }
         }
         let kinds = [Kind::Dyndata, Kind::Quickstart];
-        compare(&mut steps, round, &kinds, short(own(Get, SINGLE)));
-        few_and_many_connections(&mut steps, round);
-        steps.push((round, Step::RedisBenchmark));
+        compare(&mut steps, round, &kinds, own(Get, SINGLE));
+        many_connections(&mut steps, round);
         steps.push((round, Step::RedisRoundTrip));
     }
     steps.push((0, Step::IdleMemory));
     steps
 }
 
-/// Adds one cell for each subject, right after one another and in a random order, so that other work
-/// of the machine affects all of them.
+/// Adds one cell for each subject that can take part, right after one another and in a random order,
+/// so that other work of the machine affects all of them.
 fn compare(steps: &mut Vec<(usize, Step)>, round: usize, subjects: &[Kind], plan: CellPlan) {
-    let mut subjects = subjects.to_vec();
-    fastrand::shuffle(&mut subjects);
-    let cells = subjects
-        .into_iter()
-        .map(|subject| Step::Cell(CellPlan { subject, ..plan }));
-    steps.extend(cells.map(|cell| (round, cell)));
+    let cells = subjects.iter().map(|&subject| CellPlan { subject, ..plan });
+    let mut cells: Vec<CellPlan> = cells.filter(|cell| cell.is_possible()).collect();
+    fastrand::shuffle(&mut cells);
+    steps.extend(cells.into_iter().map(|cell| (round, Step::Cell(cell))));
 }
 
-fn few_and_many_connections(steps: &mut Vec<(usize, Step)>, round: usize) {
-    let mut shapes = [FEW_CONNECTIONS, MANY_CONNECTIONS];
-    fastrand::shuffle(&mut shapes);
-    // The peer shows how much of the difference is kernel time: a read and a write for each call.
-    let kinds = [Kind::Dyndata, Kind::Quickstart];
-    for shape in shapes {
-        compare(steps, round, &kinds, own(Get, shape));
-    }
+fn many_connections(steps: &mut Vec<(usize, Step)>, round: usize) {
+    // The peers show how much of it is kernel time: a read and a write for each call.
+    let kinds = [Kind::Dyndata, Kind::Again, Kind::Quickstart, Kind::Manager];
+    compare(steps, round, &kinds, own(Get, MANY_CONNECTIONS));
 }
 
 fn own(operation: Operation, shape: Shape) -> CellPlan {
-    CellPlan {
+    let plan = CellPlan {
         purpose: Purpose::Comparison,
         subject: Kind::Dyndata,
         operation,
         shape,
         generator: Generator::Own,
-        duration: Duration::from_millis(800),
+        duration: operation.duration(),
+    };
+    if plan.overloads() {
+        // A short cell would get no reply.
+        let duration = Duration::from_secs(3);
+        return CellPlan { duration, ..plan };
     }
+    plan
 }
 
 fn h2load(operation: Operation) -> CellPlan {
     CellPlan {
         generator: Generator::H2load,
         ..own(operation, TARGET_SHAPE)
-    }
-}
-
-fn short(plan: CellPlan) -> CellPlan {
-    CellPlan {
-        duration: Duration::from_millis(500),
-        ..plan
     }
 }

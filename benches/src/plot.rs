@@ -3,7 +3,7 @@
 use std::fmt::{Result as Written, Write as _};
 
 use crate::{
-    keys::Operation,
+    operation::Operation,
     plan::{BATCH_GROWTH, CONNECTION_GROWTH, GROWTH_SUBJECTS, TARGET_SHAPE},
     results::{Purpose, Row, Spread, cpu},
     subjects::Kind,

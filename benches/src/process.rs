@@ -121,10 +121,19 @@ pub fn bound_command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(BOUND[0]);
     command.args(&BOUND[1..]).arg(program);
     for (name, _) in std::env::vars() {
-        if name.starts_with("DYNDATA_") || name == "REDIS_URL" || name == "RUST_LOG" {
+        let ours = ["DYNDATA_", "REDIS_", "GO", "GRPC_GO_", "RUST_LOG"];
+        if ours.iter().any(|prefix| name.starts_with(prefix)) {
             command.env_remove(name);
         }
     }
+    command
+}
+
+/// A command that is ended after `limit`.
+pub fn bounded(program: &str, limit: Duration) -> Command {
+    let mut command = Command::new("timeout");
+    let seconds = limit.as_secs().max(1).to_string();
+    command.args(["--kill-after=1", &seconds, program]);
     command
 }
 

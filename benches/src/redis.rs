@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -11,9 +10,10 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    keys::{KeySet, MARK_TTL},
-    process::{BOUND, CpuClock},
+    keys::KeySet,
+    process::{BOUND, CpuClock, bounded},
     redis_server,
+    workload::TTL,
 };
 
 /// A Redis server without persistence, and a connection to it.
@@ -57,6 +57,18 @@ impl Redis {
         Ok(())
     }
 
+    /// Removes all values of `keys`.
+    pub fn remove(&mut self, keys: &KeySet) -> Result<()> {
+        for ids in keys.ids().chunks(5_000) {
+            let mut command = redis::cmd("UNLINK");
+            for id in ids {
+                command.arg(peer::key(id));
+            }
+            command.exec(&mut self.connection)?;
+        }
+        Ok(())
+    }
+
     /// Checks that the first `count` ids hold what a Mark of `keys` wrote, with its expiry.
     pub fn check_marked(&mut self, keys: &KeySet, count: usize) -> Result<()> {
         for id in keys.ids().iter().take(count) {
@@ -64,12 +76,12 @@ impl Redis {
             let stored = self.text(&["GET", &key])?;
             ensure!(
                 stored == keys.value(id).to_string(),
-                "Mark: Redis holds {stored:?} at {key}"
+                "Redis holds {stored:?} at {key}"
             );
             let left: i64 = self.text(&["PTTL", &key])?.parse()?;
             ensure!(
-                (1..=MARK_TTL.as_millis() as i64).contains(&left),
-                "Mark: {key} expires in {left} ms"
+                (1..=TTL.as_millis() as i64).contains(&left),
+                "{key} expires in {left} ms"
             );
         }
         Ok(())
@@ -122,19 +134,19 @@ impl Redis {
         Ok(times[CALLS / 2])
     }
 
-    /// Gets per second of `redis-benchmark -t get -P 1 -c 50`.
+    /// SETs per second of `redis-benchmark -P 100 -t set`.
     pub fn benchmark(&mut self, requests: u32) -> Result<f64> {
-        let output = Command::new("redis-benchmark")
-            .args(["-t", "get", "-P", "1", "-c", "50", "--csv"])
+        let output = bounded("redis-benchmark", Duration::from_secs(30))
+            .args(["-P", "100", "-t", "set", "--csv"])
             .args(["-p", &self.address.port().to_string()])
             .args(["-n", &requests.to_string()])
             .output()
             .context("cannot run redis-benchmark")?;
-        // "GET","98039.22",…
+        // "SET","980392.19",…
         let text = String::from_utf8_lossy(&output.stdout);
         let line = text
             .lines()
-            .find_map(|line| line.strip_prefix("\"GET\",\""));
+            .find_map(|line| line.strip_prefix("\"SET\",\""));
         let number = line.and_then(|line| line.split('"').next());
         let number = number.with_context(|| format!("redis-benchmark printed {text:?}"))?;
         Ok(number.parse()?)

@@ -5,10 +5,10 @@ use std::fmt::Display;
 use anyhow::{Context as _, Result};
 
 use crate::{
-    keys::Operation,
     measure::MEBIBYTE,
+    operation::Operation,
     plan::{BATCH_GROWTH, CONNECTION_GROWTH, GROWTH_SUBJECTS, TARGET_SHAPE},
-    results::{CellRow, Generator, Latency, Purpose, Row, Spread, cpu},
+    results::{CellRow, Generator, Latency, Lost, Purpose, Row, Spread, cpu},
     subjects::Kind,
     targets::Target,
 };
@@ -33,6 +33,7 @@ pub fn print(rows: &[Row]) {
     for (_, table) in page_tables(rows).into_iter().rev() {
         println!("{table}");
     }
+    print!("{}", lost(rows));
 }
 
 /// Replaces the tables of a page. Each table stands between the lines `<!-- bench NAME -->` and
@@ -53,12 +54,57 @@ fn page_tables(rows: &[Row]) -> Vec<(&'static str, String)> {
     let tables = [
         ("targets", targets(rows)),
         ("latency", latency(rows)),
+        ("calls", calls(rows)),
         ("growth", growth(rows)),
     ];
     tables
         .into_iter()
         .filter(|(_, table)| !table.is_empty())
         .collect()
+}
+
+/// The rows without figures, with the reasons.
+fn lost(rows: &[Row]) -> String {
+    let line = |lost: &Lost| {
+        // A reason can contain the output of a program.
+        let reason = lost.reason.replace('\n', " ");
+        vec![lost.subject.name().to_owned(), lost.row.clone(), reason]
+    };
+    let lines = rows.iter().filter_map(|row| match row {
+        Row::Lost(lost) => Some(line(lost)),
+        _ => None,
+    });
+    table(&["lost", "row", "reason"], lines)
+}
+
+/// CPU of every call, of dyndata and of Redis.
+fn calls(rows: &[Row]) -> String {
+    let line = |cell: &CellRow| {
+        vec![
+            cell.operation.clone(),
+            spread(Some(cell.server_us_per_call)),
+            format!("{:.2}", cell.redis_us_per_call),
+            thousands(cell.calls_per_second),
+        ]
+    };
+    let shape = TARGET_SHAPE.to_string();
+    let is_shown = |cell: &CellRow| {
+        cell.subject == Kind::Dyndata
+            && cell.purpose == Purpose::Comparison
+            && cell.generator == Generator::Own
+            && cell.shape == shape
+    };
+    let lines = rows.iter().filter_map(|row| match row {
+        Row::Cell(cell) if is_shown(cell) => Some(line(cell)),
+        _ => None,
+    });
+    let headings = [
+        "10x20, own generator",
+        "CPU per call, us",
+        "of Redis",
+        "calls/s",
+    ];
+    table(&headings, lines)
 }
 
 fn targets(rows: &[Row]) -> String {
@@ -72,6 +118,7 @@ fn targets(rows: &[Row]) -> String {
             limit(target, target.must),
             limit(target, target.aim),
             spread(target.reached),
+            spread(target.noise),
             spread(target.own),
             target.verdict().to_owned(),
         ]
@@ -81,6 +128,7 @@ fn targets(rows: &[Row]) -> String {
         "must",
         "aim",
         "reached",
+        "A/A",
         "by our own generator",
         "meets",
     ];

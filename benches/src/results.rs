@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    keys::Operation,
     load::Shape,
+    operation::Operation,
     subjects::Kind,
     targets::{self, Target},
 };
@@ -18,13 +18,14 @@ pub struct Results {
     pub machine: Machine,
     pub cells: Vec<Cell>,
     pub workers: Vec<Workers>,
-    /// Requests per second of `redis-benchmark -t get -P 1 -c 50`, one for each round.
-    pub redis_benchmark: Vec<f64>,
-    /// Median time of a Redis GET on an idle connection, in microseconds, one for each round.
-    pub redis_round_trip_us: Vec<f64>,
+    /// The round, and SETs per second of `redis-benchmark -P 100 -t set`.
+    pub redis_benchmark: Vec<(usize, f64)>,
+    /// The round, and the median time of a Redis GET on an idle connection, in microseconds.
+    pub redis_round_trip_us: Vec<(usize, f64)>,
     pub latency: Vec<Latency>,
     pub memory: Vec<Memory>,
     pub entries: Vec<Entries>,
+    pub lost: Vec<Lost>,
 }
 
 /// The machine and the programs of a run.
@@ -46,6 +47,15 @@ pub enum Generator {
     Own,
     /// nghttp2's.
     H2load,
+}
+
+impl Display for Generator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Own => "own",
+            Self::H2load => "h2load",
+        })
+    }
 }
 
 /// The part of the run that a cell belongs to. Only cells of one part are compared, because only
@@ -117,6 +127,14 @@ pub struct Entries {
     pub bytes_per_entry: f64,
 }
 
+/// A row that could not be measured.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Lost {
+    pub subject: Kind,
+    pub row: String,
+    pub reason: String,
+}
+
 /// One line of `benches/results.jsonl`.
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "table", rename_all = "lowercase")]
@@ -127,6 +145,7 @@ pub enum Row {
     Workers(WorkersRow),
     Latency(Latency),
     Entries(Entries),
+    Lost(Lost),
 }
 
 /// All rounds of one cell.
@@ -217,6 +236,19 @@ impl Select {
 }
 
 impl Results {
+    /// Removes the measurements of a row that has failed in a later round.
+    pub fn remove(&mut self, select: Select) {
+        self.cells.retain(|cell| cell.select() != select);
+    }
+
+    pub fn lose(&mut self, subject: Kind, row: String, reason: String) {
+        self.lost.push(Lost {
+            subject,
+            row,
+            reason,
+        });
+    }
+
     /// The selected cells, one for each round.
     pub fn select(&self, select: Select) -> impl Iterator<Item = &Cell> {
         self.cells
@@ -262,6 +294,7 @@ impl Results {
         }));
         rows.extend(self.latency.iter().cloned().map(Row::Latency));
         rows.extend(self.entries.iter().cloned().map(Row::Entries));
+        rows.extend(self.lost.iter().cloned().map(Row::Lost));
         rows
     }
 

@@ -6,10 +6,13 @@ use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    keys::{KeySet, Operation, Workload},
+    keys::KeySet,
     load::{self, Protocol},
+    operation::Operation,
     process::{Process, bound_command, free_address},
+    ratelimit,
     redis_server::Directory,
+    workload::Workload,
 };
 
 /// A kind of subject.
@@ -22,17 +25,21 @@ pub enum Kind {
     Quickstart,
     Manager,
     Deadpool,
+    Go,
+    Ratelimit,
     Python,
     Webdis,
 }
 
 impl Kind {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Dyndata,
         Self::Again,
         Self::Quickstart,
         Self::Manager,
         Self::Deadpool,
+        Self::Go,
+        Self::Ratelimit,
         Self::Python,
         Self::Webdis,
     ];
@@ -44,9 +51,16 @@ impl Kind {
             Self::Quickstart => "tonic, no store",
             Self::Manager => "ConnectionManager",
             Self::Deadpool => "deadpool",
+            Self::Go => "grpc-go, go-redis",
+            Self::Ratelimit => "envoyproxy/ratelimit",
             Self::Python => "Python",
             Self::Webdis => "webdis (HTTP/1.1)",
         }
+    }
+
+    /// False for dyndata itself.
+    pub fn is_peer(self) -> bool {
+        !matches!(self, Self::Dyndata | Self::Again)
     }
 
     pub fn has_store(self) -> bool {
@@ -60,10 +74,25 @@ impl Kind {
         }
     }
 
-    pub fn workload(self, operation: Operation, keys: &KeySet) -> Workload {
-        match self.protocol() {
-            Protocol::Grpc => Workload::grpc(operation, keys, !self.has_store()),
-            Protocol::Http1 => Workload::webdis(operation, keys),
+    /// True if it has this kind of call.
+    pub fn serves(self, operation: Operation) -> bool {
+        let is_old = matches!(
+            operation,
+            Operation::Get | Operation::Mark | Operation::BatchGet(_)
+        );
+        match self {
+            Self::Dyndata | Self::Again => true,
+            Self::Manager => is_old || matches!(operation, Operation::BatchMark(_)),
+            Self::Ratelimit => operation == Operation::Limit,
+            _ => is_old,
+        }
+    }
+
+    pub fn workload(self, operation: Operation, keys: &KeySet) -> Result<Workload> {
+        match self {
+            Self::Ratelimit => Ok(Workload::ratelimit(keys)),
+            Self::Webdis => Workload::webdis(operation, keys),
+            _ => Ok(Workload::grpc(operation, keys, !self.has_store())),
         }
     }
 }
@@ -83,23 +112,31 @@ impl Programs {
         (tools.join("python/bin/python"), tools.join("bench-python"))
     }
 
+    fn go(&self) -> PathBuf {
+        self.benches.join("../.tools/bench-go/server")
+    }
+
+    fn ratelimit(&self) -> PathBuf {
+        self.benches.join("../.tools/bin/ratelimit")
+    }
+
     /// Returns an error that names a missing program.
-    pub fn check(&self, kinds: &[Kind]) -> Result<()> {
-        let needed = kinds.iter().map(|kind| match kind {
-            Kind::Dyndata | Kind::Again => (self.dyndata.clone(), "cargo build --release"),
-            Kind::Quickstart => (self.peers.join("quickstart"), "make bench"),
-            Kind::Manager => (self.peers.join("manager"), "make bench"),
-            Kind::Deadpool => (self.peers.join("deadpool"), "make bench"),
-            Kind::Python => (self.python().0, "make bench"),
-            Kind::Webdis => ("/usr/bin/webdis".into(), "make bench"),
-        });
-        for (path, remedy) in needed {
-            ensure!(
-                path.exists(),
-                "{} is missing; {remedy} makes it",
-                path.display()
-            );
-        }
+    pub fn check(&self, kind: Kind) -> Result<()> {
+        let path = match kind {
+            Kind::Dyndata | Kind::Again => self.dyndata.clone(),
+            Kind::Quickstart => self.peers.join("quickstart"),
+            Kind::Manager => self.peers.join("manager"),
+            Kind::Deadpool => self.peers.join("deadpool"),
+            Kind::Go => self.go(),
+            Kind::Ratelimit => self.ratelimit(),
+            Kind::Python => self.python().0,
+            Kind::Webdis => "/usr/bin/webdis".into(),
+        };
+        ensure!(
+            path.exists(),
+            "{} is missing; make bench makes it",
+            path.display()
+        );
         Ok(())
     }
 }
@@ -147,9 +184,16 @@ impl Subject {
                     .arg(programs.benches.join("peers/python/server.py"));
                 Self::start_peer(kind, command, &url, directory)?
             }
+            Kind::Go => Self::start_peer(kind, bound_command(programs.go()), &url, directory)?,
+            Kind::Ratelimit => Self::start_ratelimit(programs, redis, directory)?,
             Kind::Webdis => return Self::start_webdis(redis, directory),
         };
-        load::wait_until_served(subject.address, kind.workload(Operation::Get, keys))?;
+        let operation = if kind.serves(Operation::Get) {
+            Operation::Get
+        } else {
+            Operation::Limit
+        };
+        load::wait_until_served(subject.address, kind.workload(operation, keys)?)?;
         Ok(subject)
     }
 
@@ -180,7 +224,7 @@ impl Subject {
             address,
         };
         if redis.is_some() {
-            let workload = subject.kind.workload(Operation::Get, keys);
+            let workload = subject.kind.workload(Operation::Get, keys)?;
             load::wait_until_served(address, workload)?;
         }
         Ok(subject)
@@ -199,6 +243,44 @@ impl Subject {
         Ok(Self {
             kind,
             process: Process::start(kind.name(), command, address, directory)?,
+            address,
+        })
+    }
+
+    /// envoyproxy/ratelimit with the defaults of its settings, except for addresses and statsd.
+    fn start_ratelimit(
+        programs: &Programs,
+        redis: SocketAddr,
+        directory: &Directory,
+    ) -> Result<Self> {
+        let address = free_address();
+        // It watches the directory above its configuration.
+        let root = directory.path("ratelimit");
+        let configuration = format!("{root}/bench/config");
+        fs::create_dir_all(&configuration)?;
+        fs::write(
+            format!("{configuration}/bench.yaml"),
+            ratelimit::CONFIGURATION,
+        )?;
+        let mut command = bound_command(programs.ratelimit());
+        let other_addresses = [("HOST", "PORT"), ("DEBUG_HOST", "DEBUG_PORT")];
+        for (host, port) in other_addresses {
+            let address = free_address();
+            command
+                .env(host, address.ip().to_string())
+                .env(port, address.port().to_string());
+        }
+        command
+            .env("GRPC_HOST", address.ip().to_string())
+            .env("GRPC_PORT", address.port().to_string())
+            .env("REDIS_SOCKET_TYPE", "tcp")
+            .env("REDIS_URL", redis.to_string())
+            .env("RUNTIME_ROOT", root)
+            .env("RUNTIME_SUBDIRECTORY", "bench")
+            .env("USE_STATSD", "false");
+        Ok(Self {
+            kind: Kind::Ratelimit,
+            process: Process::start("ratelimit", command, address, directory)?,
             address,
         })
     }

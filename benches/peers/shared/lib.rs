@@ -15,7 +15,7 @@ pub mod proto {
     tonic::include_proto!("dyndata.v1");
 }
 
-use proto::{Entry, MarkRequest, MarkResponse, entry, mark_request};
+use proto::{Entry, MarkRequest, MarkResponse, batch_mark_request::Item, entry, mark_request};
 
 /// The flags of every peer.
 #[derive(Debug, Parser)]
@@ -61,6 +61,22 @@ pub fn parse_mark(request: MarkRequest) -> Result<(String, Vec<u8>, Duration), S
         Some(mark_request::Value::BytesValue(bytes)) => [b"b:", bytes.as_slice()].concat(),
     };
     Ok((key(&request.id), value, ttl))
+}
+
+/// An item of a BatchMark as Redis needs it.
+pub fn parse_item(item: Item) -> Result<(String, Vec<u8>, Duration), Status> {
+    use proto::batch_mark_request::item::Value;
+    let value = item.value.map(|value| match value {
+        Value::IntValue(number) => mark_request::Value::IntValue(number),
+        Value::StringValue(text) => mark_request::Value::StringValue(text),
+        Value::BytesValue(bytes) => mark_request::Value::BytesValue(bytes),
+    });
+    parse_mark(MarkRequest {
+        id: item.id,
+        value,
+        ttl: item.ttl,
+        ..Default::default()
+    })
 }
 
 /// An entry as Redis stored it.
