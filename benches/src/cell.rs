@@ -74,9 +74,9 @@ fn measure_with(
         plan.overloads() || refused as f64 <= answered as f64 * REFUSED_LIMIT,
         "{refused} calls were refused, {answered} answered"
     );
-    if refused > 0 || generator == Generator::H2load {
-        // Calls without an answer may still have commands on the way to Redis. They must not be
-        // counted for the next cell.
+    if refused > 0 {
+        // Refused calls may still have commands on the way to Redis. They must not be counted for
+        // the next cell.
         servers.redis.settle()?;
     }
     let (command, per_call) = operation.redis_commands();

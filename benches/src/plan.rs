@@ -135,7 +135,9 @@ impl Step {
             Self::Cell(plan) => {
                 // Time to open and close connections.
                 let connections = plan.shape.connections as u64;
-                plan.duration.mul_f64(1.2) + Duration::from_micros(120_000 + 250 * connections)
+                let storing = if plan.operation.removes() { 900_000 } else { 0 };
+                plan.duration.mul_f64(1.2)
+                    + Duration::from_micros(120_000 + storing + 250 * connections)
             }
             Self::Latency { duration, .. } => duration + Duration::from_millis(200),
             Self::Workers(_) => Duration::from_millis(1_500),
@@ -259,7 +261,11 @@ fn quick_steps(rounds: usize) -> Vec<(usize, Step)> {
             if round == 0 {
                 compare(&mut steps, round, kinds, own(operation, TARGET_SHAPE));
             }
-            compare(&mut steps, round, kinds, h2load(operation));
+            let plan = CellPlan {
+                duration: Duration::from_millis(600),
+                ..h2load(operation)
+            };
+            compare(&mut steps, round, kinds, plan);
             if operation == BatchMark(100) {
                 steps.push((round, Step::RedisBenchmark));
             }
