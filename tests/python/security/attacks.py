@@ -144,12 +144,16 @@ ATTACKS: dict[str, Attack] = {
     ),
     "unfinished-batch-marks": Attack(writes.unfinished_batch_marks, bounded, "bounded: 3 s", 2),
     "unfinished-batch-marks-anonymous": Attack(
-        writes.unfinished_batch_marks, bounded, "UNAUTHENTICATED", 2, **NOBODY
+        writes.anonymous_batch_marks, bounded, "UNAUTHENTICATED", 2, **NOBODY
     ),
     "largest-batch-marks": Attack(writes.largest_batch_marks, bounded, "OK"),
     "increment-flood": Attack(writes.increment_flood, bounded, "OK", 2),
     "mark-ifs-of-large-values": Attack(
-        writes.mark_ifs_of_large_values, bounded, "bounded", settings=SLOW
+        writes.mark_ifs_of_large_values,
+        bounded,
+        "bounded",
+        settings=SLOW,
+        growth_mebibytes=LITTLE_MEBIBYTES,
     ),
     "endless-bodies": Attack(
         bodies.endless_bodies, bounded, "reset within 2 s and 4 MiB", seconds=7, **NOBODY

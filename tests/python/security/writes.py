@@ -11,16 +11,22 @@ from security.holders import BATCH, VALUE_BYTES, slow_readers
 LARGEST_REQUEST_BYTES = (4 << 20) - 1_000
 UNFINISHED_CALLS = 8
 FLOOD_STREAMS = 200
-OK, INVALID_ARGUMENT, OVERLOADED = "0", "3", "8"
+OK, INVALID_ARGUMENT, OVERLOADED, UNAUTHENTICATED = "0", "3", "8", "16"
 
 
 def unfinished_batch_marks(attacker: Attacker) -> None:
-    """BatchMarks of almost 4 MiB without their last bytes, 8 on each of 10 connections. The same calls
-    are refused by their headers where the caller has no credentials."""
+    """BatchMarks of almost 4 MiB without their last bytes, 8 on each of 10 connections."""
     body = frames.message(bytes(LARGEST_REQUEST_BYTES - 1), length=LARGEST_REQUEST_BYTES)
     # A view, since a body that is sent in pieces would be copied for each piece.
     block, body = frames.request(frames.BATCH_MARK), memoryview(body)
     keep_open(attacker, 10, block, body, calls=UNFINISHED_CALLS)
+
+
+def anonymous_batch_marks(attacker: Attacker) -> None:
+    """The same by callers without credentials, which are refused by their headers."""
+    unfinished_batch_marks(attacker)
+    ends = set(attacker.notes)
+    attacker.expect(ends <= {f"ended with {UNAUTHENTICATED}"}, f"calls {', '.join(sorted(ends))}")
 
 
 def largest_batch_marks(attacker: Attacker) -> None:
@@ -70,8 +76,8 @@ def increment_flood(attacker: Attacker) -> None:
 
 
 def mark_ifs_of_large_values(attacker: Attacker) -> None:
-    """MarkIfs of the largest value, with an `if_equal` that differs from the stored value in its last
-    byte. Each request has two of the largest values, each reply has one, and no reply is read."""
+    """MarkIfs whose `if_equal` has the largest size, and differs from the stored value in its last byte.
+    Each reply has the stored value, and no reply is read."""
     stored = bytes(VALUE_BYTES)
     with attacker.connection() as connection:
         connection.greet().settle()
@@ -79,5 +85,5 @@ def mark_ifs_of_large_values(attacker: Attacker) -> None:
         answer = status(connection, 1)
         attacker.expect(answer == OK, f"the value cannot be marked: {answer}")
     if_equal = frames.length_delimited(3, stored[:-1] + b"\x01")
-    request = frames.mark_request("M", stored) + frames.length_delimited(9, if_equal)
+    request = frames.mark_request("M", b"") + frames.length_delimited(9, if_equal)
     slow_readers(attacker, frames.MARK_IF, request, 4)
