@@ -94,13 +94,20 @@ impl Drop for ConnectionCount {
 impl ConnectionBudget {
     /// Reserves `bytes`, or refuses if there is no room for them.
     pub(crate) fn reserve(&self, bytes: usize) -> Result<Reservation, Error> {
+        let mut reservation = self.hold(0);
+        reservation.grow(bytes)?;
+        Ok(reservation)
+    }
+
+    /// Counts bytes that are held in any case. They leave less room for what is reserved later.
+    pub(crate) fn hold(&self, bytes: usize) -> Reservation {
         let mut reservation = Reservation {
             budget: self.clone(),
             bytes: 0,
             request_bytes: 0,
         };
-        reservation.grow(bytes)?;
-        Ok(reservation)
+        reservation.add(bytes);
+        reservation
     }
 
     /// Whether the connection has neither calls nor unsent bytes of replies. Each of them has a
@@ -167,11 +174,15 @@ impl Reservation {
         if !self.budget.has_room_for(bytes, self.bytes, alone) {
             return Err(Error::Overloaded);
         }
+        self.add(bytes);
+        Ok(())
+    }
+
+    fn add(&mut self, bytes: usize) {
         self.bytes += bytes;
         let counts = &self.budget.0;
         add(&counts.bytes, bytes);
         add(&counts.worker.0.bytes, bytes);
-        Ok(())
     }
 
     /// Reserves what a complete request takes while it waits for the store, or refuses if there is

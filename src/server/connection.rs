@@ -1,7 +1,8 @@
 //! One client's connection: TLS, HTTP/2, and a task for each stream.
 
-pub(crate) mod http2_socket;
+mod http2_socket;
 mod lifetime;
+mod output;
 
 use std::{
     error::Error,
@@ -12,7 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Poll, ready},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -30,7 +31,10 @@ use self::{
     lifetime::{Leaving, fall_silent, grow_old},
 };
 use super::{
-    call::{http2_stream::Http2Stream, shared::WorkerCalls},
+    call::{
+        http2_stream::Http2Stream,
+        shared::{ConnectionCalls, WorkerCalls},
+    },
     listen::{
         socket::Socket,
         tls::{self, ServerTls},
@@ -151,11 +155,7 @@ impl ClientConnection {
         }
     }
 
-    async fn serve_http2<S>(
-        mut self,
-        mut socket: Http2Socket<S>,
-        names: Arc<[San]>,
-    ) -> ConnectionResult
+    async fn serve_http2<S>(mut self, socket: Http2Socket<S>, names: Arc<[San]>) -> ConnectionResult
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -163,41 +163,37 @@ impl ClientConnection {
         let mut stay = Some(stay);
         let limits = self.shared.config.limits;
         let calls = self.shared.calls.for_connection(names, left);
-        socket.watch_pressure(calls.budget.clone());
-        let (last_read, turn) = (socket.last_read(), socket.turn());
-        let unwritten = socket.unwritten();
-        let mut connection = http2_builder(&limits).handshake::<_, Bytes>(socket).await?;
+        socket.watch_budget(calls.budget.clone());
+        // This waits for nothing, since the preface is there. So it may leave its output to the
+        // first turn.
+        let handshake = http2_builder(&limits).handshake::<_, Bytes>(socket.clone());
+        let mut connection = handshake.await?;
         let pings = connection.ping_pong();
-        let mut silent = pin!(fall_silent(pings, limits.keepalive_interval, last_read));
+        let mut silent = pin!(fall_silent(pings, limits.keepalive_interval, &socket));
         let mut old = pin!(grow_old(limits.max_age));
         let mut leaving = Leaving::No;
         loop {
             let serve = poll_fn(|cx| {
-                turn.begin();
-                while let Some(accepted) = ready!(connection.poll_accept(cx)) {
-                    let (request, respond) = accepted?;
-                    let mut stream =
-                        Http2Stream::new(request, respond, &calls, limits.send_timeout);
-                    // A refused call needs no task, so that a flood of them is cheap.
-                    if stream.is_refused() && Pin::new(&mut stream).poll(cx).is_ready() {
-                        continue;
-                    }
-                    // Ends with its call, its connection or the runtime.
-                    tokio::spawn(stream);
+                socket.begin_turn();
+                let ended = poll_calls(cx, &mut connection, &calls, limits.send_timeout)?;
+                if ended.is_pending()
+                    && let Poll::Ready(Err(error)) = socket.poll_end_turn(cx)
+                {
+                    return Poll::Ready(Err(error.into()));
                 }
-                Poll::Ready(Ok::<_, h2::Error>(()))
+                ended.map(Ok)
             });
             leaving = tokio::select! {
                 biased;
                 // First, so that frames which streams have just given to HTTP/2 are written.
-                ended = serve => return Ok(ended?),
+                ended = serve => return ended,
                 _ = self.draining.changed(), if leaving == Leaving::No => Leaving::WithTheWorker,
                 () = old.as_mut(), if leaving == Leaving::No => {
                     Leaving::Until(Instant::now() + self.shared.config.drain_timeout)
                 }
                 () = tokio::time::sleep(LEAVING_INTERVAL), if leaving != Leaving::No => {
                     // HTTP/2 itself would wait for the answer to a ping.
-                    if leaving.is_over() || (calls.budget.is_idle() && !unwritten.is_some()) {
+                    if leaving.is_over() || (calls.budget.is_idle() && !socket.is_stalled()) {
                         return Ok(());
                     }
                     leaving
@@ -217,6 +213,29 @@ impl Drop for ClientConnection {
         self.shared.recorder.connection_closed();
         self.shared.open.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Polls HTTP/2 and starts the calls that it accepts. Ready at the end of the connection.
+fn poll_calls<S>(
+    cx: &mut Context<'_>,
+    connection: &mut http2::Connection<Http2Socket<S>, Bytes>,
+    calls: &Arc<ConnectionCalls>,
+    send_timeout: Duration,
+) -> Poll<Result<(), h2::Error>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    while let Some(accepted) = ready!(connection.poll_accept(cx)) {
+        let (request, respond) = accepted?;
+        let mut stream = Http2Stream::new(request, respond, calls, send_timeout);
+        // A refused call needs no task, so that a flood of them is cheap.
+        if stream.is_refused() && Pin::new(&mut stream).poll(cx).is_ready() {
+            continue;
+        }
+        // Ends with its call, its connection or the runtime.
+        tokio::spawn(stream);
+    }
+    Poll::Ready(Ok(()))
 }
 
 fn http2_builder(limits: &ConnectionLimits) -> http2::Builder {

@@ -1,21 +1,16 @@
 //! The socket that HTTP/2 gets: it reads the client preface first, bounds what is read in one turn,
-//! and has no vectored writes.
+//! and gathers what is written in one turn.
 //!
 //! The preface is read here for two reasons. A connection on which h2 still waits for the preface
 //! cannot be shut down gracefully. And a client that speaks another protocol can be told so.
 //!
-//! On a socket with vectored writes, h2 flushes after every DATA frame of 256 bytes or more. On a
-//! socket without them, it copies frames of up to 1,023 bytes into its buffer and sends many
-//! replies with one system call. For values of 500 bytes that halves the CPU of a Get
-//! (`docs/performance.md`). Larger frames are never copied.
+//! h2 owns one clone of the socket. The task of the connection has another one: it begins a turn,
+//! polls h2, and ends the turn, which sends what h2 has written (`output.rs`).
 
 use std::{
     io,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -25,6 +20,7 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
+use super::output::Output;
 use crate::budget::ConnectionBudget;
 
 /// What every HTTP/2 client sends first (RFC 9113, 3.4).
@@ -50,23 +46,25 @@ const PRESSED_BYTES: usize = 1024;
 /// How much of an HTTP/1 request is read and discarded. Its head is smaller.
 const MAX_UNREAD_BYTES: u64 = 16 * 1024;
 
-/// Wraps a client's socket. Writing fails when the peer takes no bytes for too long.
+/// Wraps a client's socket. Clones are the same socket. Only the task of the connection uses them, so
+/// nobody ever waits for the lock.
 #[derive(Debug)]
-pub(crate) struct Http2Socket<S> {
+pub(crate) struct Http2Socket<S>(Arc<Mutex<State<S>>>);
+
+#[derive(Debug)]
+struct State<S> {
     inner: S,
     /// How much of the preface HTTP/2 has read.
     replayed: usize,
     /// How many bytes were read since there was last nothing to read.
     in_a_row: usize,
-    turn: Turn,
+    /// How many bytes were read in this turn.
+    in_this_turn: usize,
     budget: Option<ConnectionBudget>,
     /// Set while the connection pauses.
     pause: Option<Pin<Box<Sleep>>>,
-    last_read: LastRead,
-    send_timeout: Duration,
-    /// Set while the peer takes no bytes.
-    stalled: Option<Pin<Box<Sleep>>>,
-    unwritten: Unwritten,
+    last_read: Instant,
+    output: Output,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Http2Socket<S> {
@@ -92,112 +90,63 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http2Socket<S> {
                 return Err(io::Error::other("it does not speak HTTP/2"));
             }
         }
-        Ok(Self {
+        Ok(Self(Arc::new(Mutex::new(State {
             inner: socket,
             replayed: 0,
             in_a_row: 0,
-            turn: Turn::default(),
+            in_this_turn: 0,
             budget: None,
             pause: None,
-            last_read: LastRead::now(),
-            send_timeout,
-            stalled: None,
-            unwritten: Unwritten::default(),
-        })
-    }
-}
-
-/// Whether bytes wait to be written to the socket. Clones are about the same socket.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Unwritten(Arc<AtomicBool>);
-
-impl Unwritten {
-    pub(crate) fn is_some(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// How many bytes were read since other tasks last had their turn. Clones are about the same socket.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Turn(Arc<AtomicUsize>);
-
-impl Turn {
-    /// To be called when the connection's task is polled.
-    pub(crate) fn begin(&self) {
-        self.0.store(0, Ordering::Relaxed);
-    }
-}
-
-/// When a socket last gave something to read. Clones are about the same socket.
-#[derive(Debug, Clone)]
-pub(crate) struct LastRead {
-    start: Instant,
-    /// In milliseconds since `start`.
-    at: Arc<AtomicU64>,
-}
-
-impl LastRead {
-    fn now() -> Self {
-        Self {
-            start: Instant::now(),
-            at: Arc::default(),
-        }
-    }
-
-    fn note(&self) {
-        let millis = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.at.store(millis, Ordering::Relaxed);
-    }
-
-    pub(crate) fn elapsed(&self) -> Duration {
-        let at = Duration::from_millis(self.at.load(Ordering::Relaxed));
-        self.start.elapsed().saturating_sub(at)
+            last_read: Instant::now(),
+            output: Output::new(send_timeout),
+        }))))
     }
 }
 
 impl<S> Http2Socket<S> {
-    /// From now on, reads less in each turn while this budget is pressed.
-    pub(crate) fn watch_pressure(&mut self, budget: ConnectionBudget) {
-        self.budget = Some(budget);
+    fn state(&self) -> MutexGuard<'_, State<S>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn turn(&self) -> Turn {
-        self.turn.clone()
+    /// From now on, unsent bytes count in this budget. While it is pressed, the socket reads less in
+    /// each turn.
+    pub(crate) fn watch_budget(&self, budget: ConnectionBudget) {
+        self.state().budget = Some(budget);
     }
 
-    pub(crate) fn last_read(&self) -> LastRead {
-        self.last_read.clone()
+    /// To be called when the connection's task is polled, before HTTP/2 is.
+    pub(crate) fn begin_turn(&self) {
+        self.state().in_this_turn = 0;
     }
 
-    pub(crate) fn unwritten(&self) -> Unwritten {
-        self.unwritten.clone()
+    /// How long there has been nothing to read.
+    pub(crate) fn silence(&self) -> Duration {
+        self.state().last_read.elapsed()
     }
 
-    /// Returns the result of a write, or an error if writing has waited for too long.
-    fn unless_stalled<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        polled: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if polled.is_ready() {
-            if self.stalled.take().is_some() {
-                self.unwritten.0.store(false, Ordering::Relaxed);
-            }
-            return polled;
-        }
-        let send_timeout = self.send_timeout;
-        let stalled = self
-            .stalled
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(send_timeout)));
-        self.unwritten.0.store(true, Ordering::Relaxed);
-        ready!(stalled.as_mut().poll(cx));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    /// Whether bytes wait because the peer takes none.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.state().output.is_stalled()
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Http2Socket<S> {
+impl<S: AsyncWrite + Unpin> Http2Socket<S> {
+    /// To be called after HTTP/2 was polled: sends what it has written in this turn. If the peer
+    /// does not take all of it, the task is woken when it does, or after `send_timeout`.
+    pub(crate) fn poll_end_turn(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.state().poll_flush(cx)
+    }
+}
+
+impl<S> Clone for Http2Socket<S> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<S: AsyncRead + Unpin> State<S> {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        &mut self,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
@@ -222,13 +171,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Http2Socket<S> {
             .as_ref()
             .is_some_and(ConnectionBudget::is_pressed);
         let most = if pressed { PRESSED_BYTES } else { TURN_BYTES };
-        let in_this_turn = self.turn.0.load(Ordering::Relaxed);
-        if in_this_turn >= most {
+        if self.in_this_turn >= most {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         let polled = if pressed {
-            let length = (most - in_this_turn).min(buffer.remaining());
+            let length = (most - self.in_this_turn).min(buffer.remaining());
             let mut part = ReadBuf::new(buffer.initialize_unfilled_to(length));
             let polled = Pin::new(&mut self.inner).poll_read(cx, &mut part);
             let length = part.filled().len();
@@ -238,35 +186,56 @@ impl<S: AsyncRead + Unpin> AsyncRead for Http2Socket<S> {
             Pin::new(&mut self.inner).poll_read(cx, buffer)
         };
         let read = buffer.filled().len() - before;
-        self.turn.0.store(in_this_turn + read, Ordering::Relaxed);
+        self.in_this_turn += read;
         if polled.is_ready() {
-            self.last_read.note();
+            self.last_read = Instant::now();
+            self.in_a_row += read;
+        } else {
+            self.in_a_row = 0;
         }
-        self.in_a_row = match polled {
-            Poll::Ready(_) => self.in_a_row + buffer.filled().len() - before,
-            Poll::Pending => 0,
-        };
         polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> State<S> {
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let budget = self.budget.as_ref();
+        self.output.poll_flush(cx, &mut self.inner, budget)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Http2Socket<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.state().poll_read(cx, buffer)
     }
 }
 
 // `is_write_vectored` and `poll_write_vectored` keep their defaults on purpose: no vectored writes.
 impl<S: AsyncWrite + Unpin> AsyncWrite for Http2Socket<S> {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.inner).poll_write(cx, bytes);
-        self.unless_stalled(cx, written)
+        let state = &mut *self.state();
+        let budget = state.budget.as_ref();
+        state
+            .output
+            .poll_gather(cx, &mut state.inner, budget, bytes)
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = Pin::new(&mut self.inner).poll_flush(cx);
-        self.unless_stalled(cx, flushed)
+    /// Does nothing: h2 flushes after every large frame. The end of the turn flushes.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let state = &mut *self.state();
+        ready!(state.poll_flush(cx))?;
+        Pin::new(&mut state.inner).poll_shutdown(cx)
     }
 }

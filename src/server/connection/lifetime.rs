@@ -5,7 +5,7 @@ use std::{future::poll_fn, time::Duration};
 use h2::{Ping, PingPong};
 use tokio::time::{Instant, timeout};
 
-use super::http2_socket::LastRead;
+use super::http2_socket::Http2Socket;
 use crate::server::settings::ConnectionAge;
 
 /// How long a client may take to answer a keepalive ping.
@@ -28,10 +28,14 @@ impl Leaving {
 }
 
 /// Waits until a client has been silent for `interval` and then has not answered a ping in time.
-pub(super) async fn fall_silent(pings: Option<PingPong>, interval: Duration, last_read: LastRead) {
+pub(super) async fn fall_silent<S>(
+    pings: Option<PingPong>,
+    interval: Duration,
+    socket: &Http2Socket<S>,
+) {
     let Some(mut pings) = pings else { return };
     loop {
-        let silence = last_read.elapsed();
+        let silence = socket.silence();
         if silence < interval {
             tokio::time::sleep(interval - silence).await;
             continue;
