@@ -55,6 +55,9 @@ struct Args {
     /// Number of rounds [default: 5, with --quick 4]
     #[arg(long)]
     rounds: Option<usize>,
+    /// Measure only calls whose name starts with this, such as BatchMark; print, and write nothing
+    #[arg(long)]
+    only: Option<String>,
     /// The service's executable
     #[arg(long, default_value = "target/release/dyndata", global = true)]
     dyndata: PathBuf,
@@ -99,7 +102,11 @@ fn main() -> Result<()> {
 
 fn compare(args: &Args, programs: Programs) -> Result<()> {
     let start = Instant::now();
-    let steps = plan::steps(args.quick, args.rounds);
+    let mut steps = plan::steps(args.quick, args.rounds);
+    if let Some(only) = &args.only {
+        steps.retain(|(_, step)| step.calls(only));
+        ensure!(!steps.is_empty(), "no call's name starts with {only}");
+    }
     let mut bench = Bench::start(programs, &plan::subjects(args.quick))?;
 
     let total: Duration = steps.iter().map(|(_, step)| step.estimate()).sum();
@@ -131,17 +138,8 @@ fn compare(args: &Args, programs: Programs) -> Result<()> {
 
     let rows = bench.results.rows();
     report::print(&rows);
-    let name = if args.quick {
-        QUICK_RESULTS
-    } else {
-        FULL_RESULTS
-    };
-    let file = args.benches.join(name);
-    fs::write(&file, results::to_lines(&rows)?)
-        .with_context(|| format!("cannot write {}", file.display()))?;
-    println!("The results are in {}.", file.display());
-    if !args.quick {
-        write_page(args, &rows)?;
+    if args.only.is_none() {
+        write_results(args, &rows)?;
     }
     println!("The run took {}.", clock(start.elapsed()));
     if let Some(error) = failed {
@@ -149,8 +147,25 @@ fn compare(args: &Args, programs: Programs) -> Result<()> {
     }
     let lost = bench.results.lost.iter();
     let lost = lost.filter(|lost| !lost.subject.is_peer()).count();
-    ensure!(lost == 0, "dyndata has lost {lost} rows");
+    ensure!(lost == 0, "rows of dyndata that were lost: {lost}");
     Ok(())
+}
+
+/// Writes the rows of a run, and after a full run also the page.
+fn write_results(args: &Args, rows: &[Row]) -> Result<()> {
+    let name = if args.quick {
+        QUICK_RESULTS
+    } else {
+        FULL_RESULTS
+    };
+    let file = args.benches.join(name);
+    fs::write(&file, results::to_lines(rows)?)
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    println!("The results are in {}.", file.display());
+    if args.quick {
+        return Ok(());
+    }
+    write_page(args, rows)
 }
 
 /// Writes the tables of the page, and the plot.

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Error, Result};
 
 use crate::{
-    cell,
+    cell::{self, TooBusy},
     keys::KeySet,
     load::{self, Protocol, closed_loop},
     memory, open_loop,
@@ -81,7 +81,15 @@ impl Bench {
     fn try_step(&mut self, round: usize, step: Step) -> Result<String> {
         match step {
             Step::Cell(plan) => {
-                let cell = cell::measure(&mut self.servers, round, plan)?;
+                let servers = &mut self.servers;
+                let cell = match cell::measure(servers, round, plan) {
+                    Err(error) if error.is::<TooBusy>() => {
+                        eprintln!("{} again: {error:#}", label(plan));
+                        servers.redis.settle()?;
+                        cell::measure(servers, round, plan)?
+                    }
+                    measured => measured?,
+                };
                 let (us, rate) = (cell.server_us_per_call, cell.calls_per_second);
                 let redis = cell.redis_us_per_call;
                 self.results.cells.push(cell);

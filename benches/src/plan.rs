@@ -148,6 +148,11 @@ impl Step {
         }
     }
 
+    /// True if the step measures calls whose name starts with this.
+    pub fn calls(self, name: &str) -> bool {
+        matches!(self, Self::Cell(plan) if plan.operation.to_string().starts_with(name))
+    }
+
     /// The subject that the step measures. Steps about Redis alone belong to dyndata, whose figures
     /// need them.
     pub fn subject(self) -> Kind {

@@ -115,7 +115,7 @@ impl Redis {
                 return Ok(());
             }
             before = calls;
-            thread::sleep(Duration::from_millis(100));
+            thread::sleep(Duration::from_millis(50));
         }
         bail!("Redis does not come to rest")
     }
