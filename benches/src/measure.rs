@@ -128,8 +128,6 @@ impl Bench {
     /// suffer.
     fn lose(&mut self, step: Step, error: &Error) -> Result<String> {
         let reason = format!("{error:#}");
-        // Nothing can be measured without Redis.
-        self.servers.redis.settle().context(reason.clone())?;
         let Step::Cell(plan) = step else {
             let line = format!("{step} lost: {reason}");
             self.results.lose(step.subject(), step.to_string(), reason);
@@ -146,6 +144,11 @@ impl Bench {
             self.leave_out(kind, format!("it has lost {LOST_ROWS} rows"));
         } else {
             self.start_subject(kind)?;
+        }
+        // Redis may still run what the old process sent. If that takes long, the next row suffers.
+        if self.servers.redis.settle().is_err() {
+            // Nothing can be measured without Redis.
+            self.servers.redis.version().context(line.clone())?;
         }
         Ok(line)
     }
