@@ -83,9 +83,9 @@ fn check_keys(namespace: Namespace<'_>, ids: &[Id<'_>]) {
         {
             let (namespace, id) = owner;
             let key = layout.key(namespace, id);
-            assert!(key.starts_with("dyn_data"));
+            assert!(key.starts_with(b"dyn_data"));
             let written = argument(|out| layout.write_key(namespace, id, out));
-            assert_eq!(written, key.as_bytes());
+            assert_eq!(written, key);
             assert_eq!(*owners.entry(key).or_insert(owner), owner);
         }
     }

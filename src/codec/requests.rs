@@ -3,6 +3,9 @@
 use super::fields::{Content, Fields, Malformed};
 use crate::model::{UncheckedMark, Value};
 
+/// Room for more items is only made when they are there.
+const MAX_EXPECTED: usize = 1024;
+
 /// A `GetRequest`.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Get<'a> {
@@ -56,7 +59,15 @@ impl<'a> BatchGet<'a> {
         while let Some((number, content)) = fields.next()? {
             match number {
                 1 => request.namespace = content.text()?,
-                2 => request.ids.push(content.text()?),
+                2 => {
+                    let id = content.text()?;
+                    if request.ids.is_empty() {
+                        // Room for all ids, if they are as long as the first.
+                        let ids = message.len() / (id.len() + 2);
+                        request.ids.reserve(ids.min(MAX_EXPECTED));
+                    }
+                    request.ids.push(id);
+                }
                 3 => request.include_expire_time = content.varint()? != 0,
                 _ => {}
             }
@@ -88,6 +99,10 @@ impl<'a> BatchMark<'a> {
             match number {
                 1 => request.namespace = content.text()?,
                 2 => {
+                    if request.marks.is_empty() {
+                        let marks = message.len() / (content.bytes()?.len() + 2);
+                        request.marks.reserve(marks.min(MAX_EXPECTED));
+                    }
                     let mut mark = UncheckedMark::default();
                     let mut fields = fields.of(content)?;
                     while let Some((number, content)) = fields.next()? {

@@ -23,13 +23,14 @@ impl<'a> Batch<'a> {
                 max: limits.max_batch,
             });
         }
-        let ids = ids.enumerate().map(|(index, id)| {
-            Id::try_from(id).map_err(|source| Invalid::BatchId {
+        let mut batch = Vec::with_capacity(ids.len());
+        for (index, id) in ids.enumerate() {
+            batch.push(Id::try_from(id).map_err(|source| Invalid::BatchId {
                 index,
                 source: Box::new(source),
-            })
-        });
-        Ok(Self(ids.collect::<Result<_, _>>()?))
+            })?);
+        }
+        Ok(Self(batch))
     }
 
     /// The ids, in the order of the request.

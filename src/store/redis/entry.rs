@@ -39,8 +39,7 @@ pub(super) fn write_get(
     id: Id<'_>,
     commands: &mut Commands<'_>,
 ) {
-    let out = commands.command(2);
-    argument(out, b"GET");
+    let out = commands.encoded(b"*2\r\n$3\r\nGET\r\n");
     layout.write_key(namespace, id, out);
 }
 

@@ -24,25 +24,29 @@ impl KeyLayout {
     /// Writes the key of an id as one part of a command.
     pub(crate) fn write_key(&self, namespace: Namespace<'_>, id: Id<'_>, out: &mut Vec<u8>) {
         let id = self.id(namespace, id);
-        let parts = self.parts(namespace, &id);
-        commands::argument_length(out, parts.iter().map(|part| part.len()).sum());
-        for part in parts {
-            out.extend_from_slice(part.as_bytes());
-        }
+        let namespace = namespace.as_str();
+        let colon = usize::from(!namespace.is_empty());
+        let length = self.prefix.len() + colon + namespace.len() + 1 + id.len();
+        commands::argument_length(out, length);
+        self.write(namespace, &id, out);
         commands::argument_end(out);
     }
 
     /// The key of an id.
-    pub(crate) fn key(&self, namespace: Namespace<'_>, id: Id<'_>) -> String {
-        let id = self.id(namespace, id);
-        self.parts(namespace, &id).concat()
+    pub(crate) fn key(&self, namespace: Namespace<'_>, id: Id<'_>) -> Vec<u8> {
+        let mut key = Vec::new();
+        self.write(namespace.as_str(), &self.id(namespace, id), &mut key);
+        key
     }
 
-    fn parts<'a>(&'a self, namespace: Namespace<'a>, id: &'a str) -> [&'a str; 5] {
-        match namespace.as_str() {
-            "" => [&self.prefix, "", "", "/", id],
-            name => [&self.prefix, ":", name, "/", id],
+    fn write(&self, namespace: &str, id: &str, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.prefix.as_bytes());
+        if !namespace.is_empty() {
+            out.push(b':');
+            out.extend_from_slice(namespace.as_bytes());
         }
+        out.push(b'/');
+        out.extend_from_slice(id.as_bytes());
     }
 
     fn id<'a>(&self, namespace: Namespace<'_>, id: Id<'a>) -> Cow<'a, str> {
@@ -181,7 +185,7 @@ mod tests {
         ]
     }
 
-    fn key(layout: &KeyLayout, namespace: &str, id: &str) -> String {
+    fn key(layout: &KeyLayout, namespace: &str, id: &str) -> Vec<u8> {
         layout.key(
             Namespace::try_from(namespace).expect("valid"),
             Id::try_from(id).expect("valid"),
@@ -254,7 +258,7 @@ mod tests {
             ),
             (KeyFormat::PythonBytes, "orders", "42", "dyn_data:orders/42"),
         ] {
-            assert_eq!(key(&layout(format), ns, text), expected);
+            assert_eq!(key(&layout(format), ns, text), expected.as_bytes());
         }
     }
 

@@ -94,6 +94,6 @@ impl RedisStore {
     }
 
     pub(super) fn slot(&self, namespace: Namespace<'_>, id: Id<'_>) -> u16 {
-        cluster::slot(self.layout.key(namespace, id).as_bytes())
+        cluster::slot(&self.layout.key(namespace, id))
     }
 }

@@ -240,10 +240,9 @@ pub(super) fn write_set(
     ttl: Ttl,
     commands: &mut Commands<'_>,
 ) {
-    let out = commands.command(5);
-    argument(out, b"SET");
+    let out = commands.encoded(b"*5\r\n$3\r\nSET\r\n");
     layout.write_key(namespace, id, out);
     layout::write_value(value, out);
-    argument(out, b"PX");
+    out.extend_from_slice(b"$2\r\nPX\r\n");
     argument(out, itoa::Buffer::new().format(ttl.as_millis()).as_bytes());
 }

@@ -23,6 +23,14 @@ impl<'a> Commands<'a> {
         self.out
     }
 
+    /// Starts a command as [`Commands::command`] does. `head` is its number of parts and its name,
+    /// encoded.
+    pub(crate) fn encoded(&mut self, head: &'static [u8]) -> &mut Vec<u8> {
+        self.replies += 1;
+        self.out.extend_from_slice(head);
+        self.out
+    }
+
     /// Writes a whole command.
     pub(crate) fn whole(&mut self, arguments: &[&[u8]]) {
         let out = self.command(arguments.len());
@@ -69,6 +77,15 @@ pub(crate) fn argument_end(out: &mut Vec<u8>) {
 }
 
 fn number_line(out: &mut Vec<u8>, number: usize) {
-    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+    // Most numbers are lengths of two digits.
+    match number {
+        0..10 => out.push(digit(number)),
+        10..100 => out.extend_from_slice(&[digit(number / 10), digit(number % 10)]),
+        _ => out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes()),
+    }
     out.extend_from_slice(b"\r\n");
+}
+
+fn digit(number: usize) -> u8 {
+    b'0' + number as u8
 }

@@ -83,6 +83,19 @@ enum Head<'a> {
 /// The head of the value at `at`, and where the head ends. Returns `None` if it is not all there.
 fn head(input: &[u8], at: usize) -> Result<Option<(Head<'_>, usize)>, ProtocolError> {
     let rest = &input[at..];
+    // Almost every value is one of these.
+    match rest {
+        [b'+', b'O', b'K', b'\r', b'\n', ..] => {
+            return Ok(Some((Head::Status(&rest[1..3]), at + 5)));
+        }
+        [b'$', b'-', b'1', b'\r', b'\n', ..] => return Ok(Some((Head::Nil, at + 5))),
+        [b'$', line @ ..] => {
+            if let Some((length, after)) = short_length(line) {
+                return Ok(Some((Head::Bulk(length), at + 1 + after)));
+            }
+        }
+        _ => {}
+    }
     let Some(&kind) = rest.first() else {
         return Ok(None);
     };
@@ -115,6 +128,20 @@ fn head(input: &[u8], at: usize) -> Result<Option<(Head<'_>, usize)>, ProtocolEr
         _ => return Err(ProtocolError("a value of unknown type")),
     };
     Ok(Some((head, at + end + 2)))
+}
+
+/// The length of a bulk string, and where its line ends, if it has up to six digits.
+#[inline]
+fn short_length(line: &[u8]) -> Option<(usize, usize)> {
+    let mut length = 0;
+    for (at, byte) in line.iter().take(7).enumerate() {
+        match byte {
+            b'0'..=b'9' if at < 6 => length = 10 * length + usize::from(byte - b'0'),
+            b'\r' if at > 0 && line.get(at + 1) == Some(&b'\n') => return Some((length, at + 2)),
+            _ => return None,
+        }
+    }
+    None
 }
 
 fn number(line: &[u8]) -> Result<i64, ProtocolError> {
