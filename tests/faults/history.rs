@@ -45,8 +45,8 @@ pub struct Operation {
     pub outcome: Outcome,
     /// True for the reads of all ids at the end, when there is no fault any more.
     pub closing: bool,
-    /// True if the machine was too busy for more than half of the call. Its lateness is then no fault
-    /// of the service.
+    /// True if the machine was too busy for more than a quarter of the call. Its lateness is then no
+    /// fault of the service.
     pub starved: bool,
 }
 
@@ -387,7 +387,7 @@ impl Recorder {
         let stalls = self.stalls();
         for operation in &mut operations {
             let stalled = stalls.between(operation.start, operation.end);
-            operation.starved = stalled > operation.took() / 2;
+            operation.starved = stalled > operation.took() / 4;
         }
         operations
     }

@@ -17,7 +17,7 @@ use std::{
 
 const INTERVAL: Duration = Duration::from_millis(100);
 /// Shorter waits in an interval are normal, because the cases themselves share the processors.
-const NOTABLE: Duration = Duration::from_millis(25);
+const NOTABLE: Duration = Duration::from_millis(10);
 /// How often to look for new processes and threads.
 const SEARCH: Duration = Duration::from_millis(200);
 /// The names of the threads of this process that are watched.
@@ -53,7 +53,7 @@ impl Watch {
                         return false;
                     };
                     if waited > NOTABLE {
-                        note(now - INTERVAL.max(waited), now);
+                        note(now - waited, now);
                     }
                     true
                 });
