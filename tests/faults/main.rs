@@ -39,6 +39,7 @@ mod register;
 mod report;
 mod runner;
 mod selftest;
+mod selftest_conditions;
 mod selftest_counters;
 mod selftest_register;
 mod service;

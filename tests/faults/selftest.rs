@@ -400,6 +400,28 @@ pub fn read(start: i64, end: i64, value: Value) -> Operation {
     }
 }
 
+pub fn sees(start: i64, end: i64, value: u64) -> Operation {
+    read(start, end, Value::Marked(value))
+}
+
+pub fn nothing(start: i64, end: i64) -> Operation {
+    read(start, end, Value::Absent)
+}
+
+pub fn unknown(start: i64, end: i64, value: u64) -> Operation {
+    marked(start, end, value, unknown_outcome())
+}
+
+pub fn unknown_outcome() -> Outcome {
+    refused(Code::Unavailable, "BACKEND_TIMEOUT")
+}
+
+pub fn not_executed(start: i64, end: i64, value: u64) -> Operation {
+    let mut refusal = refusal(Code::Unavailable, "BACKEND_UNAVAILABLE");
+    refusal.outcome = Some("not_executed".to_owned());
+    marked(start, end, value, Outcome::Refused(refusal))
+}
+
 fn closing(start: i64, end: i64, value: Value) -> Operation {
     Operation {
         closing: true,
