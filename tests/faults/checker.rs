@@ -212,7 +212,7 @@ fn check_answer(operation: &Operation, allowances: &Allowances, findings: &mut F
             breach(refusal).or_else(|| write_breach(&operation.call, refusal))
         }
         Outcome::NotAccepted(_) if allowances.service_stops => None,
-        Outcome::NotAccepted(_) | Outcome::Unanswered if operation.starved => None,
+        Outcome::NotAccepted(_) | Outcome::Unanswered if operation.is_excused() => None,
         Outcome::NotAccepted(what) => Some(format!("the connection failed: {what}")),
         Outcome::CutOff(what) => Some(format!("cut off: {what}")),
         Outcome::Unanswered => Some("never answered".to_owned()),

@@ -30,7 +30,7 @@ use tonic_types::StatusExt as _;
 use crate::history::{Call, Condition, Operation, Outcome, Recorder, Refusal, Seen, Value};
 
 /// A call without an answer is given up this long after its deadline.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Whether a read asks for expire times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -306,7 +306,7 @@ impl Caller {
             call,
             outcome: outcome.clone(),
             closing,
-            starved: false,
+            stalled: Duration::ZERO,
         });
         outcome
     }

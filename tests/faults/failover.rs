@@ -264,8 +264,7 @@ fn migrate(pace: &Pace) -> Report {
 fn refused_only_while_moving(operations: &[Operation], faults: &[Fault]) -> Vec<String> {
     let mut failures = Vec::new();
     for fault in faults {
-        let calls = during(operations, fault, Duration::ZERO);
-        let mut seen = endings(calls.filter(|it| it.is_ok() || !it.starved));
+        let mut seen = endings(during(operations, fault, Duration::ZERO));
         let succeeded = seen.remove("OK").unwrap_or(0);
         let busy = seen.remove("BACKEND_BUSY").unwrap_or(0);
         if !seen.is_empty() {

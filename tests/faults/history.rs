@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use crate::starvation;
+use crate::{client::PATIENCE, starvation};
+
+/// The timeout of a Redis command, unless a case sets another.
+const REDIS_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Microseconds since the start of the history. Negative before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -45,9 +48,8 @@ pub struct Operation {
     pub outcome: Outcome,
     /// True for the reads of all ids at the end, when there is no fault any more.
     pub closing: bool,
-    /// True if the machine was too busy for more than a quarter of the call. Its lateness is then no
-    /// fault of the service.
-    pub starved: bool,
+    /// How long the machine was too busy during the call.
+    pub stalled: Duration,
 }
 
 /// The request of a call.
@@ -160,16 +162,29 @@ impl Operation {
 
     /// True if the call failed, and not because the machine was too busy for it.
     pub fn failed_by_itself(&self) -> bool {
-        !self.is_ok() && !self.starved
+        !self.is_ok() && !self.is_excused()
     }
 
-    /// True if time ran out, at the caller, at the service, or at Redis.
-    pub fn is_late(&self) -> bool {
-        let reasons = ["DEADLINE_EXCEEDED", "BACKEND_TIMEOUT"];
+    /// True if the call failed only because its time ran out, and the machine was too busy for a
+    /// large part of that time. A failure for any other reason is never excused.
+    pub fn is_excused(&self) -> bool {
+        self.limit().is_some_and(|(limit, least_stalls)| {
+            self.took() >= limit && self.stalled > self.took().mul_f64(least_stalls)
+        })
+    }
+
+    /// The time that ran out, if that is how the call ended, and the share of the call that must be
+    /// in stalls for an excuse. A call without a reply needs the larger share.
+    fn limit(&self) -> Option<(Duration, f64)> {
         match &self.outcome {
-            Outcome::Refused(refusal) => reasons.contains(&refusal.reason()),
-            Outcome::Unanswered => true,
-            _ => false,
+            Outcome::Refused(refusal) => match refusal.reason() {
+                "DEADLINE_EXCEEDED" => Some((self.deadline, 0.25)),
+                "BACKEND_TIMEOUT" => Some((REDIS_TIMEOUT, 0.25)),
+                _ => None,
+            },
+            // The caller gave up. A connection that is refused or breaks ends a call sooner.
+            Outcome::NotAccepted(_) | Outcome::Unanswered => Some((self.deadline + PATIENCE, 0.5)),
+            _ => None,
         }
     }
 
@@ -202,6 +217,11 @@ impl Operation {
 
     pub fn took(&self) -> Duration {
         self.end.since(self.start)
+    }
+
+    /// The duration without the stalls of the machine.
+    pub fn took_by_itself(&self) -> Duration {
+        self.took().saturating_sub(self.stalled)
     }
 
     /// The reason of the error, or a word for an end without one.
@@ -386,8 +406,7 @@ impl Recorder {
         operations.sort_by_key(|operation| operation.start);
         let stalls = self.stalls();
         for operation in &mut operations {
-            let stalled = stalls.between(operation.start, operation.end);
-            operation.starved = stalled > operation.took() / 4;
+            operation.stalled = stalls.between(operation.start, operation.end);
         }
         operations
     }

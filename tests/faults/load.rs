@@ -256,12 +256,9 @@ pub fn endings<'a>(operations: impl Iterator<Item = &'a Operation>) -> BTreeMap<
     counts
 }
 
-/// A percentile of the durations of calls. `None` without calls.
-pub fn percentile<'a>(
-    operations: impl Iterator<Item = &'a Operation>,
-    percent: usize,
-) -> Option<Duration> {
-    let mut times: Vec<_> = operations.map(Operation::took).collect();
+/// A percentile of durations. `None` if there are none.
+pub fn percentile(times: impl Iterator<Item = Duration>, percent: usize) -> Option<Duration> {
+    let mut times: Vec<_> = times.collect();
     times.sort_unstable();
     let place = (times.len() * percent).div_ceil(100).checked_sub(1)?;
     times.get(place).copied()

@@ -10,8 +10,18 @@
 //! an order of all calls on an id that [`writers`] wrote from several connections. [`counters`]
 //! checks that increments count once.
 //!
-//! A call may be late only because the machine is busy. [`starvation`] notes when it was, and such
-//! lateness is no failure. No other check is relaxed on a busy machine.
+//! On a busy machine, threads wait for a processor. [`starvation`] notes when. These stalls relax
+//! the checks of time, and only those:
+//!
+//! - They do not count in the time of a recovery, of a drain, or of an answer without Redis, nor in
+//!   the time that a call lasts beyond its deadline.
+//! - A call that failed because its time ran out is excused if stalls take more than a quarter of
+//!   it. If it got no reply at all, they must take more than half.
+//! - A service that does not recover, or a load with too few calls, is excused if stalls take more
+//!   than half of that time.
+//!
+//! A call that failed for another reason is never excused, and what was read and written is checked
+//! as on an idle machine. The report of each case says how much of its time was in stalls.
 //!
 //! `cargo test --test faults [-- NAME...]` runs the short versions of all cases, or of those whose
 //! name contains one of the names. With `DYNDATA_CHAOS_SECONDS` (`make chaos`) the cases are longer.

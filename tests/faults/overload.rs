@@ -73,12 +73,13 @@ struct Comparison {
 }
 
 fn compare(unloaded: &[Operation], operations: &[Operation]) -> Comparison {
-    let took =
-        |operations: &[&Operation]| percentile(operations.iter().copied(), 99).unwrap_or_default();
+    let took = |operations: &[&Operation]| {
+        percentile(operations.iter().map(|it| it.took()), 99).unwrap_or_default()
+    };
     let before = took(&unloaded.iter().collect::<Vec<_>>());
     let (accepted, others): (Vec<_>, Vec<_>) = operations
         .iter()
-        .filter(|it| it.is_ok() || !it.starved || it.ending() == "OVERLOADED")
+        .filter(|it| !it.is_excused())
         .partition(|operation| operation.is_ok());
     let (shed, failed): (Vec<_>, Vec<_>) = others
         .into_iter()

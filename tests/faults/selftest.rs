@@ -21,6 +21,7 @@ pub const CASES: &[Case] = &[
     }),
     Case::new("checker: accepts what is right", |_| report(INNOCENT)),
     Case::new("checker: excuses what a failover loses", excuses),
+    Case::new("checker: excuses only lateness on a busy machine", lateness),
 ];
 
 pub const TTL: Duration = Duration::from_secs(1);
@@ -351,6 +352,48 @@ fn excuses(_: &Pace) -> Report {
     Report::of(failures)
 }
 
+fn lateness(_: &Pace) -> Report {
+    let late = || refused(Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+    let slow = || refused(Code::Unavailable, "BACKEND_TIMEOUT");
+    let lost = || refused(Code::Unavailable, "BACKEND_UNAVAILABLE");
+    let not_accepted = || Outcome::NotAccepted("refused".to_owned());
+    // The end of the call, its stalls, both in milliseconds, and whether it is excused.
+    let examples = [
+        ("late on a busy machine", late(), 510, 200, true),
+        ("late on an idle machine", late(), 510, 100, false),
+        ("late before its deadline", late(), 490, 490, false),
+        ("slow on a busy machine", slow(), 510, 200, true),
+        ("slow before the timeout of Redis", slow(), 490, 490, false),
+        ("without Redis", lost(), 510, 510, false),
+        ("never answered", Outcome::Unanswered, 3_510, 1_800, true),
+        (
+            "never answered, few stalls",
+            Outcome::Unanswered,
+            3_510,
+            1_700,
+            false,
+        ),
+        ("no connection in time", not_accepted(), 3_510, 1_800, true),
+        ("refused at once", not_accepted(), 10, 10, false),
+        (
+            "cut off",
+            Outcome::CutOff("reset".to_owned()),
+            3_510,
+            3_510,
+            false,
+        ),
+        ("successful", mark(0, 0, 1).outcome, 510, 510, false),
+    ];
+    let failures = examples
+        .into_iter()
+        .filter_map(|(name, outcome, end, stalled, excused)| {
+            let mut call = marked(0, end, 1, outcome);
+            call.stalled = Duration::from_millis(stalled);
+            (call.is_excused() != excused).then(|| format!("{name}: not excused={excused}"))
+        });
+    Report::of(failures.collect())
+}
+
 fn counts(findings: &Findings) -> [usize; 4] {
     [
         findings.wrong_values.len(),
@@ -376,7 +419,7 @@ pub fn marked(start: i64, end: i64, value: u64, outcome: Outcome) -> Operation {
         },
         outcome,
         closing: false,
-        starved: false,
+        stalled: Duration::ZERO,
     }
 }
 

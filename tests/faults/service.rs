@@ -159,7 +159,7 @@ fn aged_connections(pace: &Pace) -> Report {
     let mut figures = String::new();
     let mut report = trial.judge_with(|operations, _| {
         // Calls that met a GOAWAY may be repeated. There must be few of them.
-        let mut endings = endings(operations.iter().filter(|it| it.is_ok() || !it.starved));
+        let mut endings = endings(operations.iter().filter(|it| !it.is_excused()));
         let refused = endings.remove("not accepted").unwrap_or(0);
         let succeeded = endings.remove("OK").unwrap_or(0);
         figures = format!("{refused} calls met a GOAWAY, {succeeded} succeeded");
@@ -245,12 +245,11 @@ fn redis_down(pace: &Pace) -> Report {
     let mut figures = String::new();
     let mut report = trial.judge_with(|operations, faults| {
         let down = |fault: &Fault| {
-            during(operations, fault, Duration::from_millis(100))
-                .filter(|operation| !operation.starved)
-                .collect::<Vec<&Operation>>()
+            during(operations, fault, Duration::from_millis(100)).collect::<Vec<&Operation>>()
         };
         let calls: Vec<_> = faults.iter().flat_map(down).collect();
-        let p99 = percentile(calls.iter().copied(), 99).unwrap_or_default();
+        let took = calls.iter().map(|operation| operation.took_by_itself());
+        let p99 = percentile(took, 99).unwrap_or(Duration::MAX);
         let within = calls
             .iter()
             .filter(|operation| operation.took() <= Duration::from_millis(20))

@@ -27,8 +27,6 @@ const PATIENCE: Duration = Duration::from_secs(8);
 const CALM: Duration = Duration::from_millis(700);
 /// A failover may lose Marks that were acknowledged this long before it.
 const REPLICATION_LAG: Duration = Duration::from_millis(500);
-/// A stall of the machine that is longer than this is noted in the report.
-const NOTABLE_STALL: Duration = Duration::from_millis(500);
 /// Least number of calls a second, on average. With fewer, a case proves too little.
 const LEAST_RATE: f64 = 200.0;
 /// The longest time that a call may last beyond its deadline.
@@ -314,14 +312,14 @@ impl Trial {
         let mut report = Report::new(findings, failures);
         report.written = written;
         report.notes.extend(counted.map(|summary| summary.note()));
-        if allowances.stalls.longest() > NOTABLE_STALL {
-            report.notes.push(format!(
-                "the machine stalled for {} ms of {} ms, {} ms at most at once",
-                stalled.as_millis(),
-                whole.as_millis(),
-                allowances.stalls.longest().as_millis()
-            ));
-        }
+        let excused = operations.iter().filter(|it| it.is_excused()).count();
+        report.notes.push(format!(
+            "the machine stalled for {} ms of {} ms ({:.0} %), {} ms at most at once; {excused} calls excused",
+            stalled.as_millis(),
+            whole.as_millis(),
+            stalled.as_secs_f64() * 100.0 / whole.as_secs_f64(),
+            allowances.stalls.longest().as_millis()
+        ));
         report.limit_recovery(slowest, limit);
         report.limit_overrun(OVERRUN);
         report
@@ -358,7 +356,7 @@ fn served(operations: &[Operation], fault: &Fault) -> Option<Moment> {
 }
 
 /// The calls that started and ended within a fault. The first `settled` of the fault is left out, and
-/// so is what was late because the machine was busy.
+/// so is what failed late because the machine was busy.
 pub fn during<'a>(
     operations: &'a [Operation],
     fault: &Fault,
@@ -369,5 +367,5 @@ pub fn during<'a>(
     operations
         .iter()
         .filter(move |operation| operation.start >= from && operation.end <= to)
-        .filter(|operation| !(operation.starved && operation.is_late()))
+        .filter(|operation| !operation.is_excused())
 }
