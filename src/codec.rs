@@ -5,9 +5,9 @@
 //! bytes, and a reply is written straight from what the store has answered. `docs/performance.md`
 //! has what that saves.
 //!
-//! Requests are read, and replies written, exactly as prost does: unknown fields are skipped, of a
-//! field that occurs twice the last one counts, and text must be UTF-8. Property tests compare both
-//! for any bytes.
+//! Requests are read, and replies written, as prost does it: unknown fields are skipped, text must be
+//! UTF-8, and of a field that occurs twice the last one counts, or both are merged if it is a message.
+//! Property tests compare both for random messages and for changed ones.
 //!
 //! Source: <https://protobuf.dev/programming-guides/encoding/>
 
