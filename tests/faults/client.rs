@@ -15,10 +15,12 @@ use std::{
     time::Duration,
 };
 
-use dyndata::proto::{
-    BatchGetRequest, Entry, GetRequest, IncrementRequest, MarkIfRequest, MarkRequest,
-    UnmarkRequest, Value as WireValue, dyn_data_client::DynDataClient, entry, mark_if_request,
-    mark_request, value,
+use dyndata::{
+    model,
+    proto::{
+        BatchGetRequest, Entry, GetRequest, IncrementRequest, MarkIfRequest, MarkRequest,
+        UnmarkRequest, Value as WireValue, dyn_data_client::DynDataClient, entry, mark_if_request,
+    },
 };
 use http::{Request, Response};
 use hyper::{body::Incoming, client::conn::http2};
@@ -27,10 +29,9 @@ use tokio::{net::TcpStream, sync::Mutex, time::timeout};
 use tonic::{Status, body::Body};
 use tonic_types::StatusExt as _;
 
-use crate::history::{Call, Condition, Operation, Outcome, Recorder, Refusal, Seen, Value};
-
-/// A call without an answer is given up this long after its deadline.
-pub const PATIENCE: Duration = Duration::from_secs(3);
+use crate::history::{
+    Call, Condition, Operation, Outcome, PATIENCE, Recorder, Refusal, Seen, Value,
+};
 
 /// Whether a read asks for expire times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,11 +96,7 @@ impl Caller {
     pub async fn mark(&self, id: u32, value: u64, ttl: Duration, deadline: Duration) -> Outcome {
         let request = MarkRequest {
             id: name(id),
-            value: Some(match encode(value) {
-                value::Kind::IntValue(value) => mark_request::Value::IntValue(value),
-                value::Kind::StringValue(value) => mark_request::Value::StringValue(value),
-                value::Kind::BytesValue(value) => mark_request::Value::BytesValue(value),
-            }),
+            value: Some(encode(value).into()),
             ttl: prost_types::Duration::try_from(ttl).ok(),
             ..MarkRequest::default()
         };
@@ -125,11 +122,7 @@ impl Caller {
     ) -> Outcome {
         let request = MarkIfRequest {
             id: name(id),
-            value: Some(match encode(value) {
-                value::Kind::IntValue(value) => mark_if_request::Value::IntValue(value),
-                value::Kind::StringValue(value) => mark_if_request::Value::StringValue(value),
-                value::Kind::BytesValue(value) => mark_if_request::Value::BytesValue(value),
-            }),
+            value: Some(encode(value).into()),
             ttl: prost_types::Duration::try_from(ttl).ok(),
             condition: Some(match condition {
                 Condition::Absent => mark_if_request::Condition::IfAbsent(true),
@@ -407,17 +400,17 @@ pub fn name(id: u32) -> String {
 }
 
 /// Ints, strings and bytes take turns.
-fn encode(value: u64) -> value::Kind {
+fn encode(value: u64) -> model::Value<'static> {
     match value % 3 {
-        0 => value::Kind::IntValue(i64::try_from(value).unwrap_or(i64::MAX)),
-        1 => value::Kind::StringValue(value.to_string()),
-        _ => value::Kind::BytesValue(value.to_string().into_bytes()),
+        0 => model::Value::Int(i64::try_from(value).unwrap_or(i64::MAX)),
+        1 => model::Value::String(value.to_string().into()),
+        _ => model::Value::Bytes(value.to_string().into_bytes().into()),
     }
 }
 
 fn expected(value: u64) -> WireValue {
     WireValue {
-        kind: Some(encode(value)),
+        kind: Some(encode(value).into()),
     }
 }
 

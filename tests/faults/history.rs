@@ -10,8 +10,10 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use crate::{client::PATIENCE, starvation};
+use crate::starvation;
 
+/// A call without an answer is given up this long after its deadline.
+pub const PATIENCE: Duration = Duration::from_secs(3);
 /// The timeout of a Redis command, unless a case sets another.
 const REDIS_TIMEOUT: Duration = Duration::from_millis(500);
 

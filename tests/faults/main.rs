@@ -13,8 +13,8 @@
 //! On a busy machine, threads wait for a processor. [`starvation`] notes when. These stalls relax
 //! the checks of time, and only those:
 //!
-//! - They do not count in the time of a recovery, of a drain, or of an answer without Redis, nor in
-//!   the time that a call lasts beyond its deadline.
+//! - They do not count in the time of a recovery, of a drain, or of an answer without Redis.
+//! - They do not count in the time that a call lasts beyond its deadline.
 //! - A call that failed because its time ran out is excused if stalls take more than a quarter of
 //!   it. If it got no reply at all, they must take more than half.
 //! - A service that does not recover, or a load with too few calls, is excused if stalls take more
@@ -40,6 +40,7 @@ mod checker;
 mod client;
 mod counters;
 mod drain;
+mod example;
 mod failover;
 mod history;
 mod load;

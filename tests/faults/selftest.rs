@@ -460,9 +460,13 @@ pub fn unknown_outcome() -> Outcome {
 }
 
 pub fn not_executed(start: i64, end: i64, value: u64) -> Operation {
+    marked(start, end, value, not_executed_outcome())
+}
+
+pub fn not_executed_outcome() -> Outcome {
     let mut refusal = refusal(Code::Unavailable, "BACKEND_UNAVAILABLE");
     refusal.outcome = Some("not_executed".to_owned());
-    marked(start, end, value, Outcome::Refused(refusal))
+    Outcome::Refused(refusal)
 }
 
 fn closing(start: i64, end: i64, value: Value) -> Operation {

@@ -1,32 +1,25 @@
 //! Histories of MarkIf and of Unmark with a condition, for [`crate::selftest_register`].
 
 use crate::{
+    example::Example,
     history::{Call, Condition, Operation, Outcome, Value},
     selftest::{TTL, mark, millis, not_executed, nothing, seen, sees, unknown, unknown_outcome},
 };
 
-/// A history, and the spans in which a failover may lose something.
-#[derive(Debug, Clone, Copy)]
-pub struct Example {
-    pub name: &'static str,
-    pub history: fn() -> Vec<Operation>,
-    pub lossy: &'static [(i64, i64)],
-}
-
 /// Histories with a condition that was not obeyed.
 pub const BROKEN_CONDITIONS: &[Example] = &[
-    strict("a MarkIf is applied although the value differs", || {
+    Example::strict("a MarkIf is applied although the value differs", || {
         vec![
             mark(0, 10, 1),
             mark(20, 30, 2),
             applied(40, 50, 3, IF_ONE, TWO),
         ]
     }),
-    strict(
+    Example::strict(
         "a MarkIf is not applied although the value is equal",
         || vec![mark(0, 10, 1), not_applied(40, 50, 3, IF_ONE, ONE)],
     ),
-    strict(
+    Example::strict(
         "another writer comes between the reading and the writing of a MarkIf",
         || {
             vec![
@@ -36,7 +29,7 @@ pub const BROKEN_CONDITIONS: &[Example] = &[
             ]
         },
     ),
-    strict(
+    Example::strict(
         "two MarkIfs at the same time replace the same value",
         || {
             vec![
@@ -46,7 +39,7 @@ pub const BROKEN_CONDITIONS: &[Example] = &[
             ]
         },
     ),
-    strict(
+    Example::strict(
         "a MarkIf writes although its reply says not applied",
         || {
             vec![
@@ -56,26 +49,26 @@ pub const BROKEN_CONDITIONS: &[Example] = &[
             ]
         },
     ),
-    strict("a MarkIf that was not applied found an old value", || {
+    Example::strict("a MarkIf that was not applied found an old value", || {
         vec![
             mark(0, 10, 1),
             mark(20, 30, 2),
             not_applied(40, 50, 3, IF_TWO, ONE),
         ]
     }),
-    strict("if_absent overwrites a value that lives", || {
+    Example::strict("if_absent overwrites a value that lives", || {
         vec![mark(0, 10, 1), applied(20, 30, 2, IF_ABSENT, Value::Absent)]
     }),
-    strict("if_absent says itself that it overwrote a value", || {
+    Example::strict("if_absent says itself that it overwrote a value", || {
         vec![mark(0, 10, 1), applied(20, 30, 2, IF_ABSENT, ONE)]
     }),
-    strict("two if_absent at the same time are both applied", || {
+    Example::strict("two if_absent at the same time are both applied", || {
         vec![
             applied(0, 30, 1, IF_ABSENT, Value::Absent),
             applied(0, 30, 2, IF_ABSENT, Value::Absent),
         ]
     }),
-    strict(
+    Example::strict(
         "if_absent of unknown outcome overwrites a value that lives",
         || {
             vec![
@@ -85,7 +78,7 @@ pub const BROKEN_CONDITIONS: &[Example] = &[
             ]
         },
     ),
-    strict(
+    Example::strict(
         "a MarkIf of unknown outcome writes although the value differs",
         || {
             vec![
@@ -96,7 +89,7 @@ pub const BROKEN_CONDITIONS: &[Example] = &[
             ]
         },
     ),
-    strict("a MarkIf of unknown outcome is applied twice", || {
+    Example::strict("a MarkIf of unknown outcome is applied twice", || {
         vec![
             mark(0, 10, 1),
             unknown_if(20, 30, 2, IF_ONE),
@@ -105,19 +98,19 @@ pub const BROKEN_CONDITIONS: &[Example] = &[
             sees(80, 90, 2),
         ]
     }),
-    strict("a MarkIf that was not executed is read", || {
+    Example::strict("a MarkIf that was not executed is read", || {
         let mut refused = not_executed(20, 30, 2);
         refused.call = mark_if(2, IF_ONE);
         vec![mark(0, 10, 1), refused, sees(40, 50, 2)]
     }),
-    strict("a MarkIf that was acknowledged is lost", || {
+    Example::strict("a MarkIf that was acknowledged is lost", || {
         vec![
             mark(0, 10, 1),
             applied(20, 30, 2, IF_ONE, ONE),
             sees(40, 50, 1),
         ]
     }),
-    strict(
+    Example::strict(
         "an Unmark removes another value than the expected one",
         || {
             vec![
@@ -127,7 +120,7 @@ pub const BROKEN_CONDITIONS: &[Example] = &[
             ]
         },
     ),
-    strict("an Unmark says that it removed nothing, but it did", || {
+    Example::strict("an Unmark says that it removed nothing, but it did", || {
         vec![
             mark(0, 10, 1),
             mark(20, 30, 2),
@@ -135,17 +128,17 @@ pub const BROKEN_CONDITIONS: &[Example] = &[
             nothing(60, 70),
         ]
     }),
-    strict("an Unmark does not remove the expected value", || {
+    Example::strict("an Unmark does not remove the expected value", || {
         vec![mark(0, 10, 1), unmark(20, 30, 1, Outcome::NotUnmarked)]
     }),
-    strict("a value again after it was removed", || {
+    Example::strict("a value again after it was removed", || {
         vec![
             mark(0, 10, 1),
             unmark(20, 30, 1, Outcome::Unmarked),
             sees(40, 50, 1),
         ]
     }),
-    strict("an Unmark of unknown outcome removes another value", || {
+    Example::strict("an Unmark of unknown outcome removes another value", || {
         vec![
             mark(0, 10, 1),
             mark(20, 30, 2),
@@ -180,7 +173,7 @@ pub const BROKEN_CONDITIONS: &[Example] = &[
 
 /// Histories in which every condition was obeyed.
 pub const CONDITIONS: &[Example] = &[
-    strict(
+    Example::strict(
         "of two MarkIfs at the same time, one is applied and the other finds its value",
         || {
             vec![
@@ -191,7 +184,7 @@ pub const CONDITIONS: &[Example] = &[
             ]
         },
     ),
-    strict("if_absent after the value has expired", || {
+    Example::strict("if_absent after the value has expired", || {
         vec![
             mark(0, 10, 1),
             not_applied(500, 510, 2, IF_ABSENT, ONE),
@@ -199,7 +192,7 @@ pub const CONDITIONS: &[Example] = &[
             sees(1_050, 1_060, 3),
         ]
     }),
-    strict(
+    Example::strict(
         "if_absent of unknown outcome takes effect after the value has expired",
         || {
             vec![
@@ -210,7 +203,7 @@ pub const CONDITIONS: &[Example] = &[
             ]
         },
     ),
-    strict(
+    Example::strict(
         "a MarkIf of unknown outcome takes effect later, when its condition holds",
         || {
             vec![
@@ -222,11 +215,11 @@ pub const CONDITIONS: &[Example] = &[
             ]
         },
     ),
-    strict("MarkIfs of unknown outcome that never take effect", || {
+    Example::strict("MarkIfs of unknown outcome that never take effect", || {
         let unknown = (10..30).map(|value| unknown_if(0, 10, value, IF_ABSENT));
         unknown.chain([mark(20, 30, 1), sees(40, 50, 1)]).collect()
     }),
-    strict(
+    Example::strict(
         "an Unmark finds a value of unknown outcome that nobody reads",
         || {
             vec![
@@ -238,7 +231,7 @@ pub const CONDITIONS: &[Example] = &[
             ]
         },
     ),
-    strict(
+    Example::strict(
         "an Unmark of unknown outcome removes the value later",
         || {
             vec![
@@ -291,15 +284,6 @@ const IF_ONE: Condition = Condition::Equal(1);
 const IF_TWO: Condition = Condition::Equal(2);
 const ONE: Value = Value::Marked(1);
 const TWO: Value = Value::Marked(2);
-
-/// A history without a failover.
-const fn strict(name: &'static str, history: fn() -> Vec<Operation>) -> Example {
-    Example {
-        name,
-        history,
-        lossy: &[],
-    }
-}
 
 fn mark_if(value: u64, condition: Condition) -> Call {
     Call::MarkIf {

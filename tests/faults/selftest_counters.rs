@@ -3,15 +3,13 @@
 
 use std::{thread::sleep, time::Duration};
 
-use tonic::Code;
-
 use crate::{
     counters::{Counters, check},
+    example::Example,
     history::{Call, Operation, Outcome, Recorder},
-    register::Span,
     report::Report,
     runner::{Case, Pace},
-    selftest::{mark, millis, refusal, refused},
+    selftest::{mark, not_executed_outcome, unknown_outcome},
     support::{Dyndata, Redis, eventually},
 };
 
@@ -29,14 +27,6 @@ pub const CASES: &[Case] = &[
 enum Expected {
     Right,
     Violated,
-}
-
-/// A history, and the spans in which a failover may lose something.
-#[derive(Clone, Copy)]
-struct Example {
-    name: &'static str,
-    history: fn() -> Vec<Operation>,
-    lossy: &'static [(i64, i64)],
 }
 
 const WRONG: &[Example] = &[
@@ -212,11 +202,7 @@ const RIGHT: &[Example] = &[
 
 fn report(examples: &[Example], expected: Expected) -> Report {
     let failures = examples.iter().filter_map(|example| {
-        let lossy = example.lossy.iter();
-        let lossy: Vec<Span> = lossy
-            .map(|(from, to)| (millis(*from), millis(*to)))
-            .collect();
-        let violations = check(&(example.history)(), &lossy).violations;
+        let violations = check(&(example.history)(), &example.spans()).violations;
         let is_right = violations.is_empty() == (expected == Expected::Right);
         (!is_right).then(|| format!("{}: {violations:?}, not {expected:?}", example.name))
     });
@@ -257,13 +243,11 @@ fn counted(start: i64, end: i64, value: i64) -> Operation {
 }
 
 fn unknown(start: i64, end: i64) -> Operation {
-    increment(start, end, refused(Code::Unavailable, "BACKEND_TIMEOUT"))
+    increment(start, end, unknown_outcome())
 }
 
 fn not_executed(start: i64, end: i64) -> Operation {
-    let mut refusal = refusal(Code::Unavailable, "BACKEND_UNAVAILABLE");
-    refusal.outcome = Some("not_executed".to_owned());
-    increment(start, end, Outcome::Refused(refusal))
+    increment(start, end, not_executed_outcome())
 }
 
 fn read(start: i64, end: i64, value: i64) -> Operation {

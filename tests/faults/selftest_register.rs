@@ -4,14 +4,13 @@
 use std::time::Duration;
 
 use crate::{
+    example::Example,
     history::{Call, Condition, Operation, Outcome, Value},
-    register::{Span, Verdict, check},
+    register::{Verdict, check},
     report::Report,
     runner::{Case, Pace},
-    selftest::{mark, millis, not_executed, nothing, read, sees, unknown},
-    selftest_conditions::{
-        BROKEN_CONDITIONS, CONDITIONS, Example, applied, not_applied, unknown_if,
-    },
+    selftest::{mark, not_executed, nothing, read, sees, unknown},
+    selftest_conditions::{BROKEN_CONDITIONS, CONDITIONS, applied, not_applied, unknown_if},
 };
 
 pub const CASES: &[Case] = &[
@@ -291,15 +290,8 @@ const ORDER: &[Example] = &[
 
 fn report(examples: &[Example], expected: Expected) -> Report {
     let failures = examples.iter().filter_map(|example| {
-        let lossy = example.lossy.iter();
-        let lossy: Vec<Span> = lossy
-            .map(|(from, to)| (millis(*from), millis(*to)))
-            .collect();
-        complaint(
-            &check(&(example.history)(), &lossy, Duration::ZERO),
-            expected,
-        )
-        .map(|complaint| format!("{}: {complaint}", example.name))
+        let verdict = check(&(example.history)(), &example.spans(), Duration::ZERO);
+        complaint(&verdict, expected).map(|complaint| format!("{}: {complaint}", example.name))
     });
     Report::of(failures.collect())
 }

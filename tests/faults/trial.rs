@@ -30,7 +30,7 @@ const REPLICATION_LAG: Duration = Duration::from_millis(500);
 /// Least number of calls a second, on average. With fewer, a case proves too little.
 const LEAST_RATE: f64 = 200.0;
 /// The longest time that a call may last beyond its deadline. Callers, services and servers share the
-/// processors, and a wait of less than 20 ms is not counted as a stall, so a few of them in a row look
+/// processors. A wait of less than 20 ms is not counted as a stall, and a few of them in a row look
 /// like lateness. A service that ignores deadlines exceeds this: its calls last until the timeout of
 /// Redis, 500 ms.
 const OVERRUN: Duration = Duration::from_millis(250);
