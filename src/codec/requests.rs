@@ -60,13 +60,8 @@ impl<'a> BatchGet<'a> {
             match number {
                 1 => request.namespace = content.text()?,
                 2 => {
-                    let id = content.text()?;
-                    if request.ids.is_empty() {
-                        // Room for all ids, if they are as long as the first.
-                        let ids = message.len() / (id.len() + 2);
-                        request.ids.reserve(ids.min(MAX_EXPECTED));
-                    }
-                    request.ids.push(id);
+                    expect_more(&mut request.ids, message, content)?;
+                    request.ids.push(content.text()?);
                 }
                 3 => request.include_expire_time = content.varint()? != 0,
                 _ => {}
@@ -99,10 +94,7 @@ impl<'a> BatchMark<'a> {
             match number {
                 1 => request.namespace = content.text()?,
                 2 => {
-                    if request.marks.is_empty() {
-                        let marks = message.len() / (content.bytes()?.len() + 2);
-                        request.marks.reserve(marks.min(MAX_EXPECTED));
-                    }
+                    expect_more(&mut request.marks, message, content)?;
                     let mut mark = UncheckedMark::default();
                     let mut fields = fields.of(content)?;
                     while let Some((number, content)) = fields.next()? {
@@ -115,6 +107,16 @@ impl<'a> BatchMark<'a> {
         }
         Ok(request)
     }
+}
+
+/// Makes room for all items of a message at the first one, if the others are as long.
+#[inline]
+fn expect_more<T>(items: &mut Vec<T>, message: &[u8], first: Content<'_>) -> Result<(), Malformed> {
+    if items.is_empty() {
+        let expected = message.len() / (first.bytes()?.len() + 2);
+        items.reserve(expected.min(MAX_EXPECTED));
+    }
+    Ok(())
 }
 
 /// Reads a field of an item of a BatchMark.

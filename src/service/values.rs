@@ -52,6 +52,7 @@ async fn call_boxed(
     mut encoder: UnaryReplyEncoder,
 ) -> Result<Bytes, Error> {
     let length = message.len();
+    let size_with = |items: usize| length + OVERHEAD_PER_ID * items;
     match context.rpc {
         Rpc::BatchGet => {
             let request = requests::BatchGet::parse(&message)?;
@@ -59,7 +60,7 @@ async fn call_boxed(
                 true => COPIES_WITH_EXPIRE_TIME,
                 false => COPIES,
             };
-            let size = length + OVERHEAD_PER_ID * request.ids.len();
+            let size = size_with(request.ids.len());
             encoder.reserve_for_request(copies * size)?;
             batch_get(&service, &context, request, encoder.entries(size)).await
         }
@@ -79,21 +80,19 @@ async fn call_boxed(
         }
         Rpc::BatchMark => {
             let request = requests::BatchMark::parse(&message)?;
-            let items = request.marks.len();
-            encoder.reserve_for_request(COPIES * (length + OVERHEAD_PER_ID * items))?;
+            encoder.reserve_for_request(COPIES * size_with(request.marks.len()))?;
             let reply = batches::batch_mark(&service, &context, request).await?;
             encoder.encode(&reply)
         }
         Rpc::BatchUnmark => {
             let request: BatchUnmarkRequest = decode(message)?;
-            let ids = request.ids.len();
-            encoder.reserve_for_request(COPIES * (length + OVERHEAD_PER_ID * ids))?;
+            encoder.reserve_for_request(COPIES * size_with(request.ids.len()))?;
             let reply = batches::batch_unmark(&service, &context, request).await?;
             encoder.encode(&reply)
         }
         Rpc::Touch => {
             let request: TouchRequest = decode(message)?;
-            let size = length + OVERHEAD_PER_ID * request.ids.len();
+            let size = size_with(request.ids.len());
             encoder.reserve_for_request(COPIES * size)?;
             batches::touch(&service, &context, request, encoder.entries(size)).await
         }
