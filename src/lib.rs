@@ -115,6 +115,7 @@ mod rpc;
 mod service;
 mod setting;
 mod store;
+mod text;
 mod trace;
 
 pub use config::Config;

@@ -1,5 +1,7 @@
 //! The fields of an encoded message, one after the other.
 
+use crate::text;
+
 /// The bytes are not a protobuf message, or not one of this type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Malformed;
@@ -147,7 +149,7 @@ impl<'a> Content<'a> {
 
     #[inline]
     pub(crate) fn text(self) -> Result<&'a str, Malformed> {
-        std::str::from_utf8(self.bytes()?).map_err(|_| Malformed)
+        text::from_utf8(self.bytes()?).ok_or(Malformed)
     }
 
     /// A varint of type int64: its bits are those of the number.

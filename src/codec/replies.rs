@@ -61,8 +61,15 @@ impl<'a> EntryField<'a> {
 
     #[inline]
     pub(crate) fn encode(&self, out: &mut impl BufMut) {
-        put_length(ENTRY, self.length, out);
-        put_bytes(ID, self.id.as_str().as_bytes(), out);
+        let id = self.id.as_str().as_bytes();
+        if self.length < 0x80 {
+            // Both lengths are one byte.
+            out.put_slice(&[ENTRY, self.length as u8, ID, id.len() as u8]);
+            out.put_slice(id);
+        } else {
+            put_length(ENTRY, self.length, out);
+            put_bytes(ID, id, out);
+        }
         match self.found.as_ref().map(|found| &found.value) {
             None => {}
             Some(Value::Int(int)) => put_varint(INT_VALUE, int.cast_unsigned(), out),
@@ -118,11 +125,24 @@ fn put_length(key: u8, length: usize, out: &mut impl BufMut) {
 }
 
 #[inline]
-fn put_varint(key: u8, mut value: u64, out: &mut impl BufMut) {
-    out.put_u8(key);
+fn put_varint(key: u8, value: u64, out: &mut impl BufMut) {
+    if value < 0x80 {
+        out.put_slice(&[key, value as u8]);
+    } else {
+        put_long_varint(key, value, out);
+    }
+}
+
+fn put_long_varint(key: u8, mut value: u64, out: &mut impl BufMut) {
+    // Ten bytes have room for 70 bits.
+    let mut bytes = [0; 11];
+    bytes[0] = key;
+    let mut at = 1;
     while value >= 0x80 {
-        out.put_u8(value as u8 | 0x80);
+        bytes[at] = value as u8 | 0x80;
+        at += 1;
         value >>= 7;
     }
-    out.put_u8(value as u8);
+    bytes[at] = value as u8;
+    out.put_slice(&bytes[..=at]);
 }

@@ -1,6 +1,7 @@
 //! Ids.
 
 use super::invalid::Invalid;
+use crate::text;
 
 /// The longest id, in bytes of UTF-8.
 pub const MAX_ID_BYTES: usize = 256;
@@ -38,7 +39,7 @@ fn check(id: &str) -> Result<(), Invalid> {
         });
     }
     // Almost every id is printable ASCII. One pass over its bytes is enough then.
-    if id.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
+    if text::is_printable_ascii(id.as_bytes()) {
         return Ok(());
     }
     match id.char_indices().find(|(_, c)| c.is_control()) {

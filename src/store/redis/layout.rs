@@ -7,6 +7,7 @@ use super::{settings::KeyFormat, wire::commands};
 use crate::{
     decimal,
     model::{Id, Namespace, Value},
+    text,
 };
 
 const STRING_TAG: &[u8] = b"s:";
@@ -130,12 +131,12 @@ pub(crate) fn decode(stored: &[u8]) -> Value<'_> {
         return Value::Bytes(bytes.into());
     }
     let text = match stored.strip_prefix(STRING_TAG) {
-        Some(text) => std::str::from_utf8(text),
-        None => std::str::from_utf8(stored),
+        Some(text) => text::from_utf8(text),
+        None => text::from_utf8(stored),
     };
     match text {
-        Ok(text) => Value::String(text.into()),
-        Err(_) => Value::Bytes(stored.into()),
+        Some(text) => Value::String(text.into()),
+        None => Value::Bytes(stored.into()),
     }
 }
 

@@ -54,8 +54,7 @@ impl<'a> Commands<'a> {
 }
 
 pub(super) fn array_length(out: &mut Vec<u8>, length: usize) {
-    out.push(b'*');
-    number_line(out, length);
+    number_line(out, b'*', length);
 }
 
 /// Writes one part of a command.
@@ -67,8 +66,7 @@ pub(crate) fn argument(out: &mut Vec<u8>, bytes: &[u8]) {
 
 /// Starts a part of a command. The caller then writes its `length` bytes.
 pub(crate) fn argument_length(out: &mut Vec<u8>, length: usize) {
-    out.push(b'$');
-    number_line(out, length);
+    number_line(out, b'$', length);
 }
 
 /// Ends a part of a command that [`argument_length`] started.
@@ -76,14 +74,21 @@ pub(crate) fn argument_end(out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
-fn number_line(out: &mut Vec<u8>, number: usize) {
-    // Most numbers are lengths of two digits.
+#[inline]
+fn number_line(out: &mut Vec<u8>, kind: u8, number: usize) {
+    // Most numbers are lengths of up to two digits. Their lines are written in one piece.
     match number {
-        0..10 => out.push(digit(number)),
-        10..100 => out.extend_from_slice(&[digit(number / 10), digit(number % 10)]),
-        _ => out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes()),
+        0..10 => out.extend_from_slice(&[kind, digit(number), b'\r', b'\n']),
+        10..100 => {
+            let (tens, ones) = (digit(number / 10), digit(number % 10));
+            out.extend_from_slice(&[kind, tens, ones, b'\r', b'\n']);
+        }
+        _ => {
+            out.push(kind);
+            out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+            out.extend_from_slice(b"\r\n");
+        }
     }
-    out.extend_from_slice(b"\r\n");
 }
 
 fn digit(number: usize) -> u8 {

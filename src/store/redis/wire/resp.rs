@@ -81,6 +81,7 @@ enum Head<'a> {
 }
 
 /// The head of the value at `at`, and where the head ends. Returns `None` if it is not all there.
+#[inline]
 fn head(input: &[u8], at: usize) -> Result<Option<(Head<'_>, usize)>, ProtocolError> {
     let rest = &input[at..];
     // Almost every value is one of these.
@@ -89,6 +90,20 @@ fn head(input: &[u8], at: usize) -> Result<Option<(Head<'_>, usize)>, ProtocolEr
             return Ok(Some((Head::Status(&rest[1..3]), at + 5)));
         }
         [b'$', b'-', b'1', b'\r', b'\n', ..] => return Ok(Some((Head::Nil, at + 5))),
+        [b'$', ones @ b'0'..=b'9', b'\r', b'\n', ..] => {
+            return Ok(Some((Head::Bulk(digit(*ones)), at + 4)));
+        }
+        [
+            b'$',
+            tens @ b'0'..=b'9',
+            ones @ b'0'..=b'9',
+            b'\r',
+            b'\n',
+            ..,
+        ] => {
+            let length = 10 * digit(*tens) + digit(*ones);
+            return Ok(Some((Head::Bulk(length), at + 5)));
+        }
         [b'$', line @ ..] => {
             if let Some((length, after)) = short_length(line) {
                 return Ok(Some((Head::Bulk(length), at + 1 + after)));
@@ -96,6 +111,11 @@ fn head(input: &[u8], at: usize) -> Result<Option<(Head<'_>, usize)>, ProtocolEr
         }
         _ => {}
     }
+    any_head(rest).map(|head| head.map(|(head, length)| (head, at + length)))
+}
+
+/// The head at the start of `rest`, whatever it is, and its length.
+fn any_head(rest: &[u8]) -> Result<Option<(Head<'_>, usize)>, ProtocolError> {
     let Some(&kind) = rest.first() else {
         return Ok(None);
     };
@@ -127,7 +147,11 @@ fn head(input: &[u8], at: usize) -> Result<Option<(Head<'_>, usize)>, ProtocolEr
         },
         _ => return Err(ProtocolError("a value of unknown type")),
     };
-    Ok(Some((head, at + end + 2)))
+    Ok(Some((head, end + 2)))
+}
+
+fn digit(ascii: u8) -> usize {
+    usize::from(ascii - b'0')
 }
 
 /// The length of a bulk string, and where its line ends, if it has up to six digits.
@@ -136,7 +160,7 @@ fn short_length(line: &[u8]) -> Option<(usize, usize)> {
     let mut length = 0;
     for (at, byte) in line.iter().take(7).enumerate() {
         match byte {
-            b'0'..=b'9' if at < 6 => length = 10 * length + usize::from(byte - b'0'),
+            b'0'..=b'9' if at < 6 => length = 10 * length + digit(*byte),
             b'\r' if at > 0 && line.get(at + 1) == Some(&b'\n') => return Some((length, at + 2)),
             _ => return None,
         }
