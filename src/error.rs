@@ -12,7 +12,7 @@
 //! |---|---|---|
 //! | a MarkIf or Increment with an unknown outcome | no | -1: do not retry |
 //! | another write with an unknown outcome | no | absent: the retry policy of the caller decides |
-//! | `OVERLOADED` | yes | a delay that grows with the attempts of the caller |
+//! | `OVERLOADED`, `WATCH_LIMIT` | yes | a delay that grows with the attempts of the caller |
 //! | another temporary error | yes | absent: the caller uses its own growing backoff |
 //! | a permanent UNAVAILABLE or RESOURCE_EXHAUSTED | no | -1: do not retry |
 //! | all others | no | absent |
@@ -76,6 +76,12 @@ pub enum Error {
     /// A limit on the work in flight is reached.
     #[error("too many calls are in flight; try again later")]
     Overloaded,
+    /// The namespace has no index, so nobody can count, list or watch all of its ids.
+    #[error("the namespace is not indexed (indexed-namespaces)")]
+    NotIndexed,
+    /// A limit on watches is reached.
+    #[error("too many watches, watched namespaces, ids or values; try again later")]
+    WatchLimit,
     /// The server ends a stream because it shuts down, or because the connection is too old.
     #[error("the server is shutting down, or closes this connection")]
     ShuttingDown,
@@ -136,6 +142,8 @@ impl Error {
             Self::TimeoutInvalid => (Code::InvalidArgument, "TIMEOUT_INVALID", None),
             Self::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED", None),
             Self::Overloaded => (Code::ResourceExhausted, "OVERLOADED", SOON),
+            Self::NotIndexed => (Code::FailedPrecondition, "NOT_INDEXED", None),
+            Self::WatchLimit => (Code::ResourceExhausted, "WATCH_LIMIT", SOON),
             Self::ShuttingDown => (Code::Unavailable, "SHUTTING_DOWN", SOON),
             Self::Refused(Refusal::Unauthenticated) => {
                 (Code::Unauthenticated, "UNAUTHENTICATED", None)
@@ -181,6 +189,9 @@ fn invalid_reason(invalid: &Invalid) -> &'static str {
         Invalid::Condition { .. } => "CONDITION_INVALID",
         Invalid::TtlPolicy => "TTL_POLICY_INVALID",
         Invalid::Range => "RANGE_INVALID",
+        Invalid::PageSize => "PAGE_SIZE_INVALID",
+        Invalid::PageToken => "PAGE_TOKEN_INVALID",
+        Invalid::WatchTarget => "WATCH_TARGET_INVALID",
         Invalid::Namespace { .. } => "NAMESPACE_INVALID",
         Invalid::TtlOutOfRange { .. } => "TTL_OUT_OF_RANGE",
         Invalid::ValueMissing => "VALUE_MISSING",
@@ -204,6 +215,9 @@ fn invalid_field(invalid: &Invalid) -> String {
         Invalid::Condition { field } => (*field).to_owned(),
         Invalid::TtlPolicy => "ttl_policy".to_owned(),
         Invalid::Range => "min".to_owned(),
+        Invalid::PageSize => "page_size".to_owned(),
+        Invalid::PageToken => "page_token".to_owned(),
+        Invalid::WatchTarget => "ids".to_owned(),
     }
 }
 
@@ -239,7 +253,7 @@ impl Error {
         }
         let mut status = Status::with_error_details(code, message, details);
         let pushback = match retry_after {
-            Some(delay) if matches!(self, Self::Overloaded) => {
+            Some(delay) if matches!(self, Self::Overloaded | Self::WatchLimit) => {
                 // Plus or minus a half, so that clients that were refused together do not retry
                 // together.
                 let millis = delay.mul_f64(0.5 + fastrand::f64()).as_millis();
@@ -353,6 +367,11 @@ mod tests {
             row(store(StoreError::WrongType), Code::FailedPrecondition, "WRONG_TYPE", Retry::No),
             row(store(StoreError::Unexpected), Code::Internal, "INTERNAL", Retry::No),
             row(Error::Overloaded, exhausted, "OVERLOADED", Retry::Later),
+            row(Error::WatchLimit, exhausted, "WATCH_LIMIT", Retry::Later),
+            row(Error::NotIndexed, Code::FailedPrecondition, "NOT_INDEXED", Retry::No),
+            row(Invalid::PageSize.into(), Code::InvalidArgument, "PAGE_SIZE_INVALID", Retry::No),
+            row(Invalid::PageToken.into(), Code::InvalidArgument, "PAGE_TOKEN_INVALID", Retry::No),
+            row(Invalid::WatchTarget.into(), Code::InvalidArgument, "WATCH_TARGET_INVALID", Retry::No),
             row(Error::MessageTooLarge { max: 1 }, exhausted, "MESSAGE_TOO_LARGE", Retry::Never),
             row(Error::MessageMalformed, Code::InvalidArgument, "MESSAGE_MALFORMED", Retry::No),
             row(Error::TimeoutInvalid, Code::InvalidArgument, "TIMEOUT_INVALID", Retry::No),

@@ -8,9 +8,11 @@ mod batch;
 mod condition;
 mod counter;
 mod id;
+mod indexed;
 mod invalid;
 mod marks;
 mod namespace;
+mod page;
 pub(crate) mod settings;
 mod ttl;
 mod value;
@@ -20,9 +22,11 @@ pub use self::{
     condition::{Condition, MarkedIf, equal_to},
     counter::{Counter, Increment, Step, TtlPolicy},
     id::{Id, MAX_ID_BYTES},
+    indexed::{IndexedNamespaces, MAX_INDEXED_NAMESPACES},
     invalid::Invalid,
     marks::{MarkItem, Marks, UncheckedMark},
     namespace::{MAX_NAMESPACE_BYTES, Namespace},
+    page::{INDEX_SHARDS, MAX_PAGE_SIZE, Page, PageStart, RunId, page_size},
     settings::Limits,
     ttl::Ttl,
     value::{ExpireTime, Found, Value, entry, timestamp},

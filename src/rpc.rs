@@ -72,6 +72,12 @@ rpcs! {
         Values [Read Write] MayRestore Usual, Some("touch");
     Increment = Unary "dyndata.v1.DynData" "Increment",
         Values [Read Write] CountsAgain Usual, Some("increment");
+    Count = Unary "dyndata.v1.DynData" "Count",
+        Values [Read] Harmless Small, Some("count");
+    List = Unary "dyndata.v1.DynData" "List",
+        Values [Read] Harmless Small, Some("list");
+    Watch = ServerStream "dyndata.v1.DynData" "Watch",
+        Watch [Read] Harmless Largest, None;
     HealthCheck = Unary "grpc.health.v1.Health" "Check",
         Health [] Harmless Small, None;
     HealthList = Unary "grpc.health.v1.Health" "List",
@@ -134,6 +140,8 @@ pub(crate) enum Family {
     /// Unary calls of `dyndata.v1.DynData`. The caller has to be known if there is an access file,
     /// and each call counts as in flight.
     Values,
+    /// Streams of changes. The caller has to be known if there is an access file.
+    Watch,
     /// Health checks. Anybody may make them.
     Health,
     /// Reflection. The settings say who may use it.

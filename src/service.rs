@@ -9,6 +9,7 @@ mod conditional;
 mod context;
 pub(crate) mod health;
 pub(crate) mod message;
+mod presence;
 pub(crate) mod reflection;
 pub(crate) mod values;
 

@@ -41,6 +41,14 @@ impl Store {
         }
     }
 
+    /// Whether the ids of a namespace can be counted and listed.
+    pub(crate) fn is_indexed(&self, namespace: Namespace<'_>) -> bool {
+        match self {
+            Self::Memory(store) => store.is_indexed(namespace),
+            Self::Redis(store) => store.is_indexed(namespace),
+        }
+    }
+
     /// Writes a value in place of the one before. Returns when the value expires; the true expiry
     /// is never earlier.
     pub(crate) async fn mark(

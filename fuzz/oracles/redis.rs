@@ -17,7 +17,7 @@ use crate::{
     error::Error,
     fuzzing::checks::{check_refusal, check_silence},
     fuzzing::codec::compare_with_prost,
-    model::{Batch, Id, Limits, MarkItem, Namespace, Value},
+    model::{Batch, Id, IndexedNamespaces, Limits, MarkItem, Namespace, Value},
     store::failure::StoreError,
 };
 
@@ -75,6 +75,7 @@ fn check_keys(namespace: Namespace<'_>, ids: &[Id<'_>]) {
         let layout = KeyLayout {
             prefix: "dyn_data".to_owned(),
             format,
+            indexed: IndexedNamespaces::parse(&["online".to_owned()]).expect("valid"),
         };
         let mut owners = HashMap::new();
         for owner in [namespace, nameless]

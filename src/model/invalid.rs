@@ -98,4 +98,13 @@ pub enum Invalid {
     /// The bounds of a counter leave no number.
     #[error("min must not be greater than max")]
     Range,
+    /// The size of a page is negative.
+    #[error("page_size must not be negative")]
+    PageSize,
+    /// The token of a page is not one of ours, or belongs to another namespace.
+    #[error("page_token must be the next_page_token of the page before, or empty")]
+    PageToken,
+    /// A Watch names neither ids nor all, or both.
+    #[error("exactly one of ids and all must be set")]
+    WatchTarget,
 }

@@ -17,7 +17,7 @@ pub(super) fn announce(
     admin: Option<SocketAddr>,
 ) {
     match store {
-        StoreSettings::Memory { max_entries } => {
+        StoreSettings::Memory { max_entries, .. } => {
             tracing::info!(store = "embedded", max_entries, "store");
             tracing::warn!(
                 "no REDIS_URL: the data belongs to this process only and is lost on exit"

@@ -38,8 +38,11 @@ impl Stores {
         background: &mut JoinSet<()>,
     ) -> Self {
         match settings {
-            StoreSettings::Memory { max_entries } => {
-                let store = Arc::new(MemoryStore::new(*max_entries));
+            StoreSettings::Memory {
+                max_entries,
+                indexed,
+            } => {
+                let store = Arc::new(MemoryStore::new(*max_entries, indexed.clone()));
                 let swept = Arc::clone(&store);
                 background.spawn(async move {
                     loop {

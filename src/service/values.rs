@@ -8,12 +8,13 @@ use super::{
     batches, conditional,
     context::{CallContext, Service},
     message::{EntriesEncoder, UnaryReplyEncoder, decode},
+    presence,
 };
 use crate::{
     codec::{replies::EntryField, requests},
     error::Error,
     model::{self, Batch, Id, MarkItem, Namespace},
-    proto::{BatchUnmarkRequest, MarkResponse, TouchRequest},
+    proto::{BatchUnmarkRequest, ListRequest, MarkResponse, TouchRequest},
     rpc::Rpc,
 };
 
@@ -96,6 +97,17 @@ async fn call_boxed(
             encoder.reserve_for_request(COPIES * size)?;
             batches::touch(&service, &context, request, encoder.entries(size)).await
         }
+        Rpc::Count => {
+            let reply = presence::count(&service, &context, decode(message)?).await?;
+            encoder.encode(&reply)
+        }
+        Rpc::List => {
+            let request: ListRequest = decode(message)?;
+            encoder.reserve_for_request(presence::list_bytes(&request)?)?;
+            let reply = presence::list(&service, &context, request).await?;
+            encoder.encode(&reply)
+        }
+        Rpc::Watch => presence::watch(&service, &context, decode(message)?),
         // Not of this family.
         _ => Err(Error::Unimplemented),
     }

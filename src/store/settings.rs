@@ -1,7 +1,10 @@
 //! Settings of the store: Redis, or the embedded store.
 
 use super::redis::settings::{RedisArgs, RedisSettings};
-use crate::setting::{SettingError, Summary, check};
+use crate::{
+    model::IndexedNamespaces,
+    setting::{SettingError, Summary, check},
+};
 
 /// The flags as given.
 #[derive(Debug, Clone, clap::Args)]
@@ -18,6 +21,20 @@ pub(crate) struct StoreArgs {
         help_heading = "Embedded store"
     )]
     memory_max_entries: usize,
+
+    /// Namespaces in which Count, List and Watch of all ids work: at most 32, with commas, and not
+    /// the empty one. The store keeps an index of their ids, which makes writes there cost more. All
+    /// processes must have the same list: indexed namespaces have other Redis keys, which no other
+    /// program may write. To index a namespace, choose a new name, or stop all its writers, restart
+    /// every process with the setting, and let the writers mark everything again
+    #[arg(
+        long,
+        env = "DYNDATA_INDEXED_NAMESPACES",
+        value_name = "NAMESPACES",
+        value_delimiter = ',',
+        help_heading = "Presence"
+    )]
+    indexed_namespaces: Vec<String>,
 }
 
 /// Which store, with its own settings.
@@ -27,6 +44,8 @@ pub(crate) enum StoreSettings {
     Memory {
         /// The most entries it takes.
         max_entries: usize,
+        /// The namespaces that are indexed.
+        indexed: IndexedNamespaces,
     },
     /// Redis.
     Redis(Box<RedisSettings>),
@@ -39,16 +58,20 @@ impl TryFrom<StoreArgs> for StoreSettings {
         let StoreArgs {
             redis,
             memory_max_entries,
+            indexed_namespaces,
         } = args;
+        let indexed = IndexedNamespaces::parse(&indexed_namespaces)
+            .map_err(|reason| SettingError::new("indexed-namespaces", reason))?;
         check(
             "memory-max-entries",
             memory_max_entries > 0,
             "must be at least 1",
         )?;
-        Ok(match RedisSettings::check(redis)? {
+        Ok(match RedisSettings::check(redis, &indexed)? {
             Some(redis) => Self::Redis(Box::new(redis)),
             None => Self::Memory {
                 max_entries: memory_max_entries,
+                indexed,
             },
         })
     }
@@ -57,11 +80,25 @@ impl TryFrom<StoreArgs> for StoreSettings {
 impl StoreSettings {
     pub(crate) fn summarize(&self, summary: &mut Summary) {
         match self {
-            Self::Memory { max_entries } => {
+            Self::Memory {
+                max_entries,
+                indexed,
+            } => {
                 summary.add("redis-url", "(unset: embedded store)");
                 summary.add("memory-max-entries", max_entries);
+                summarize_indexed(indexed, summary);
             }
-            Self::Redis(redis) => redis.summarize(summary),
+            Self::Redis(redis) => {
+                redis.summarize(summary);
+                summarize_indexed(&redis.indexed, summary);
+            }
         }
+    }
+}
+
+fn summarize_indexed(indexed: &IndexedNamespaces, summary: &mut Summary) {
+    if !indexed.is_empty() {
+        let names: Vec<_> = indexed.names().collect();
+        summary.add("indexed-namespaces", names.join(","));
     }
 }

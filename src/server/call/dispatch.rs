@@ -38,7 +38,9 @@ pub(super) fn begin(calls: &Arc<ConnectionCalls>, head: &Parts) -> (Call, Option
         (Some(refused), _) => refused,
         (None, None) => unknown(calls, headers, &mut guard),
         (None, Some(rpc)) => match rpc.family() {
-            Family::Values => values(calls, rpc, headers, &mut guard, write_started.clone()),
+            Family::Values | Family::Watch => {
+                values(calls, rpc, headers, &mut guard, write_started.clone())
+            }
             Family::Health => health(calls, rpc, headers, &guard),
             Family::Reflection => reflect(calls, headers, &mut guard, &mut feeder),
         },

@@ -14,7 +14,7 @@ use std::{
 };
 
 use crate::{
-    model::{Id, Namespace, Value},
+    model::{Id, IndexedNamespaces, Namespace, Value},
     store::failure::StoreError,
 };
 
@@ -31,6 +31,7 @@ pub(crate) struct MemoryStore {
     hasher: RandomState,
     entries: AtomicUsize,
     max_entries: usize,
+    indexed: IndexedNamespaces,
     sequence: AtomicU64,
 }
 
@@ -72,15 +73,21 @@ pub(super) enum Change {
 }
 
 impl MemoryStore {
-    /// An empty store that takes at most `max_entries`.
-    pub(crate) fn new(max_entries: usize) -> Self {
+    /// An empty store that takes at most `max_entries`, and indexes some namespaces.
+    pub(crate) fn new(max_entries: usize, indexed: IndexedNamespaces) -> Self {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
             entries: AtomicUsize::new(0),
             max_entries,
+            indexed,
             sequence: AtomicU64::new(0),
         }
+    }
+
+    /// Whether the store can count and list the ids of a namespace.
+    pub(crate) fn is_indexed(&self, namespace: Namespace<'_>) -> bool {
+        self.indexed.contains(namespace)
     }
 
     /// Changes one entry in one step: `decide` sees the live entry, if there is one, and says what

@@ -247,7 +247,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::model::Limits;
+    use crate::model::{IndexedNamespaces, Limits};
 
     fn ttl(millis: i32) -> Ttl {
         let limits = Limits {
@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_full_store_refuses_new_ids_only_and_takes_room_back_from_what_expired() {
-        let store = MemoryStore::new(2);
+        let store = MemoryStore::new(2, IndexedNamespaces::default());
         let namespace = Namespace::default();
         let mark = |name, millis| store.mark(namespace, id(name), &Value::Int(1), ttl(millis));
         assert!(mark("short", 20).is_ok());
@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn the_sweep_removes_what_expired_and_keeps_what_was_marked_again() {
-        let store = MemoryStore::new(10);
+        let store = MemoryStore::new(10, IndexedNamespaces::default());
         let namespace = Namespace::default();
         let mark = |name, millis| store.mark(namespace, id(name), &Value::Int(1), ttl(millis));
         assert!(mark("gone", 20).is_ok());

@@ -6,24 +6,45 @@ use std::{borrow::Cow, fmt::Write as _};
 use super::{settings::KeyFormat, wire::commands};
 use crate::{
     decimal,
-    model::{Id, Namespace, Value},
+    model::{INDEX_SHARDS, Id, IndexedNamespaces, Namespace, Value},
     text,
 };
 
 const STRING_TAG: &[u8] = b"s:";
 const BYTES_TAG: &[u8] = b"b:";
+/// Between the prefix and the tag in the key of an index.
+const INDEX: &[u8] = b"_index:";
 
-/// How an id becomes a key: `<prefix>/<id>` in the empty namespace, `<prefix>:<namespace>/<id>`
-/// otherwise. A namespace has neither a colon nor a slash, so no two ids share a key.
+/// How an id becomes a key. No two ids share a key, because a namespace has neither colon, slash, dot
+/// nor braces.
+///
+/// | namespace | key |
+/// |---|---|
+/// | empty | `<prefix>/<id>` |
+/// | any other | `<prefix>:<namespace>/<id>` |
+/// | indexed | `<prefix>:{<namespace>.<shard>}/<id>` |
+///
+/// The ids of an indexed namespace are in [`INDEX_SHARDS`] shards, by their CRC16. Each shard has an
+/// index, the sorted set `<prefix>_index:{<namespace>.<shard>}`. Its members are the ids, and the
+/// score of an id is the time of its expiry in milliseconds, by the clock of Redis. The braces keep
+/// the values of a shard and its index in one slot of a cluster.
 #[derive(Debug, Clone)]
 pub(crate) struct KeyLayout {
     pub(crate) prefix: String,
     pub(crate) format: KeyFormat,
+    pub(crate) indexed: IndexedNamespaces,
 }
 
 impl KeyLayout {
     /// Writes the key of an id as one part of a command.
     pub(crate) fn write_key(&self, namespace: Namespace<'_>, id: Id<'_>, out: &mut Vec<u8>) {
+        if self.indexed.contains(namespace) {
+            let tag = Tag::new(namespace, shard(id));
+            let length = self.prefix.len() + 1 + tag.length() + 1 + id.as_str().len();
+            commands::argument_length(out, length);
+            self.write_indexed(&tag, id, out);
+            return commands::argument_end(out);
+        }
         let id = self.id(namespace, id);
         let namespace = namespace.as_str();
         let colon = usize::from(!namespace.is_empty());
@@ -33,11 +54,42 @@ impl KeyLayout {
         commands::argument_end(out);
     }
 
+    /// Writes the key of the index of a shard as one part of a command.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the writes follow"))]
+    pub(crate) fn write_index_key(&self, namespace: Namespace<'_>, shard: u16, out: &mut Vec<u8>) {
+        let tag = Tag::new(namespace, shard);
+        commands::argument_length(out, self.prefix.len() + INDEX.len() + tag.length());
+        out.extend_from_slice(self.prefix.as_bytes());
+        out.extend_from_slice(INDEX);
+        tag.write(out);
+        commands::argument_end(out);
+    }
+
+    /// The key of the index of a shard.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the writes follow"))]
+    pub(crate) fn index_key(&self, namespace: Namespace<'_>, shard: u16) -> Vec<u8> {
+        let mut key = [self.prefix.as_bytes(), INDEX].concat();
+        Tag::new(namespace, shard).write(&mut key);
+        key
+    }
+
     /// The key of an id.
     pub(crate) fn key(&self, namespace: Namespace<'_>, id: Id<'_>) -> Vec<u8> {
         let mut key = Vec::new();
-        self.write(namespace.as_str(), &self.id(namespace, id), &mut key);
+        if self.indexed.contains(namespace) {
+            self.write_indexed(&Tag::new(namespace, shard(id)), id, &mut key);
+        } else {
+            self.write(namespace.as_str(), &self.id(namespace, id), &mut key);
+        }
         key
+    }
+
+    fn write_indexed(&self, tag: &Tag<'_>, id: Id<'_>, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.prefix.as_bytes());
+        out.push(b':');
+        tag.write(out);
+        out.push(b'/');
+        out.extend_from_slice(id.as_str().as_bytes());
     }
 
     fn write(&self, namespace: &str, id: &str, out: &mut Vec<u8>) {
@@ -58,6 +110,37 @@ impl KeyLayout {
             }
             KeyFormat::PythonBytes | KeyFormat::Plain => id.as_str().into(),
         }
+    }
+}
+
+/// The shard of an id in an indexed namespace.
+pub(crate) fn shard(id: Id<'_>) -> u16 {
+    crc16::State::<crc16::XMODEM>::calculate(id.as_str().as_bytes()) % INDEX_SHARDS
+}
+
+/// The part of a key that decides about its slot: `{<namespace>.<shard>}`.
+struct Tag<'a> {
+    namespace: &'a str,
+    shard: u16,
+}
+
+impl<'a> Tag<'a> {
+    fn new(namespace: Namespace<'a>, shard: u16) -> Self {
+        let namespace = namespace.as_str();
+        Self { namespace, shard }
+    }
+
+    fn length(&self) -> usize {
+        // A shard has at most two digits.
+        self.namespace.len() + 3 + if self.shard < 10 { 1 } else { 2 }
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        out.push(b'{');
+        out.extend_from_slice(self.namespace.as_bytes());
+        out.push(b'.');
+        out.extend_from_slice(itoa::Buffer::new().format(self.shard).as_bytes());
+        out.push(b'}');
     }
 }
 
@@ -160,12 +243,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::store::redis::fuzzing::encode;
+    use crate::store::redis::{fuzzing::encode, servers::cluster::slot};
 
     fn layout(format: KeyFormat) -> KeyLayout {
         KeyLayout {
             prefix: "dyn_data".to_owned(),
             format,
+            indexed: IndexedNamespaces::parse(&["i", "ib", "online"].map(str::to_owned))
+                .expect("valid"),
         }
     }
 
@@ -218,12 +303,35 @@ mod tests {
 
         #[test]
         fn no_two_ids_of_confusable_characters_share_a_key(
-            a in ("[ab]{0,2}", "[ab:/'\"\\\\]{1,4}"),
-            b in ("[ab]{0,2}", "[ab:/'\"\\\\]{1,4}"),
+            a in ("([aib][ab]?)?", "[ab:/'\"\\\\{.}1]{1,4}"),
+            b in ("([aib][ab]?)?", "[ab:/'\"\\\\{.}1]{1,4}"),
             python in any::<bool>(),
         ) {
             let layout = layout(if python { KeyFormat::PythonBytes } else { KeyFormat::Plain });
             prop_assert_eq!(key(&layout, &a.0, &a.1) == key(&layout, &b.0, &b.1), a == b);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_id_and_the_index_of_its_shard_are_in_one_slot(
+            namespace in "(i|ib|online)", id in id(), prefix in "[a-z_:/]{1,8}",
+        ) {
+            let layout = KeyLayout { prefix, ..layout(KeyFormat::Plain) };
+            let value_key = key(&layout, &namespace, &id);
+            let namespace = Namespace::try_from(namespace.as_str()).expect("valid");
+            let id = Id::try_from(id.as_str()).expect("valid");
+            let index_key = layout.index_key(namespace, shard(id));
+            prop_assert_eq!(slot(&value_key), slot(&index_key));
+            prop_assert_ne!(&value_key, &index_key);
+            // The parts of commands are the same keys.
+            let part = |key: &[u8]| [format!("${}\r\n", key.len()).as_bytes(), key, b"\r\n"].concat();
+            let mut out = Vec::new();
+            layout.write_key(namespace, id, &mut out);
+            prop_assert_eq!(&out, &part(&value_key));
+            out.clear();
+            layout.write_index_key(namespace, shard(id), &mut out);
+            prop_assert_eq!(&out, &part(&index_key));
         }
     }
 
@@ -258,6 +366,13 @@ mod tests {
                 "dyn_data/b\"\\xc3\\xa9'\"",
             ),
             (KeyFormat::PythonBytes, "orders", "42", "dyn_data:orders/42"),
+            (KeyFormat::Plain, "online", "42", "dyn_data:{online.0}/42"),
+            (
+                KeyFormat::PythonBytes,
+                "online",
+                "42",
+                "dyn_data:{online.0}/42",
+            ),
         ] {
             assert_eq!(key(&layout(format), ns, text), expected.as_bytes());
         }

@@ -7,7 +7,10 @@ use std::{
 };
 
 use super::wire::{tls::RedisTlsFiles, url::RedisUrls};
-use crate::setting::{SettingError, Summary, check, duration_within};
+use crate::{
+    model::IndexedNamespaces,
+    setting::{SettingError, Summary, check, duration_within},
+};
 
 /// What the Redis URL names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -137,11 +140,15 @@ pub(crate) struct RedisSettings {
     pub(crate) timeout: Duration,
     pub(crate) key_prefix: String,
     pub(crate) key_format: KeyFormat,
+    pub(crate) indexed: IndexedNamespaces,
 }
 
 impl RedisSettings {
     /// Checks the flags. None if no Redis is named.
-    pub(crate) fn check(args: RedisArgs) -> Result<Option<Self>, SettingError> {
+    pub(crate) fn check(
+        args: RedisArgs,
+        indexed: &IndexedNamespaces,
+    ) -> Result<Option<Self>, SettingError> {
         let RedisArgs {
             redis_url,
             redis_mode,
@@ -160,6 +167,12 @@ impl RedisSettings {
             "key-prefix",
             (1..=128).contains(&key_prefix.len()) && !key_prefix.chars().any(char::is_control),
             "must be 1 to 128 bytes without control characters",
+        )?;
+        // Otherwise a part of the prefix would decide about the slots of the keys in a cluster.
+        check(
+            "key-prefix",
+            indexed.is_empty() || !key_prefix.contains(['{', '}']),
+            "must have no braces if there are --indexed-namespaces",
         )?;
         let tls = RedisTlsFiles {
             ca: redis_tls_ca,
@@ -204,6 +217,7 @@ impl RedisSettings {
             timeout: redis_timeout,
             key_prefix,
             key_format,
+            indexed: indexed.clone(),
         }))
     }
 
@@ -217,6 +231,8 @@ impl RedisSettings {
             timeout,
             key_prefix,
             key_format,
+            // Belongs to both stores.
+            indexed: _,
         } = self;
         summary.add("redis-url", urls);
         summary.add("redis-mode", mode);

@@ -46,6 +46,7 @@ impl RedisStore {
             timeout,
             key_prefix,
             key_format,
+            indexed,
         } = settings;
         let connector = Connector::new(urls.first(), password_file.clone(), tls.clone());
         let report = Box::new(move |state| status.set(worker, state));
@@ -72,8 +73,14 @@ impl RedisStore {
             layout: KeyLayout {
                 prefix: key_prefix.clone(),
                 format: *key_format,
+                indexed: indexed.clone(),
             },
         }
+    }
+
+    /// Whether a namespace has an index of its ids.
+    pub(crate) fn is_indexed(&self, namespace: Namespace<'_>) -> bool {
+        self.layout.indexed.contains(namespace)
     }
 
     /// Sends one unit about one id: a command or a transaction.
