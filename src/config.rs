@@ -29,6 +29,7 @@ use crate::{
     setting::{Summary, check},
     store::settings::{StoreArgs, StoreSettings},
     telemetry::LogArgs,
+    watch::settings::{WatchArgs, WatchSettings},
 };
 
 /// The settings as given, before they are checked.
@@ -50,6 +51,9 @@ pub struct ServeArgs {
     server: ServerArgs,
 
     #[command(flatten)]
+    watches: WatchArgs,
+
+    #[command(flatten)]
     log: LogArgs,
 }
 
@@ -68,6 +72,7 @@ pub struct Config {
     pub(crate) store: StoreSettings,
     pub(crate) requests: Limits,
     pub(crate) server: ServerSettings,
+    pub(crate) watches: WatchSettings,
     pub(crate) log_format: LogFormat,
 }
 
@@ -111,6 +116,7 @@ impl Config {
             store,
             requests,
             server,
+            watches,
             log_format,
         } = self;
         let mut summary = Summary::default();
@@ -119,6 +125,7 @@ impl Config {
         store.summarize(&mut summary);
         requests.summarize(&mut summary);
         server.summarize(&mut summary);
+        watches.summarize(&mut summary);
         summary.add("log-format", log_format);
         summary.into_text()
     }
@@ -134,6 +141,7 @@ impl TryFrom<ServeArgs> for Config {
             store,
             requests,
             server,
+            watches,
             log: LogArgs { log_format },
         } = args;
         let config = Self {
@@ -142,6 +150,7 @@ impl TryFrom<ServeArgs> for Config {
             store: store.try_into()?,
             requests: requests.try_into()?,
             server: server.try_into()?,
+            watches: watches.try_into()?,
             log_format,
         };
         config.check_access()?;

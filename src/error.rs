@@ -197,7 +197,7 @@ fn invalid_reason(invalid: &Invalid) -> &'static str {
         Invalid::ValueMissing => "VALUE_MISSING",
         Invalid::ValueTooLarge { .. } => "VALUE_TOO_LARGE",
         Invalid::BatchEmpty { .. } => "BATCH_EMPTY",
-        Invalid::BatchTooLarge { .. } => "BATCH_TOO_LARGE",
+        Invalid::BatchTooLarge { .. } | Invalid::WatchTooLarge { .. } => "BATCH_TOO_LARGE",
     }
 }
 
@@ -217,7 +217,7 @@ fn invalid_field(invalid: &Invalid) -> String {
         Invalid::Range => "min".to_owned(),
         Invalid::PageSize => "page_size".to_owned(),
         Invalid::PageToken => "page_token".to_owned(),
-        Invalid::WatchTarget => "ids".to_owned(),
+        Invalid::WatchTarget | Invalid::WatchTooLarge { .. } => "ids".to_owned(),
     }
 }
 

@@ -117,6 +117,7 @@ mod setting;
 mod store;
 mod text;
 mod trace;
+mod watch;
 
 pub use config::Config;
 pub use server::Server;

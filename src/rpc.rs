@@ -140,7 +140,8 @@ pub(crate) enum Family {
     /// Unary calls of `dyndata.v1.DynData`. The caller has to be known if there is an access file,
     /// and each call counts as in flight.
     Values,
-    /// Streams of changes. The caller has to be known if there is an access file.
+    /// Streams of changes. The caller has to be known if there is an access file. A watch is not in
+    /// flight, and has no deadline of the server.
     Watch,
     /// Health checks. Anybody may make them.
     Health,

@@ -62,6 +62,7 @@ use crate::{
     store::LinkState,
     systemd::Inherited,
     trace::Tracing,
+    watch::{WatchCounts, WatchHub, WatchTask},
 };
 
 /// How long the first attempt to connect to the store may delay accepting.
@@ -206,12 +207,16 @@ impl Bound {
             let (health, status) = (Arc::clone(&health), store_status.clone());
             async move { health.follow(status).await }
         });
+        let max_reply_bytes = config.requests.max_reply_bytes;
+        let (task, watches) = WatchTask::new(config.watches, max_reply_bytes, stores.changes());
+        background.spawn(task.run());
         let recorders: Vec<_> = (0..config.server.workers)
             .map(|_| Arc::<Recorder>::default())
             .collect();
         let refused = Arc::<AtomicU64>::default();
         if let Some(admin) = admin {
             let mut readings = stores.readings();
+            readings.extend(watch_readings(&watches));
             readings.extend(security.reading());
             readings.extend(process::readings());
             readings.extend(connection_readings(&refused, &liveness));
@@ -231,6 +236,7 @@ impl Bound {
             security: &security,
             stores: &stores,
             health: &health,
+            watches: &watches,
             liveness: &liveness,
             tracing: tracing.as_ref(),
             draining,
@@ -272,6 +278,7 @@ struct Workers<'a> {
     security: &'a Security,
     stores: &'a Stores,
     health: &'a Health,
+    watches: &'a WatchHub,
     liveness: &'a Liveness,
     tracing: Option<&'a Tracing>,
     /// Closes when the drain begins.
@@ -307,6 +314,7 @@ impl Workers<'_> {
                 recorder,
                 tracing: self.tracing.cloned(),
                 health: HealthService::new(self.health.readiness()),
+                watches: self.watches.clone(),
             },
             connections: ConnectionConfig {
                 tls: self.security.tls.as_ref().map(watch::Sender::subscribe),
@@ -332,6 +340,54 @@ fn connection_readings(refused: &Arc<AtomicU64>, liveness: &Liveness) -> [Readin
             "dyndata_workers_moving",
             "Workers whose event loop is not stuck",
             move || i64::try_from(liveness.moving()).unwrap_or(i64::MAX),
+        ),
+    ]
+}
+
+/// The metrics of watches.
+fn watch_readings(watches: &WatchHub) -> Vec<Reading> {
+    type Count = fn(&WatchCounts) -> &AtomicU64;
+    let gauge = |name, help, count: Count| {
+        let counts = Arc::clone(&watches.counts);
+        Reading::gauge(name, help, move || {
+            i64::try_from(count(&counts).load(Ordering::Relaxed)).unwrap_or(i64::MAX)
+        })
+    };
+    let counter = |name, help, count: Count| {
+        let counts = Arc::clone(&watches.counts);
+        Reading::counter(name, help, move || count(&counts).load(Ordering::Relaxed))
+    };
+    vec![
+        gauge("dyndata_watches", "Open watches", |counts| &counts.watches),
+        gauge(
+            "dyndata_watched_ids",
+            "Distinct ids that are watched",
+            |counts| &counts.ids,
+        ),
+        counter(
+            "dyndata_watch_pushes",
+            "Keys of watched namespaces that the store said may have changed",
+            |counts| &counts.pushes,
+        ),
+        counter(
+            "dyndata_watch_reads",
+            "Reads of watched ids, after a change, at an expiry or once a minute",
+            |counts| &counts.reads,
+        ),
+        counter(
+            "dyndata_watch_changes",
+            "Changes of watched ids that were found",
+            |counts| &counts.changes,
+        ),
+        counter(
+            "dyndata_watch_events",
+            "Changes of watched ids, each counted once for each of its watchers",
+            |counts| &counts.events,
+        ),
+        counter(
+            "dyndata_watch_resyncs",
+            "Watches that needed a new snapshot because changes may have been missed",
+            |counts| &counts.resyncs,
         ),
     ]
 }

@@ -12,5 +12,6 @@ pub(crate) mod message;
 mod presence;
 pub(crate) mod reflection;
 pub(crate) mod values;
+pub(crate) mod watch;
 
 pub(crate) use self::context::{CallContext, Service, WriteStarted};

@@ -6,8 +6,10 @@
 //! Every call may be dropped: the store stays consistent. A write whose call was dropped may still
 //! happen.
 //!
-//! [`failure`] has the errors, [`status`] says whether the store can be used.
+//! [`failure`] has the errors, [`status`] says whether the store can be used, [`changes`] says what
+//! changes.
 
+pub(crate) mod changes;
 pub(crate) mod failure;
 pub(crate) mod memory;
 pub(crate) mod redis;
@@ -16,6 +18,7 @@ pub(crate) mod status;
 
 use std::{sync::Arc, time::SystemTime};
 
+pub(crate) use self::changes::{ChangeEvent, ChangeFeed, Parts, Reading};
 pub(crate) use self::failure::{Outcome, StoreError, WriteError};
 pub(crate) use self::status::{LinkState, StoreStatus};
 use self::{memory::MemoryStore, redis::RedisStore};

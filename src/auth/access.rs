@@ -119,6 +119,17 @@ impl Access {
         found.map(Grant::Of).ok_or(Refusal::Unauthenticated)
     }
 
+    /// What the caller of a call that goes on may do under these rules: the entry that has the same
+    /// credential.
+    pub(crate) fn renew(&self, grant: &Grant) -> Result<Grant, Refusal> {
+        let Grant::Of(before) = grant else {
+            return Ok(Grant::Everything);
+        };
+        let same = |caller: &&Arc<Caller>| caller.credential == before.credential;
+        let found = self.callers.iter().find(same).cloned();
+        found.map(Grant::Of).ok_or(Refusal::Unauthenticated)
+    }
+
     fn by_token(&self, token: &[u8]) -> Option<Arc<Caller>> {
         let hash = sha256(token);
         let mut found = None;

@@ -1,6 +1,6 @@
 //! Replies that have entries: those of Get, BatchGet and Touch.
 //!
-//! In all of them an entry has the field number 1.
+//! In all of them an entry has the field number 1. In a WatchResponse it has the number 2.
 
 use std::time::SystemTime;
 
@@ -10,6 +10,7 @@ use crate::model::{self, Found, Id, Value};
 
 /// The keys of fields: their numbers, and the wire type in the lower three bits.
 const ENTRY: u8 = key(1, BYTES);
+const WATCH_ENTRY: u8 = key(2, BYTES);
 const ID: u8 = key(1, BYTES);
 const INT_VALUE: u8 = key(2, VARINT);
 const STRING_VALUE: u8 = key(3, BYTES);
@@ -61,13 +62,23 @@ impl<'a> EntryField<'a> {
 
     #[inline]
     pub(crate) fn encode(&self, out: &mut impl BufMut) {
+        self.encode_as(ENTRY, out);
+    }
+
+    /// Encodes the entry as a field of a WatchResponse.
+    pub(crate) fn encode_for_watch(&self, out: &mut impl BufMut) {
+        self.encode_as(WATCH_ENTRY, out);
+    }
+
+    #[inline]
+    fn encode_as(&self, field: u8, out: &mut impl BufMut) {
         let id = self.id.as_str().as_bytes();
         if self.length < 0x80 {
             // Both lengths are one byte.
-            out.put_slice(&[ENTRY, self.length as u8, ID, id.len() as u8]);
+            out.put_slice(&[field, self.length as u8, ID, id.len() as u8]);
             out.put_slice(id);
         } else {
-            put_length(ENTRY, self.length, out);
+            put_length(field, self.length, out);
             put_bytes(ID, id, out);
         }
         match self.found.as_ref().map(|found| &found.value) {

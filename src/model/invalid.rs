@@ -60,6 +60,14 @@ pub enum Invalid {
         /// The field that holds the items: `ids` or `marks`.
         field: &'static str,
     },
+    /// A Watch names too many ids.
+    #[error("ids has {items} entries; at most {max} are allowed (max-watch-ids)")]
+    WatchTooLarge {
+        /// The number of ids.
+        items: usize,
+        /// The limit.
+        max: usize,
+    },
     /// The batch has too many items.
     #[error("{field} has {items} entries; at most {max} are allowed (max-batch)")]
     BatchTooLarge {

@@ -7,9 +7,9 @@ use tokio::task::JoinSet;
 use crate::{
     metrics::Reading,
     store::{
-        LinkState, Store, StoreStatus,
-        memory::{MemoryStore, SWEEP_INTERVAL},
-        redis::{RedisStore, settings::RedisSettings},
+        ChangeFeed, LinkState, Store, StoreStatus,
+        memory::{MemoryChanges, MemoryStore, SWEEP_INTERVAL},
+        redis::{RedisChanges, RedisStore, settings::RedisSettings},
         settings::StoreSettings,
     },
 };
@@ -78,6 +78,14 @@ impl Stores {
                 let (settings, status) = (settings.clone(), status.clone());
                 Box::new(move || Store::Redis(RedisStore::start(&settings, number, status)))
             }
+        }
+    }
+
+    /// The feed of changes for watches. To be called once.
+    pub(crate) fn changes(&self) -> ChangeFeed {
+        match self {
+            Self::Memory { store, .. } => ChangeFeed::Memory(MemoryChanges::new(Arc::clone(store))),
+            Self::Redis { settings, .. } => ChangeFeed::Redis(RedisChanges::new(settings)),
         }
     }
 

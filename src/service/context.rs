@@ -16,6 +16,7 @@ use crate::{
     rpc::Rpc,
     store::{Store, StoreError},
     trace::{CallSpan, StoreSpan},
+    watch::WatchHub,
 };
 
 /// The service of one worker.
@@ -23,15 +24,22 @@ use crate::{
 pub(crate) struct Service {
     pub(super) store: Store,
     pub(super) limits: Limits,
+    pub(super) watches: WatchHub,
     recorder: Arc<Recorder>,
 }
 
 impl Service {
     /// Serves what is in `store`.
-    pub(crate) fn new(store: Store, limits: Limits, recorder: Arc<Recorder>) -> Self {
+    pub(crate) fn new(
+        store: Store,
+        limits: Limits,
+        watches: WatchHub,
+        recorder: Arc<Recorder>,
+    ) -> Self {
         Self {
             store,
             limits,
+            watches,
             recorder,
         }
     }

@@ -173,7 +173,7 @@ fn encode_reply(
 }
 
 /// The prefix of a message of this length.
-fn prefix(length: usize, max_bytes: usize) -> Result<[u8; PREFIX_BYTES], Error> {
+pub(super) fn prefix(length: usize, max_bytes: usize) -> Result<[u8; PREFIX_BYTES], Error> {
     if length > max_bytes {
         return Err(StoreError::TooLarge { max: max_bytes }.into());
     }

@@ -1,12 +1,10 @@
 //! Count and List: who is marked in an indexed namespace.
 
-use bytes::Bytes;
-
 use super::context::{CallContext, Service};
 use crate::{
     error::Error,
     model::{Namespace, PageStart, page_size},
-    proto::{CountRequest, CountResponse, ListRequest, ListResponse, WatchRequest},
+    proto::{CountRequest, CountResponse, ListRequest, ListResponse},
 };
 
 /// What an id of a page takes while the page is put together: its text, its expiry, and its entry in
@@ -47,16 +45,6 @@ pub(super) async fn list(
 /// What a List takes while it waits for the store.
 pub(super) fn list_bytes(request: &ListRequest) -> Result<usize, Error> {
     Ok(BYTES_PER_ID * page_size(request.page_size)?)
-}
-
-/// Refuses a Watch, which the server does not have yet.
-pub(super) fn watch(
-    _: &Service,
-    call: &CallContext,
-    request: WatchRequest,
-) -> Result<Bytes, Error> {
-    call.check_access(Namespace::try_from(request.namespace.as_str())?)?;
-    Err(Error::Unimplemented)
 }
 
 /// The namespace of a request, if the caller may make the call there, and if it has an index.

@@ -107,7 +107,6 @@ async fn call_boxed(
             let reply = presence::list(&service, &context, request).await?;
             encoder.encode(&reply)
         }
-        Rpc::Watch => presence::watch(&service, &context, decode(message)?),
         // Not of this family.
         _ => Err(Error::Unimplemented),
     }

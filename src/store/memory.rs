@@ -4,11 +4,18 @@
 //! at the instant at which it expires. It is bounded: a Mark of a new id beyond the limit is
 //! refused, and no entry is ever evicted early.
 //!
-//! [`shards`] holds the entries and removes expired ones, [`values`] has the calls.
+//! [`shards`] holds the entries and removes expired ones, and [`values`] has the calls. [`changes`]
+//! says which entries change, with what [`change_log`] notes. [`key`] is what an entry is found by.
 //!
 //! Absent: persistence, replication, sharing between processes.
 
+mod change_log;
+mod changes;
+mod key;
 mod shards;
 mod values;
 
-pub(crate) use self::shards::{MemoryStore, SWEEP_INTERVAL};
+pub(crate) use self::{
+    changes::{MemoryChanges, MemoryReader},
+    shards::{MemoryStore, SWEEP_INTERVAL},
+};

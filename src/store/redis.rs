@@ -8,6 +8,7 @@
 //! | [`scripted`] | Unmark, MarkIf and Increment: scripts, whose texts are in `scripts/` |
 //! | [`entry`] | reading what one id holds, with its expiry or without |
 //! | [`layout`] | keys and values as other programs see them |
+//! | [`tracking`] | says which keys change, and reads them, for watches |
 //! | [`settings`] | where Redis is, how to talk to it, the layout of keys |
 //! | [`servers`] | supervised links to one Redis, to the master behind sentinels, or to a cluster |
 //! | [`wire`] | connections: sockets, TLS, handshake, pipelining, the protocol, the errors |
@@ -24,7 +25,11 @@ mod scripted;
 mod servers;
 pub(crate) mod settings;
 mod store;
+mod tracking;
 mod values;
 mod wire;
 
-pub(crate) use self::store::RedisStore;
+pub(crate) use self::{
+    store::RedisStore,
+    tracking::{RedisChanges, RedisReader},
+};

@@ -38,9 +38,8 @@ pub(super) fn begin(calls: &Arc<ConnectionCalls>, head: &Parts) -> (Call, Option
         (Some(refused), _) => refused,
         (None, None) => unknown(calls, headers, &mut guard),
         (None, Some(rpc)) => match rpc.family() {
-            Family::Values | Family::Watch => {
-                values(calls, rpc, headers, &mut guard, write_started.clone())
-            }
+            Family::Values => values(calls, rpc, headers, &mut guard, write_started.clone()),
+            Family::Watch => watch(calls, rpc, headers, &mut guard),
             Family::Health => health(calls, rpc, headers, &guard),
             Family::Reflection => reflect(calls, headers, &mut guard, &mut feeder),
         },
@@ -82,6 +81,27 @@ fn values(
         guard,
         Handler::Values(context),
     )
+}
+
+/// A watch. It needs what the other calls need, but has no deadline of the server.
+fn watch(
+    calls: &ConnectionCalls,
+    rpc: Rpc,
+    headers: &HeaderMap,
+    guard: &mut Guard,
+) -> Result<CallState, Error> {
+    let grant = calls.identify(headers)?;
+    guard.identified(&grant);
+    let context = CallContext {
+        rpc,
+        grant,
+        span: guard.span().cloned(),
+        write_started: None,
+    };
+    let timeout = grpc_timeout(headers)?;
+    let limits = calls.stream_limits(timeout, guard.started())?;
+    let handler = Handler::Watch(Box::new(context), limits);
+    read_message(calls, calls.max_message_bytes(rpc), timeout, guard, handler)
 }
 
 /// A call of the health service. Probes need no credentials, and do not count as calls in flight.

@@ -23,6 +23,7 @@ use crate::{
         message::{MAX_SMALL_MESSAGE_BYTES, ReplyEncoder},
     },
     trace::Tracing,
+    watch::WatchHub,
 };
 
 /// What [`WorkerCalls`] are made of.
@@ -36,6 +37,7 @@ pub(crate) struct CallConfig {
     pub(crate) recorder: Arc<Recorder>,
     pub(crate) tracing: Option<Tracing>,
     pub(crate) health: HealthService,
+    pub(crate) watches: WatchHub,
 }
 
 /// Shared by all calls of one worker.
@@ -50,7 +52,7 @@ pub(crate) struct WorkerCalls {
     pub(super) max_reply_bytes: usize,
     limits: Limits,
     max_deadline: Duration,
-    access: Option<watch::Receiver<Access>>,
+    pub(super) access: Option<watch::Receiver<Access>>,
     budget: WorkerBudget,
     streams: StreamPlaces,
 }
@@ -79,10 +81,16 @@ impl WorkerCalls {
             recorder,
             tracing,
             health,
+            watches,
         } = config;
         let max_reply_bytes = limits.max_reply_bytes;
         Arc::new(Self {
-            service: Arc::new(Service::new(store(), limits, Arc::clone(&recorder))),
+            service: Arc::new(Service::new(
+                store(),
+                limits,
+                watches,
+                Arc::clone(&recorder),
+            )),
             health,
             reflection,
             recorder,

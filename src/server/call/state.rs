@@ -30,7 +30,7 @@ use crate::{
     budget::{CALL_BYTES, Reservation},
     error::{Error, FailedCall},
     rpc::Rpc,
-    service::{CallContext, WriteStarted, message::UnaryReplyEncoder, values},
+    service::{CallContext, WriteStarted, message::UnaryReplyEncoder, values, watch},
 };
 
 /// The caller has reset the stream, or its connection has ended: there is nobody to answer.
@@ -79,6 +79,7 @@ pub(super) enum CallState {
 /// Who handles the message.
 pub(super) enum Handler {
     Values(CallContext),
+    Watch(Box<CallContext>, StreamLimits),
     HealthCheck,
     HealthList,
     HealthWatch(StreamLimits),
@@ -213,6 +214,12 @@ impl Call {
                     deadline: worker.deadlines.enter(deadline),
                     _in_flight: in_flight,
                 })
+            }
+            Handler::Watch(context, limits) => {
+                let encoder = self.calls.reply_encoder();
+                let access = worker.access.clone();
+                let replies = watch::watch(&worker.service, *context, message, encoder, access)?;
+                Ok(CallState::Stream(Some(ReplyStream::new(replies, limits))))
             }
             Handler::HealthCheck => {
                 let reply = worker.health.check(message, &self.calls.reply_encoder());

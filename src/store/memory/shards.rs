@@ -7,14 +7,15 @@ use std::{
     collections::{BTreeMap, HashMap},
     hash::{BuildHasher as _, RandomState},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use super::{change_log::ChangeLog, key::Key};
 use crate::{
-    model::{Id, IndexedNamespaces, Namespace, Value},
+    model::{IndexedNamespaces, Namespace, Value},
     store::failure::StoreError,
 };
 
@@ -33,16 +34,7 @@ pub(crate) struct MemoryStore {
     max_entries: usize,
     indexed: IndexedNamespaces,
     sequence: AtomicU64,
-}
-
-/// `<namespace>/<id>`. No two pairs share a key, because a namespace has no slash.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Key(Arc<str>);
-
-impl Key {
-    pub(super) fn new(namespace: Namespace<'_>, id: Id<'_>) -> Self {
-        Self(format!("{}/{}", namespace.as_str(), id.as_str()).into())
-    }
+    pub(super) changes: ChangeLog,
 }
 
 /// When an entry expires, and a number that differs between entries with the same instant.
@@ -82,6 +74,7 @@ impl MemoryStore {
             max_entries,
             indexed,
             sequence: AtomicU64::new(0),
+            changes: ChangeLog::default(),
         }
     }
 
@@ -137,7 +130,7 @@ impl MemoryStore {
     fn apply(&self, shard: &mut Shard, key: &Key, change: Change) {
         let expiry = |instant| (instant, self.sequence.fetch_add(1, Ordering::Relaxed));
         match change {
-            Change::Keep => {}
+            Change::Keep => return,
             Change::Write(value, instant) => {
                 let expiry = expiry(instant);
                 shard.put(key, Slot { value, expiry });
@@ -149,6 +142,7 @@ impl MemoryStore {
                 }
             }
         }
+        self.changes.note(key);
     }
 
     /// Lets `read` look at the value of a key and the instant of its expiry, which may have passed.

@@ -2,7 +2,10 @@
 
 use std::time::{Instant, SystemTime};
 
-use super::shards::{Change, Key, MemoryStore};
+use super::{
+    key::Key,
+    shards::{Change, MemoryStore},
+};
 use crate::{
     model::{
         Condition, Counter, ExpireTime, Found, Id, Increment, MarkItem, MarkedIf, Namespace, Step,

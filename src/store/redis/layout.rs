@@ -73,6 +73,21 @@ impl KeyLayout {
         key
     }
 
+    /// What the keys of a namespace begin with, and no key of another namespace.
+    pub(crate) fn prefix_of(&self, namespace: &str) -> Vec<u8> {
+        let mut prefix = Vec::new();
+        match Namespace::try_from(namespace) {
+            Ok(namespace) if self.indexed.contains(namespace) => {
+                prefix.extend_from_slice(self.prefix.as_bytes());
+                prefix.extend_from_slice(b":{");
+                prefix.extend_from_slice(namespace.as_str().as_bytes());
+                prefix.push(b'.');
+            }
+            _ => self.write(namespace, "", &mut prefix),
+        }
+        prefix
+    }
+
     /// The key of an id.
     pub(crate) fn key(&self, namespace: Namespace<'_>, id: Id<'_>) -> Vec<u8> {
         let mut key = Vec::new();

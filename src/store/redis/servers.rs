@@ -14,4 +14,4 @@ pub(super) mod link;
 pub(super) mod place;
 pub(super) mod sentinel;
 mod survey;
-mod task;
+pub(super) mod task;

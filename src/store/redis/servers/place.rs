@@ -42,7 +42,7 @@ impl Place {
     }
 
     /// Connects to the server. Cancel-safe: dropping the call closes the connection.
-    pub(super) async fn connect(&self) -> Result<Connected, ConnectError> {
+    pub(crate) async fn connect(&self) -> Result<Connected, ConnectError> {
         match &self.target {
             Target::Address(addr) => {
                 let (connected, []) = self.connector.connect(addr.clone(), []).await?;
@@ -52,9 +52,23 @@ impl Place {
         }
     }
 
+    /// Connects once more to a server that [`Place::connect`] has found. Cancel-safe.
+    pub(crate) async fn connect_again(
+        &self,
+        addr: &ConnectionAddr,
+    ) -> Result<Connected, ConnectError> {
+        let (connected, []) = self.connector.connect(addr.clone(), []).await?;
+        Ok(connected)
+    }
+
+    /// Whether only a master may be at this place.
+    pub(crate) fn wants_master(&self) -> bool {
+        matches!(self.target, Target::Master(_))
+    }
+
     /// Whether to keep a connection to `addr`. Returns false if another server has taken its place.
     /// Waits for other servers, so the caller must bound it. Cancel-safe.
-    pub(super) async fn is_right(&self, addr: &ConnectionAddr) -> bool {
+    pub(crate) async fn is_right(&self, addr: &ConnectionAddr) -> bool {
         match &self.target {
             Target::Address(_) => true,
             Target::Master(sentinels) => sentinels.agree_on(&self.connector, addr).await,

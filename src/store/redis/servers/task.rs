@@ -3,7 +3,8 @@
 use tokio::task::AbortHandle;
 
 /// Aborts a task when it is dropped.
-pub(super) struct AbortOnDrop(pub(super) AbortHandle);
+#[derive(Debug)]
+pub(crate) struct AbortOnDrop(pub(crate) AbortHandle);
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {

@@ -145,6 +145,7 @@ pub(crate) fn unexpected(command: &'static str, reply: Option<Reply<'_>>) -> Sto
         Some(Reply::Nil) => "nil",
         Some(Reply::Bulk(_)) => "bulk string",
         Some(Reply::Array(_)) => "array",
+        Some(Reply::Push(_)) => "push",
         None => "nothing",
     };
     tracing::error!(command, kind, "redis gave an unexpected kind of reply");

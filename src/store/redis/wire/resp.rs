@@ -1,4 +1,5 @@
-//! Replies in the Redis protocol, RESP2. They are read in two steps.
+//! Replies in the Redis protocol, RESP2, and what the connection that tracks changes needs of RESP3:
+//! pushes, maps and the null of its own. They are read in two steps.
 //!
 //! [`Scanner`] finds where a reply ends, so that the connection can cut the reply out of its input in
 //! one piece. [`Replies`] then reads that piece in place. Neither allocates or recurses.
@@ -59,7 +60,7 @@ impl Scanner {
                     }
                     self.at = end;
                 }
-                Head::Array(length) => {
+                Head::Array(length) | Head::Push(length) => {
                     self.missing += length;
                     self.at = after_head;
                 }
@@ -78,6 +79,7 @@ enum Head<'a> {
     Nil,
     Bulk(usize),
     Array(usize),
+    Push(usize),
 }
 
 /// The head of the value at `at`, and where the head ends. Returns `None` if it is not all there.
@@ -145,6 +147,11 @@ fn any_head(rest: &[u8]) -> Result<Option<(Head<'_>, usize)>, ProtocolError> {
             -1 => Head::Nil,
             length => Head::Array(size(length, u32::MAX as usize)?),
         },
+        // RESP3. A server uses it only on a connection that has asked for it.
+        b'>' => Head::Push(size(number(line)?, u32::MAX as usize)?),
+        // Names and values.
+        b'%' => Head::Array(2 * size(number(line)?, u32::MAX as usize)?),
+        b'_' if line.is_empty() => Head::Nil,
         _ => return Err(ProtocolError("a value of unknown type")),
     };
     Ok(Some((head, end + 2)))
@@ -188,6 +195,8 @@ pub(crate) enum Reply<'a> {
     Nil,
     Bulk(&'a [u8]),
     Array(usize),
+    /// What the server says by itself. Its elements follow as those of an array do.
+    Push(usize),
 }
 
 impl<'a> Reply<'a> {
@@ -195,7 +204,7 @@ impl<'a> Reply<'a> {
     pub(crate) fn text(&self) -> Option<&'a str> {
         match self {
             Self::Status(bytes) | Self::Bulk(bytes) => std::str::from_utf8(bytes).ok(),
-            Self::Error(_) | Self::Int(_) | Self::Nil | Self::Array(_) => None,
+            Self::Error(_) | Self::Int(_) | Self::Nil | Self::Array(_) | Self::Push(_) => None,
         }
     }
 
@@ -204,7 +213,7 @@ impl<'a> Reply<'a> {
         match self {
             Self::Int(number) => Some(*number),
             Self::Status(bytes) | Self::Bulk(bytes) => decimal::signed(bytes),
-            Self::Error(_) | Self::Nil | Self::Array(_) => None,
+            Self::Error(_) | Self::Nil | Self::Array(_) | Self::Push(_) => None,
         }
     }
 }
@@ -229,7 +238,7 @@ impl<'a> Replies<'a> {
             && let Some(reply) = self.next()
         {
             missing -= 1;
-            if let Reply::Array(length) = reply {
+            if let Reply::Array(length) | Reply::Push(length) = reply {
                 missing += length;
             }
         }
@@ -268,6 +277,7 @@ impl<'a> Iterator for Replies<'a> {
             Head::Int(int) => Reply::Int(int),
             Head::Nil => Reply::Nil,
             Head::Array(length) => Reply::Array(length),
+            Head::Push(length) => Reply::Push(length),
             Head::Bulk(length) => {
                 // With the line end, which may be what is missing.
                 let end = after_head + length + 2;
@@ -323,6 +333,7 @@ mod tests {
             Reply::Nil => Value::Nil,
             Reply::Bulk(bytes) => Value::BulkString(bytes.to_vec()),
             Reply::Array(length) => Value::Array((0..length).map(|_| read(replies)).collect()),
+            Reply::Push(length) => panic!("not generated: a push of {length}"),
         }
     }
 
@@ -395,6 +406,27 @@ mod tests {
             assert_eq!(replies.executed(1), Err(why), "{refused}");
         }
         assert_eq!(Replies::new(b"+OK\r\n").executed(1), Err(None));
+    }
+
+    #[test]
+    fn what_tracking_needs_of_resp3_is_read() {
+        let input = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n>2\r\n$10\r\ninvalidate\r\n_\r\n%1\r\n$5\r\nproto\r\n:3\r\n";
+        assert_eq!(Scanner::new(3).scan(input), Ok(Some(input.len())));
+        let replies: Vec<_> = Replies::new(input).collect();
+        let invalidate = || Reply::Bulk(b"invalidate");
+        let expected = [
+            Reply::Push(2),
+            invalidate(),
+            Reply::Array(1),
+            Reply::Bulk(b"k"),
+            Reply::Push(2),
+            invalidate(),
+            Reply::Nil,
+            Reply::Array(2),
+            Reply::Bulk(b"proto"),
+            Reply::Int(3),
+        ];
+        assert_eq!(replies, expected);
     }
 
     #[test]

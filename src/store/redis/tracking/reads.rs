@@ -1,0 +1,81 @@
+//! Reads of many keys with their times to live.
+
+use std::{sync::Arc, time::Duration};
+
+use super::super::{
+    layout,
+    wire::{
+        commands::Commands,
+        failure,
+        pipe::Pipe,
+        resp::{Replies, Reply},
+    },
+};
+use crate::store::{changes::Reading, failure::StoreError};
+
+/// Reads keys.
+#[derive(Clone)]
+pub(crate) enum RedisReader {
+    /// Over the connection beside the one that tracks.
+    One(Pipe),
+}
+
+impl RedisReader {
+    /// Reads GET and PTTL of each key. They are not read in one step: a change between the two is
+    /// pushed like any other, and has the key read again.
+    pub(crate) async fn read(self, keys: &[Arc<[u8]>]) -> Vec<Reading> {
+        match self {
+            Self::One(pipe) => match read_all(&pipe, keys).await {
+                Ok(readings) => readings,
+                Err(error) => keys.iter().map(|_| Err(error)).collect(),
+            },
+        }
+    }
+}
+
+async fn read_all(pipe: &Pipe, keys: &[Arc<[u8]>]) -> Result<Vec<Reading>, StoreError> {
+    let request = pipe.request(|commands| {
+        for key in keys {
+            write(key, commands);
+        }
+    });
+    let reply = request?.await?;
+    let mut replies = Replies::new(&reply);
+    Ok(keys.iter().map(|_| reading(&mut replies)).collect())
+}
+
+fn write(key: &[u8], commands: &mut Commands<'_>) {
+    commands.whole(&[b"GET", key]);
+    commands.whole(&[b"PTTL", key]);
+}
+
+/// Reads the replies to GET and PTTL of one key.
+fn reading(replies: &mut Replies<'_>) -> Reading {
+    let (value, left) = (replies.next(), replies.next());
+    let value = match value {
+        Some(Reply::Bulk(stored)) => layout::decode(stored).into_owned(),
+        Some(Reply::Nil) => return Ok(None),
+        reply => {
+            // A key of another type holds no value.
+            return match failure::unexpected("GET", reply) {
+                StoreError::WrongType => Ok(None),
+                error => Err(error),
+            };
+        }
+    };
+    match left {
+        // The value expired between GET and PTTL.
+        Some(Reply::Int(-2)) => Ok(None),
+        Some(Reply::Int(left)) => {
+            let left = u64::try_from(left).ok().map(Duration::from_millis);
+            Ok(Some((value, left)))
+        }
+        reply => Err(failure::unexpected("PTTL", reply)),
+    }
+}
+
+impl std::fmt::Debug for RedisReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RedisReader").finish_non_exhaustive()
+    }
+}

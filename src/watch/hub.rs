@@ -1,0 +1,146 @@
+//! The workers' access to the watches of the process.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use tokio::sync::mpsc;
+
+use super::{
+    counts::WatchCounts,
+    outbox::{Outbox, Part, WatchEnd, WatchLimit},
+    settings::WatchSettings,
+};
+use crate::{
+    model::{Id, Namespace},
+    store::StoreError,
+};
+
+/// Opens watches. Clones belong to the same process.
+#[derive(Debug, Clone)]
+pub(crate) struct WatchHub {
+    /// Each watch sends two requests, and the places bound the watches. So the channel is bounded,
+    /// too.
+    requests: mpsc::UnboundedSender<WatchRequest>,
+    places: Arc<AtomicUsize>,
+    settings: WatchSettings,
+    pub(crate) counts: Arc<WatchCounts>,
+}
+
+/// What to watch.
+#[derive(Debug)]
+pub(crate) enum Target {
+    /// These ids, which are valid.
+    Ids(Vec<String>),
+    /// Every id of the namespace.
+    All,
+}
+
+/// A request to the task of the table.
+#[derive(Debug)]
+pub(super) enum WatchRequest {
+    Open(OpenWatch),
+    Close(Arc<Outbox>),
+}
+
+/// A watch to be opened.
+#[derive(Debug)]
+pub(super) struct OpenWatch {
+    pub(super) namespace: String,
+    pub(super) target: Target,
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) place: WatchPlace,
+}
+
+/// The place of one watch, until the table has removed the watch.
+#[derive(Debug)]
+pub(super) struct WatchPlace(Arc<AtomicUsize>);
+
+impl Drop for WatchPlace {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl WatchHub {
+    /// Returns the hub, and where its requests come out.
+    pub(super) fn new(settings: WatchSettings) -> (Self, mpsc::UnboundedReceiver<WatchRequest>) {
+        let (requests, received) = mpsc::unbounded_channel();
+        let hub = Self {
+            requests,
+            places: Arc::default(),
+            settings,
+            counts: Arc::default(),
+        };
+        (hub, received)
+    }
+
+    /// The most ids that one watch may have.
+    pub(crate) fn max_ids(&self) -> usize {
+        self.settings.max_watch_ids
+    }
+
+    /// Opens a watch.
+    pub(crate) fn open(
+        &self,
+        namespace: Namespace<'_>,
+        target: Target,
+    ) -> Result<Watcher, WatchEnd> {
+        if let Target::Ids(ids) = &target {
+            debug_assert!(ids.iter().all(|id| Id::try_from(id.as_str()).is_ok()));
+        }
+        let place = self.take_place()?;
+        let outbox = Arc::<Outbox>::default();
+        let open = OpenWatch {
+            namespace: namespace.as_str().to_owned(),
+            target,
+            outbox: Arc::clone(&outbox),
+            place,
+        };
+        let sent = self.requests.send(WatchRequest::Open(open));
+        // Without its task, the server is ending.
+        sent.map_err(|_| WatchEnd::Store(StoreError::Unavailable))?;
+        Ok(Watcher {
+            outbox,
+            requests: self.requests.clone(),
+        })
+    }
+
+    fn take_place(&self) -> Result<WatchPlace, WatchLimit> {
+        let max = self.settings.max_watches;
+        let taken = self
+            .places
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |places| {
+                (places < max).then_some(places + 1)
+            });
+        match taken {
+            Ok(_) => Ok(WatchPlace(Arc::clone(&self.places))),
+            Err(_) => Err(WatchLimit::Watches { max }),
+        }
+    }
+}
+
+/// One watch, for the stream that tells its caller. Dropping it closes the watch.
+#[derive(Debug)]
+pub(crate) struct Watcher {
+    outbox: Arc<Outbox>,
+    requests: mpsc::UnboundedSender<WatchRequest>,
+}
+
+impl Watcher {
+    /// What to say next. A part with more than one entry has up to `max_bytes` of entries. Waits
+    /// until there is something to say. Cancel-safe.
+    pub(crate) async fn next(&self, max_bytes: usize) -> Result<Part, WatchEnd> {
+        self.outbox.next(max_bytes).await
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        // Without its task, there is no table to remove it from.
+        _ = self
+            .requests
+            .send(WatchRequest::Close(Arc::clone(&self.outbox)));
+    }
+}

@@ -1,0 +1,305 @@
+//! What one watcher has not been sent yet.
+//!
+//! The task of the table fills an outbox, and the stream of the watcher empties it, on another
+//! thread. An outbox holds no values. It has the ids that have changed, each at most once, and the
+//! stream reads what they hold when it sends them. So a slow watcher takes bounded memory, and
+//! skips the states in between.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+};
+
+use bytes::Bytes;
+use thiserror::Error;
+use tokio::sync::Notify;
+
+use crate::store::StoreError;
+
+/// The limit of watches that is reached.
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WatchLimit {
+    #[error("this process has as many watches as it may have: {max} (max-watches)")]
+    Watches { max: usize },
+    #[error("this process watches as many ids as it may watch: {max}")]
+    Ids { max: usize },
+    #[error("this process watches as many namespaces as it may watch: {max}")]
+    Namespaces { max: usize },
+    #[error("the values that this process watches have more than {max} bytes")]
+    ValueBytes { max: usize },
+}
+
+/// Why a watch ends.
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WatchEnd {
+    #[error(transparent)]
+    Limit(#[from] WatchLimit),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What one id holds, encoded for its watchers. The task writes it, and streams read it.
+#[derive(Debug, Default)]
+pub(super) struct SharedEntry(Mutex<EntryState>);
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct EntryState {
+    /// The entry as a field of the message.
+    pub(super) encoded: Bytes,
+    /// Whether the id has a value.
+    pub(super) is_present: bool,
+}
+
+impl SharedEntry {
+    pub(super) fn lock(&self) -> MutexGuard<'_, EntryState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The outbox of one watcher.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    state: Mutex<OutboxState>,
+    /// Wakes the stream of the watcher.
+    wake: Notify,
+    /// The number of the watch in the table, once it has one.
+    pub(super) number: OnceLock<u32>,
+}
+
+#[derive(Debug, Default)]
+struct OutboxState {
+    /// The ids to send, in the order in which they changed.
+    queue: VecDeque<(u32, Arc<SharedEntry>)>,
+    /// Their numbers.
+    queued: HashSet<u32>,
+    snapshot: Snapshot,
+    /// Whether to say that nothing is missing, after the queue.
+    alive: bool,
+    end: Option<WatchEnd>,
+}
+
+/// How much of a snapshot is still to be sent.
+#[derive(Debug, Default)]
+enum Snapshot {
+    #[default]
+    Sent,
+    /// This many ids at the front of the queue belong to it.
+    Left {
+        ids: usize,
+        /// Whether ids without a value are left out.
+        skips_absent: bool,
+    },
+}
+
+/// A part of what a watcher is told: the entries of one message.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) kind: PartKind,
+    /// Encoded entries.
+    pub(crate) entries: Vec<Bytes>,
+}
+
+/// What the entries of a [`Part`] are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PartKind {
+    /// A part of a snapshot; more of it follows.
+    Snapshot,
+    /// The last part of a snapshot.
+    SnapshotEnd,
+    /// Ids that have changed.
+    Changes,
+    /// No entries: nothing is missing.
+    Alive,
+}
+
+impl Outbox {
+    /// Starts a snapshot of these ids. It replaces all that was to be sent.
+    pub(super) fn begin_snapshot(
+        &self,
+        ids: impl Iterator<Item = (u32, Arc<SharedEntry>)>,
+        skips_absent: bool,
+    ) {
+        let mut state = self.lock();
+        state.queue = ids.collect();
+        state.queued = state.queue.iter().map(|(number, _)| *number).collect();
+        state.snapshot = Snapshot::Left {
+            ids: state.queue.len(),
+            skips_absent,
+        };
+        state.alive = false;
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// An id has changed.
+    pub(super) fn push(&self, number: u32, entry: &Arc<SharedEntry>) {
+        let mut state = self.lock();
+        // What was said before this change would no longer be true.
+        state.alive = false;
+        if state.queued.insert(number) {
+            state.queue.push_back((number, Arc::clone(entry)));
+            drop(state);
+            self.wake.notify_one();
+        }
+    }
+
+    /// Nothing is missing besides what is in the outbox.
+    pub(super) fn push_alive(&self) {
+        self.lock().alive = true;
+        self.wake.notify_one();
+    }
+
+    /// Something may be missing from now on.
+    pub(super) fn withdraw_alive(&self) {
+        self.lock().alive = false;
+    }
+
+    /// Ends the watch. The first reason counts.
+    pub(super) fn end(&self, why: WatchEnd) {
+        let mut state = self.lock();
+        state.end.get_or_insert(why);
+        state.queue = VecDeque::new();
+        state.queued = HashSet::new();
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// The next part, of up to `max_bytes` if it has more than one entry. Waits until there is
+    /// something to say. Cancel-safe.
+    pub(super) async fn next(&self, max_bytes: usize) -> Result<Part, WatchEnd> {
+        loop {
+            if let Some(part) = self.take(max_bytes)? {
+                return Ok(part);
+            }
+            self.wake.notified().await;
+        }
+    }
+
+    fn take(&self, max_bytes: usize) -> Result<Option<Part>, WatchEnd> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        if let Some(why) = state.end {
+            return Err(why);
+        }
+        let (mut left, skips_absent) = match state.snapshot {
+            Snapshot::Sent => (usize::MAX, false),
+            Snapshot::Left { ids, skips_absent } => (ids, skips_absent),
+        };
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        while left > 0
+            && let Some((number, entry)) = state.queue.front()
+        {
+            let EntryState {
+                encoded,
+                is_present,
+            } = entry.lock().clone();
+            if is_present || !skips_absent {
+                if !entries.is_empty() && bytes + encoded.len() > max_bytes {
+                    break;
+                }
+                bytes += encoded.len();
+                entries.push(encoded);
+            }
+            state.queued.remove(number);
+            state.queue.pop_front();
+            left -= 1;
+        }
+        if state.queue.is_empty() {
+            // A long queue is rare. Its memory is not kept.
+            state.queue.shrink_to(64);
+            state.queued.shrink_to(64);
+        }
+        let kind = match &mut state.snapshot {
+            Snapshot::Left { .. } if left == 0 => {
+                state.snapshot = Snapshot::Sent;
+                PartKind::SnapshotEnd
+            }
+            Snapshot::Left { ids, .. } => {
+                *ids = left;
+                PartKind::Snapshot
+            }
+            Snapshot::Sent if !entries.is_empty() => PartKind::Changes,
+            Snapshot::Sent if std::mem::take(&mut state.alive) => PartKind::Alive,
+            Snapshot::Sent => return Ok(None),
+        };
+        Ok(Some(Part { kind, entries }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, OutboxState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(text: &'static str) -> Arc<SharedEntry> {
+        let state = EntryState {
+            encoded: Bytes::from_static(text.as_bytes()),
+            is_present: !text.starts_with('-'),
+        };
+        Arc::new(SharedEntry(Mutex::new(state)))
+    }
+
+    fn taken(outbox: &Outbox, max_bytes: usize) -> Option<(PartKind, Vec<Bytes>)> {
+        let part = outbox.take(max_bytes).expect("has not ended");
+        part.map(|part| (part.kind, part.entries))
+    }
+
+    #[test]
+    fn a_snapshot_is_split_and_what_changes_meanwhile_follows() {
+        let outbox = Outbox::default();
+        let [a, b, c] = [entry("aaaa"), entry("bbbb"), entry("-c")];
+        let ids = [(0, Arc::clone(&a)), (1, Arc::clone(&b)), (2, c)];
+        outbox.begin_snapshot(ids.into_iter(), true);
+        outbox.push_alive();
+        assert_eq!(
+            taken(&outbox, 5),
+            Some((PartKind::Snapshot, vec!["aaaa".into()]))
+        );
+        // One id that has been sent, and one that has not.
+        outbox.push(0, &a);
+        b.lock().encoded = "BBBB".into();
+        outbox.push(1, &b);
+        assert_eq!(
+            taken(&outbox, 5),
+            Some((PartKind::SnapshotEnd, vec!["BBBB".into()]))
+        );
+        assert_eq!(
+            taken(&outbox, 5),
+            Some((PartKind::Changes, vec!["aaaa".into()]))
+        );
+        assert_eq!(taken(&outbox, 5), None, "it is not known to be complete");
+        outbox.push_alive();
+        assert_eq!(taken(&outbox, 5), Some((PartKind::Alive, vec![])));
+        assert_eq!(taken(&outbox, 5), None);
+    }
+
+    #[test]
+    fn an_empty_snapshot_is_one_part() {
+        let outbox = Outbox::default();
+        outbox.begin_snapshot([(0, entry("-a"))].into_iter(), true);
+        assert_eq!(taken(&outbox, 5), Some((PartKind::SnapshotEnd, vec![])));
+        assert_eq!(taken(&outbox, 5), None);
+    }
+
+    #[test]
+    fn an_id_that_changes_often_is_sent_once() {
+        let outbox = Outbox::default();
+        let a = entry("a");
+        for _ in 0..3 {
+            outbox.push(7, &a);
+        }
+        assert_eq!(
+            taken(&outbox, 5),
+            Some((PartKind::Changes, vec!["a".into()]))
+        );
+        assert_eq!(taken(&outbox, 5), None);
+        outbox.end(StoreError::Unavailable.into());
+        assert_eq!(
+            outbox.take(5).map(|_| ()),
+            Err(WatchEnd::Store(StoreError::Unavailable))
+        );
+    }
+}

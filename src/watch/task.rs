@@ -1,0 +1,250 @@
+//! The task that owns the table of watched ids.
+//!
+//! It runs on the first thread for as long as the process serves. While nobody watches, it waits
+//! for a request and the feed is stopped.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    hub::{WatchHub, WatchRequest},
+    ids::BatchItem,
+    settings::WatchSettings,
+    table::Table,
+};
+use crate::{
+    log_limit::LogLimit,
+    store::{ChangeEvent, ChangeFeed, Reading},
+};
+
+/// How many ids are read at a time.
+const BATCH: usize = 500;
+/// The time between two reads. Changes that come meanwhile are read together.
+const PAUSE: Duration = Duration::from_millis(5);
+/// The time to the next read after one that failed.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(50);
+/// How often watchers are told that nothing is missing. A bit less than ten seconds, because the
+/// feed says so once a second.
+const ALIVE_INTERVAL: Duration = Duration::from_millis(9_500);
+/// How often ids that are gone are removed.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The task. To be run once.
+#[derive(Debug)]
+pub(crate) struct WatchTask {
+    requests: mpsc::UnboundedReceiver<WatchRequest>,
+    feed: ChangeFeed,
+    table: Table,
+    /// What the feed tracks.
+    tracked: Vec<String>,
+    reads: Reads,
+    next_alive: Instant,
+    next_sweep: Instant,
+}
+
+/// The reads of ids, one batch at a time.
+#[derive(Debug)]
+struct Reads {
+    /// The batch that is on its way.
+    running: Option<Batch>,
+    /// When the next one may be sent.
+    next: Instant,
+}
+
+struct Batch {
+    items: Vec<BatchItem>,
+    sent: Instant,
+    readings: Pin<Box<dyn Future<Output = Vec<Reading>> + Send>>,
+}
+
+impl WatchTask {
+    /// The task, and the hub through which the workers reach it.
+    pub(crate) fn new(
+        settings: WatchSettings,
+        max_reply_bytes: usize,
+        feed: ChangeFeed,
+    ) -> (Self, WatchHub) {
+        let (hub, requests) = WatchHub::new(settings);
+        let counts = Arc::clone(&hub.counts);
+        let now = Instant::now();
+        let task = Self {
+            requests,
+            table: Table::new(feed.parts(), max_reply_bytes, counts),
+            feed,
+            tracked: Vec::new(),
+            reads: Reads {
+                running: None,
+                next: now,
+            },
+            next_alive: now,
+            next_sweep: now,
+        };
+        (task, hub)
+    }
+
+    /// Serves until the last hub and the last watcher are gone.
+    pub(crate) async fn run(mut self) {
+        loop {
+            let wake = self.next_wake();
+            tokio::select! {
+                request = self.requests.recv() => {
+                    let Some(request) = request else { return };
+                    self.serve(request);
+                }
+                event = self.feed.next() => self.take_in(event),
+                (batch, readings) = self.reads.ended() => self.end_read(batch, readings),
+                () = sleep_until(wake), if !self.table.is_idle() => {}
+            }
+            self.advance();
+        }
+    }
+
+    /// When there is something to do without a request or an event.
+    fn next_wake(&self) -> Instant {
+        let mut wake = self.next_sweep;
+        if let Some(due) = self.table.next_due() {
+            wake = wake.min(due);
+        }
+        if !self.table.is_clean() && self.reads.running.is_none() {
+            wake = wake.min(self.reads.next);
+        }
+        wake
+    }
+
+    fn serve(&mut self, request: WatchRequest) {
+        match request {
+            WatchRequest::Open(open) => {
+                if self.table.is_idle() {
+                    self.next_alive = Instant::now() + ALIVE_INTERVAL;
+                }
+                self.table.open(open, &self.feed, Instant::now());
+            }
+            WatchRequest::Close(outbox) => self.table.close(&outbox),
+        }
+    }
+
+    fn take_in(&mut self, event: ChangeEvent) {
+        let now = Instant::now();
+        match event {
+            ChangeEvent::Began { parts, namespaces } => {
+                tracing::info!("noticing changes for watches; reading what is watched");
+                self.table.began(&parts, &namespaces, now);
+                self.reads.next = now;
+            }
+            ChangeEvent::Tracking { namespaces } => self.table.tracking(&namespaces, now),
+            ChangeEvent::Lost { parts, error } => {
+                static LOG: LogLimit = LogLimit::new();
+                if let Some(unlogged) = LOG.admit() {
+                    tracing::warn!(%error, unlogged, "changes are not noticed; watches get a new snapshot later");
+                }
+                self.table.lost(&parts, error);
+            }
+            ChangeEvent::Changed(keys) => self.table.changed(&keys, now),
+            ChangeEvent::AllChanged(parts) => {
+                tracing::info!("everything may have changed; reading all that is watched");
+                self.table.mark_all(&parts, now);
+            }
+            ChangeEvent::Complete => {
+                if now >= self.next_alive {
+                    self.table.ask_alive();
+                }
+            }
+        }
+    }
+
+    fn end_read(&mut self, batch: Batch, readings: Vec<Reading>) {
+        let Batch { items, sent, .. } = batch;
+        if let Some(error) = self.table.readings(items, readings, sent) {
+            static LOG: LogLimit = LogLimit::new();
+            if let Some(unlogged) = LOG.admit() {
+                tracing::warn!(%error, unlogged, "cannot read watched ids; trying again");
+            }
+            self.reads.next = Instant::now() + PAUSE_AFTER_FAILURE;
+        }
+    }
+
+    /// Does what is due.
+    fn advance(&mut self) {
+        self.follow_table();
+        if self.table.is_idle() {
+            return;
+        }
+        let now = Instant::now();
+        self.table.mark_due(now);
+        if self.reads.running.is_none() {
+            if self.table.tell_alive() {
+                self.next_alive = now + ALIVE_INTERVAL;
+            }
+            if !self.table.is_clean() && now >= self.reads.next {
+                self.read(now);
+            }
+        }
+        if now >= self.next_sweep {
+            self.table.sweep(now);
+            self.next_sweep = now + SWEEP_INTERVAL;
+        }
+    }
+
+    /// Lets the feed track what the table has.
+    fn follow_table(&mut self) {
+        if self.table.is_idle() {
+            if !self.tracked.is_empty() || !self.table.namespaces().is_empty() {
+                self.tracked.clear();
+                self.feed.track(Arc::default());
+                self.table.reset(self.feed.parts());
+                self.reads.running = None;
+            }
+            return;
+        }
+        let namespaces = self.table.namespaces();
+        if namespaces != self.tracked {
+            self.feed.track(namespaces.clone().into());
+            self.tracked = namespaces;
+        }
+    }
+
+    fn read(&mut self, now: Instant) {
+        // The ids stay dirty while there is nobody to ask.
+        let Some(reader) = self.feed.reader() else {
+            self.reads.next = now + PAUSE_AFTER_FAILURE;
+            return;
+        };
+        let items = self.table.take_dirty(BATCH);
+        if items.is_empty() {
+            return;
+        }
+        let keys = items.iter().map(|item| Arc::clone(&item.key)).collect();
+        self.reads.next = now + PAUSE;
+        self.reads.running = Some(Batch {
+            items,
+            sent: now,
+            readings: Box::pin(reader.read(keys)),
+        });
+    }
+}
+
+impl Reads {
+    /// Waits for the batch that is on its way, if there is one. Cancel-safe.
+    async fn ended(&mut self) -> (Batch, Vec<Reading>) {
+        let Some(batch) = &mut self.running else {
+            return std::future::pending().await;
+        };
+        let readings = batch.readings.as_mut().await;
+        match self.running.take() {
+            Some(batch) => (batch, readings),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl std::fmt::Debug for Batch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Batch")
+            .field("items", &self.items.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,178 @@
+//! Watch as its callers see it. Each case of the first part runs on each store.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use dyndata::proto::{MarkRequest, UnmarkRequest, WatchRequest, entry};
+use support::{
+    Client, assert_error, blamed_field, bytes, int, mark, millis, on_every_store, read, text,
+    watching::{Watching, all, ids},
+};
+use tonic::Code::{FailedPrecondition, InvalidArgument};
+
+on_every_store![
+    a_snapshot_has_every_id_and_then_come_changes,
+    an_expiry_is_noticed_without_help,
+    the_same_value_again_is_no_event,
+    a_longer_life_postpones_the_expiry,
+    two_watchers_of_one_id_both_hear,
+    namespaces_are_watched_apart,
+    a_large_snapshot_is_split,
+    exactly_one_target_must_be_set,
+    invalid_ids_and_too_many_are_refused,
+    a_watch_ends_at_the_deadline_of_its_caller,
+];
+
+fn present(value: i64) -> Option<entry::Value> {
+    Some(entry::Value::IntValue(value))
+}
+
+fn mark_for(id: &str, value: i64, ttl: u64) -> MarkRequest {
+    MarkRequest {
+        ttl: Some(millis(ttl)),
+        ..mark(id, int(value))
+    }
+}
+
+async fn unmark(client: &mut Client, id: &str) {
+    let request = UnmarkRequest {
+        id: id.to_owned(),
+        ..UnmarkRequest::default()
+    };
+    client.0.unmark(request).await.expect("unmarks");
+}
+
+async fn a_snapshot_has_every_id_and_then_come_changes(mut client: Client) {
+    client.mark(mark("a", int(1))).await.expect("marks");
+    client.mark(mark("b", text("é"))).await.expect("marks");
+    let mut watching = Watching::begin(&mut client.0, ids("", ["a", "b", "c", "a"])).await;
+    assert_eq!(watching.known.len(), 3);
+    assert_eq!(watching.known["a"], present(1));
+    assert_eq!(watching.known["b"], read(text("é")));
+    assert_eq!(watching.known["c"], None);
+    client.mark(mark("c", bytes(b"\xff"))).await.expect("marks");
+    watching.sees("c", read(bytes(b"\xff"))).await;
+    unmark(&mut client, "a").await;
+    watching.sees("a", None).await;
+    for value in 0..20 {
+        client.mark(mark("a", int(value))).await.expect("marks");
+    }
+    watching.sees("a", present(19)).await;
+    // Not watched.
+    client.mark(mark("d", int(1))).await.expect("marks");
+    watching.hears_nothing(Duration::from_millis(100)).await;
+    assert_eq!(watching.snapshots, 1);
+}
+
+async fn an_expiry_is_noticed_without_help(mut client: Client) {
+    let mut watching = Watching::begin(&mut client.0, ids("", ["a"])).await;
+    for ttl in [1, 30, 300] {
+        let start = Instant::now();
+        client.mark(mark_for("a", 1, ttl)).await.expect("marks");
+        if ttl > 1 {
+            watching.sees("a", present(1)).await;
+        }
+        watching.sees("a", None).await;
+        let late = start.elapsed().saturating_sub(Duration::from_millis(ttl));
+        assert!(late < Duration::from_millis(500), "{late:?} late");
+    }
+}
+
+async fn the_same_value_again_is_no_event(mut client: Client) {
+    client.mark(mark("a", int(1))).await.expect("marks");
+    let mut watching = Watching::begin(&mut client.0, ids("", ["a"])).await;
+    for _ in 0..5 {
+        client.mark(mark("a", int(1))).await.expect("marks");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    watching.hears_nothing(Duration::from_millis(100)).await;
+    client.mark(mark("a", text("1"))).await.expect("marks");
+    watching.sees("a", read(text("1"))).await;
+}
+
+async fn a_longer_life_postpones_the_expiry(mut client: Client) {
+    client.mark(mark_for("a", 1, 300)).await.expect("marks");
+    let mut watching = Watching::begin(&mut client.0, ids("", ["a"])).await;
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        client.mark(mark_for("a", 1, 300)).await.expect("marks");
+    }
+    watching.hears_nothing(Duration::from_millis(100)).await;
+    watching.sees("a", None).await;
+}
+
+async fn two_watchers_of_one_id_both_hear(mut client: Client) {
+    let mut first = Watching::begin(&mut client.0, ids("", ["a", "b"])).await;
+    let mut second = Watching::begin(&mut client.0, ids("", ["b", "c"])).await;
+    client.mark(mark("b", int(1))).await.expect("marks");
+    first.sees("b", present(1)).await;
+    second.sees("b", present(1)).await;
+    drop(first);
+    client.mark(mark("b", int(2))).await.expect("marks");
+    second.sees("b", present(2)).await;
+    client.mark(mark("c", int(3))).await.expect("marks");
+    second.sees("c", present(3)).await;
+    // A new watcher gets what is known already.
+    let third = Watching::begin(&mut client.0, ids("", ["b"])).await;
+    assert_eq!(third.known["b"], present(2));
+}
+
+async fn namespaces_are_watched_apart(mut client: Client) {
+    let mut nameless = Watching::begin(&mut client.0, ids("", ["a"])).await;
+    let mut orders = Watching::begin(&mut client.0, ids("orders", ["a"])).await;
+    let request = MarkRequest {
+        namespace: "orders".to_owned(),
+        ..mark("a", int(7))
+    };
+    client.mark(request).await.expect("marks");
+    orders.sees("a", present(7)).await;
+    client.mark(mark("a", int(8))).await.expect("marks");
+    nameless.sees("a", present(8)).await;
+    assert_eq!(nameless.snapshots + orders.snapshots, 2, "no gap");
+    assert_eq!((nameless.messages, orders.messages), (2, 2));
+}
+
+async fn a_large_snapshot_is_split(mut client: Client) {
+    let names: Vec<_> = (0..40).map(|number| format!("id-{number}")).collect();
+    let value = "x".repeat(5000);
+    for name in &names {
+        client.mark(mark(name, text(&value))).await.expect("marks");
+    }
+    let watching = Watching::begin(&mut client.0, ids("", &names)).await;
+    assert_eq!(watching.present().len(), 40);
+    assert!(watching.messages > 5, "{}", watching.messages);
+}
+
+async fn exactly_one_target_must_be_set(mut client: Client) {
+    let both = WatchRequest {
+        all: true,
+        ..ids("", ["a"])
+    };
+    for request in [WatchRequest::default(), both] {
+        let refused = client.0.watch(request).await;
+        assert_error(refused, InvalidArgument, "WATCH_TARGET_INVALID");
+    }
+    let refused = client.0.watch(all("orders")).await;
+    assert_error(refused, FailedPrecondition, "NOT_INDEXED");
+    let refused = client.0.watch(ids("Not Valid", ["a"])).await;
+    assert_error(refused, InvalidArgument, "NAMESPACE_INVALID");
+}
+
+async fn invalid_ids_and_too_many_are_refused(mut client: Client) {
+    let refused = client.0.watch(ids("", ["a", "b\n"])).await;
+    let status = assert_error(refused, InvalidArgument, "ID_INVALID");
+    assert_eq!(blamed_field(&status), "ids[1]");
+    let refused = client.0.watch(ids("", 0..10_001)).await;
+    let status = assert_error(refused, InvalidArgument, "BATCH_TOO_LARGE");
+    assert_eq!(blamed_field(&status), "ids");
+    let watching = Watching::begin(&mut client.0, ids("", 0..10_000)).await;
+    assert_eq!(watching.known.len(), 10_000);
+}
+
+async fn a_watch_ends_at_the_deadline_of_its_caller(mut client: Client) {
+    let mut request = tonic::Request::new(ids("", ["a"]));
+    request.set_timeout(Duration::from_millis(300));
+    let mut watching = Watching::begin(&mut client.0, request).await;
+    assert_eq!(watching.ends().await.code(), tonic::Code::DeadlineExceeded);
+}
