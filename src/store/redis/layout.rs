@@ -54,6 +54,25 @@ impl KeyLayout {
         commands::argument_end(out);
     }
 
+    /// Writes the keys of many ids, each as [`KeyLayout::write_key`] does.
+    pub(crate) fn write_keys(&self, namespace: Namespace<'_>, ids: &[Id<'_>], out: &mut Vec<u8>) {
+        if self.indexed.contains(namespace) || self.format == KeyFormat::PythonBytes {
+            return ids
+                .iter()
+                .for_each(|id| self.write_key(namespace, *id, out));
+        }
+        // All keys begin alike.
+        let mut start = Vec::new();
+        self.write(namespace.as_str(), "", &mut start);
+        for id in ids {
+            let id = id.as_str().as_bytes();
+            commands::argument_length(out, start.len() + id.len());
+            out.extend_from_slice(&start);
+            out.extend_from_slice(id);
+            commands::argument_end(out);
+        }
+    }
+
     /// Writes the key of the index of a shard as one part of a command.
     #[cfg_attr(not(test), expect(dead_code, reason = "the writes follow"))]
     pub(crate) fn write_index_key(&self, namespace: Namespace<'_>, shard: u16, out: &mut Vec<u8>) {
@@ -314,6 +333,27 @@ mod tests {
         ) {
             let layout = layout(if python { KeyFormat::PythonBytes } else { KeyFormat::Plain });
             prop_assert_eq!(key(&layout, &a.0, &a.1) == key(&layout, &b.0, &b.1), a == b);
+        }
+
+        #[test]
+        fn the_keys_of_many_ids_are_those_of_each(
+            namespace in "(i|[a-z0-9][a-z0-9_-]{0,8})?",
+            ids in prop::collection::vec(id(), 0..4),
+            python in any::<bool>(),
+        ) {
+            let layout = layout(if python { KeyFormat::PythonBytes } else { KeyFormat::Plain });
+            let namespace = Namespace::try_from(namespace.as_str()).expect("valid");
+            let ids: Vec<_> = ids.iter().map(|id| Id::try_from(id.as_str()).expect("valid")).collect();
+            let (mut together, mut each) = (Vec::new(), Vec::new());
+            layout.write_keys(namespace, &ids, &mut together);
+            for id in ids {
+                layout.write_key(namespace, id, &mut each);
+                let key = layout.key(namespace, id);
+                let mut argument = Vec::new();
+                commands::argument(&mut argument, &key);
+                prop_assert!(each.ends_with(&argument));
+            }
+            prop_assert_eq!(together, each);
         }
 
         #[test]

@@ -181,9 +181,7 @@ impl RedisStore {
         let reply = link.request(Effect::Read, |commands| {
             let out = commands.command(1 + ids.len());
             argument(out, b"MGET");
-            for id in ids {
-                self.layout.write_key(namespace, *id, out);
-            }
+            self.layout.write_keys(namespace, ids, out);
         });
         Ok(reply.await?)
     }
