@@ -12,10 +12,12 @@ mod config;
 mod error;
 mod health;
 mod manual;
+mod presence;
 mod render;
 mod target;
 mod token;
 mod values;
+mod watch;
 
 use std::{io, process::ExitCode};
 
@@ -26,6 +28,7 @@ use self::{
     error::{CliError, chain},
     health::HealthArgs,
     manual::{Completions, Man},
+    presence::PresenceCommand,
     token::TokenCommand,
     values::ValuesCommand,
 };
@@ -61,6 +64,9 @@ pub enum ClientCommand {
     /// The calls of the service.
     #[command(flatten)]
     Values(ValuesCommand),
+    /// Who is there.
+    #[command(flatten)]
+    Presence(PresenceCommand),
     /// Ask whether the server serves; exit code 1 if it does not
     Health(HealthArgs),
     /// Make credentials for callers
@@ -128,6 +134,7 @@ impl ClientCommand {
     async fn execute(self) -> Result<(), CliError> {
         match self {
             Self::Values(command) => command.run().await,
+            Self::Presence(command) => command.run().await,
             Self::Health(args) => args.run().await,
             Self::Token(command) => command.run(),
             Self::Config(command) => command.run(),

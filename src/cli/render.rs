@@ -13,6 +13,7 @@ use clap::ValueEnum;
 use prost_reflect::{
     DescriptorError, DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions,
 };
+use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter};
 
 use super::error::{CliError, chain};
 use crate::{
@@ -89,6 +90,18 @@ pub(super) fn value_text(entry: &Entry) -> String {
     text
 }
 
+/// An id and its value as one line for people: control characters are escaped.
+pub(super) fn entry_line(entry: &Entry) -> String {
+    let mut line = String::new();
+    for character in value_text(entry).chars() {
+        match character.is_control() {
+            true => line.extend(character.escape_default()),
+            false => line.push(character),
+        }
+    }
+    format!("{}\t{line}", entry.id)
+}
+
 /// An expire time as text for people.
 pub(super) fn time(time: Option<&prost_types::Timestamp>) -> String {
     time.map_or_else(|| "never".to_owned(), ToString::to_string)
@@ -96,11 +109,24 @@ pub(super) fn time(time: Option<&prost_types::Timestamp>) -> String {
 
 /// The protobuf JSON mapping with an indent of two, like the output of grpcurl.
 pub(super) fn json(message: &str, reply: &impl prost::Message) -> Result<String, CliError> {
+    formatted(message, reply, PrettyFormatter::new())
+}
+
+/// The protobuf JSON mapping in one line.
+pub(super) fn json_line(message: &str, reply: &impl prost::Message) -> Result<String, CliError> {
+    formatted(message, reply, CompactFormatter)
+}
+
+fn formatted(
+    message: &str,
+    reply: &impl prost::Message,
+    formatter: impl Formatter,
+) -> Result<String, CliError> {
     let failed = |error: &dyn std::error::Error| CliError::Json(chain(error));
     let mut dynamic = DynamicMessage::new(descriptor(message)?);
     dynamic.transcode_from(reply).map_err(|e| failed(&e))?;
     let mut text = Vec::new();
-    let mut serializer = serde_json::Serializer::pretty(&mut text);
+    let mut serializer = serde_json::Serializer::with_formatter(&mut text, formatter);
     dynamic
         .serialize_with_options(&mut serializer, &SerializeOptions::new())
         .map_err(|e| failed(&e))?;
@@ -141,4 +167,16 @@ fn descriptor(message: &str) -> Result<MessageDescriptor, CliError> {
 /// Prints a line to standard output.
 pub(super) fn print_line(text: &str) -> Result<(), CliError> {
     Ok(writeln!(io::stdout(), "{text}")?)
+}
+
+/// Prints lines to standard output, at once.
+pub(super) fn print_lines(lines: &[String]) -> Result<(), CliError> {
+    if lines.is_empty() {
+        return Ok(());
+    }
+    let mut text = lines.join("\n");
+    text.push('\n');
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    Ok(stdout.flush()?)
 }

@@ -16,6 +16,10 @@ use super::{
 };
 use crate::proto::dyn_data_client::DynDataClient;
 
+/// How long a connection may be silent before the client asks whether the server is there, and how
+/// long it waits for the answer.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+
 /// The server that a client command calls, and how.
 #[derive(Debug, clap::Args)]
 pub(super) struct Target {
@@ -72,7 +76,10 @@ impl Target {
         };
         let mut endpoint = Endpoint::from_shared(self.url()?)
             .map_err(failed)?
-            .connect_timeout(self.timeout);
+            .connect_timeout(self.timeout)
+            // A stream notices that its server is gone without a word.
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE);
         if endpoint.uri().scheme_str() == Some("https") {
             endpoint = endpoint.tls_config(self.tls()?).map_err(failed)?;
         }
@@ -131,8 +138,17 @@ impl Target {
 
     /// Makes a request with the deadline and the token.
     pub(super) fn request<T>(&self, message: T) -> Result<tonic::Request<T>, CliError> {
-        let mut request = tonic::Request::new(message);
+        let mut request = self.request_without_deadline(message)?;
         request.set_timeout(self.timeout);
+        Ok(request)
+    }
+
+    /// Makes a request with the token, for a stream that lasts as long as its caller likes.
+    pub(super) fn request_without_deadline<T>(
+        &self,
+        message: T,
+    ) -> Result<tonic::Request<T>, CliError> {
+        let mut request = tonic::Request::new(message);
         if let Some(file) = &self.token_file {
             let token = read(file)?;
             let token = format!("Bearer {}", token.trim());
