@@ -24,6 +24,7 @@ mod results;
 mod servers;
 mod subjects;
 mod targets;
+mod watch;
 mod workload;
 
 use std::{

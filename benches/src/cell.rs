@@ -7,8 +7,8 @@ use anyhow::{Result, anyhow};
 use crate::{
     h2load,
     keys::KeySet,
-    load::closed_loop,
-    operation::Operation,
+    load::{self, closed_loop},
+    operation::{INDEXED, Operation},
     plan::CellPlan,
     results::{Cell, Generator},
     servers::Servers,
@@ -29,6 +29,17 @@ pub fn measure(servers: &mut Servers, round: usize, plan: CellPlan) -> Result<Ce
     };
     if let (Some(keys), true) = (&own_keys, operation.needs_values()) {
         servers.redis.fill(keys)?;
+    }
+    if let (Some(keys), Operation::Count | Operation::List) = (&own_keys, operation) {
+        servers.redis.remove_index(INDEXED)?;
+        let subject = servers.subject(plan.subject)?;
+        let workload = subject.kind.workload(Operation::MarkIndexed, keys)?;
+        load::call_all(
+            subject.address,
+            workload,
+            plan.shape,
+            keys.ids().len() as u64,
+        )?;
     }
     let cell = measure_with(servers, round, plan, own_keys.as_ref());
     if let (Some(keys), true) = (&own_keys, operation.removes()) {

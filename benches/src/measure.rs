@@ -4,24 +4,27 @@ use std::{
     fs,
     process::Command,
     thread,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, Error, Result};
+use hdrhistogram::Histogram;
 
 use crate::{
     cell::{self, TooBusy},
-    keys::KeySet,
+    keys::{IDS, KeySet},
     load::{self, Protocol, closed_loop},
     memory, open_loop,
     operation::Operation,
     plan::{CellPlan, Step, TARGET_SHAPE},
     redis::Redis,
     results::{
-        Entries, Generator, Latency, Machine, Memory, Purpose, Results, Select, Workers, rounded,
+        Entries, Generator, Latency, Machine, Memory, Purpose, Results, Select, Watch, Workers,
+        rounded,
     },
     servers::Servers,
     subjects::{Kind, Programs, Subject},
+    watch,
 };
 
 /// Pause between two steps, so that the next subject does not pay for closing connections.
@@ -30,6 +33,8 @@ const REST: Duration = Duration::from_millis(50);
 const IDLE_CONNECTIONS: usize = 1_000;
 /// Number of entries whose resident memory is measured.
 const STORED_ENTRIES: usize = 100_000;
+/// How long Marks are made for watchers.
+const WATCH_TIME: Duration = Duration::from_secs(10);
 /// A peer that has lost this many rows is left out. Each of them may take until its deadline.
 const LOST_ROWS: usize = 3;
 
@@ -117,6 +122,7 @@ impl Bench {
             } => self.latency(subject, percent, duration),
             Step::IdleMemory => self.idle_memory(),
             Step::EntriesMemory => self.entries_memory(),
+            Step::Watch => self.watch(),
         }
     }
 
@@ -287,6 +293,45 @@ impl Bench {
             "{STORED_ENTRIES} entries: {:.1} MiB, {bytes_per_entry:.0} bytes each",
             resident_bytes as f64 / MEBIBYTE
         ))
+    }
+
+    /// Without watchers, and with them.
+    fn watch(&mut self) -> Result<String> {
+        let mut lines = Vec::new();
+        for watchers in [0, watch::WATCHERS] {
+            let redis = self.servers.redis.clock;
+            let marking = self.servers.subject(Kind::Again)?.address;
+            let watching = self.servers.subject(Kind::Dyndata)?;
+            let (server, watching) = (watching.process.clock, watching.address);
+            let probe = || Ok((Instant::now(), server.now()?, redis.now()?));
+            let keys = KeySet::random(IDS);
+            let addresses = (marking, watching);
+            let found = watch::run(addresses, &keys, watchers, WATCH_TIME, probe)?;
+            self.servers.redis.check_known(&keys, &found.known)?;
+            let (before, after) = (found.before, found.after);
+            let us = |duration: Duration| duration.as_nanos() as f64 / 1e3;
+            let quantile = |times: &Histogram<u64>, quantile| {
+                rounded(times.value_at_quantile(quantile) as f64 / 1e3)
+            };
+            let row = Watch {
+                watchers,
+                events_per_second: rounded(
+                    found.events as f64 / (after.0 - before.0).as_secs_f64(),
+                ),
+                server_us_per_event: rounded(us(after.1 - before.1) / found.events.max(1) as f64),
+                redis_us_per_mark: rounded(us(after.2 - before.2) / found.marks as f64),
+                change_p50_us: quantile(&found.changes, 0.5),
+                change_p99_us: quantile(&found.changes, 0.99),
+                expiry_p50_us: quantile(&found.expiries, 0.5),
+                expiry_p99_us: quantile(&found.expiries, 0.99),
+            };
+            lines.push(format!(
+                "{watchers} watchers: {:.0} events/s, Redis {:.2} us a Mark",
+                row.events_per_second, row.redis_us_per_mark
+            ));
+            self.results.watch.push(row);
+        }
+        Ok(lines.join("; "))
     }
 
     /// A server with default settings on the embedded store, after its start.

@@ -8,6 +8,11 @@ use crate::keys::IDS;
 /// its further calls find nothing.
 const REMOVABLE: usize = 300_000;
 
+/// Number of ids that Count and List find.
+pub const PRESENT: usize = 1_000;
+/// An indexed namespace.
+pub const INDEXED: &str = "indexed";
+
 /// One kind of call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -30,13 +35,19 @@ pub enum Operation {
     Unmark,
     /// A BatchUnmark of this many ids, which are all marked.
     BatchUnmark(usize),
+    /// A Mark in an indexed namespace.
+    MarkIndexed,
+    /// A Count of [`PRESENT`] ids.
+    Count,
+    /// A List of [`PRESENT`] ids, which are one page.
+    List,
 }
 
 impl Operation {
     pub fn path(self) -> &'static str {
         match self {
             Self::Get => "/dyndata.v1.DynData/Get",
-            Self::Mark => "/dyndata.v1.DynData/Mark",
+            Self::Mark | Self::MarkIndexed => "/dyndata.v1.DynData/Mark",
             Self::BatchGet(_) => "/dyndata.v1.DynData/BatchGet",
             Self::BatchMark(_) => "/dyndata.v1.DynData/BatchMark",
             Self::MarkIf => "/dyndata.v1.DynData/MarkIf",
@@ -44,6 +55,8 @@ impl Operation {
             Self::Increment | Self::Limit => "/dyndata.v1.DynData/Increment",
             Self::Unmark => "/dyndata.v1.DynData/Unmark",
             Self::BatchUnmark(_) => "/dyndata.v1.DynData/BatchUnmark",
+            Self::Count => "/dyndata.v1.DynData/Count",
+            Self::List => "/dyndata.v1.DynData/List",
         }
     }
 
@@ -59,12 +72,28 @@ impl Operation {
             Self::Increment | Self::Limit => ("incrby", 1),
             Self::Unmark => ("del", 1),
             Self::BatchUnmark(size) => ("del", size as u64),
+            Self::MarkIndexed => ("zadd", 1),
+            // One for each shard.
+            Self::Count => ("zcount", 64),
+            Self::List => ("zscan", 64),
         }
     }
 
     /// Number of different ids in one cell.
     pub fn ids(self) -> usize {
-        if self.removes() { REMOVABLE } else { IDS }
+        match self {
+            Self::Count | Self::List => PRESENT,
+            _ if self.removes() => REMOVABLE,
+            _ => IDS,
+        }
+    }
+
+    /// The namespace of the ids.
+    pub fn namespace(self) -> &'static str {
+        match self {
+            Self::MarkIndexed | Self::Count | Self::List => INDEXED,
+            _ => "",
+        }
     }
 
     /// True if the calls expect that their ids are marked, and change that.
@@ -100,6 +129,9 @@ impl std::fmt::Display for Operation {
             Self::Limit => f.pad("Increment, max"),
             Self::Unmark => f.pad("Unmark"),
             Self::BatchUnmark(size) => f.pad(&format!("BatchUnmark({size})")),
+            Self::MarkIndexed => f.pad("Mark, indexed"),
+            Self::Count => f.pad(&format!("Count({PRESENT})")),
+            Self::List => f.pad(&format!("List({PRESENT})")),
         }
     }
 }

@@ -5,7 +5,8 @@ use std::{fmt::Display, time::Duration};
 use crate::{
     load::Shape,
     operation::Operation::{
-        self, BatchGet, BatchMark, BatchUnmark, Get, Increment, Limit, Mark, MarkIf, Touch, Unmark,
+        self, BatchGet, BatchMark, BatchUnmark, Count, Get, Increment, Limit, List, Mark, MarkIf,
+        MarkIndexed, Touch, Unmark,
     },
     results::{Generator, Purpose, Select},
     subjects::Kind,
@@ -22,7 +23,7 @@ pub const MANY_CONNECTIONS: Shape = shape(1000, 1);
 const SHAPES: [Shape; 4] = [SINGLE, shape(8, 1), TARGET_SHAPE, shape(100, 10)];
 const COMMON: [Operation; 4] = [Get, Mark, BatchGet(100), BatchGet(1000)];
 /// The calls that hardly any peer has. The shape is that of the targets.
-const FURTHER: [Operation; 7] = [
+const FURTHER: [Operation; 10] = [
     BatchMark(100),
     MarkIf,
     Touch(100),
@@ -30,6 +31,9 @@ const FURTHER: [Operation; 7] = [
     Limit,
     Unmark,
     BatchUnmark(100),
+    MarkIndexed,
+    Count,
+    List,
 ];
 /// The calls of the targets.
 const QUICK: [Operation; 6] = [
@@ -126,6 +130,7 @@ pub enum Step {
     },
     IdleMemory,
     EntriesMemory,
+    Watch,
 }
 
 impl Step {
@@ -145,12 +150,17 @@ impl Step {
             Self::RedisRoundTrip => Duration::from_millis(150),
             Self::IdleMemory => Duration::from_secs(2),
             Self::EntriesMemory => Duration::from_secs(4),
+            Self::Watch => Duration::from_secs(40),
         }
     }
 
     /// True if the step measures calls whose name starts with this.
     pub fn calls(self, name: &str) -> bool {
-        matches!(self, Self::Cell(plan) if plan.operation.to_string().starts_with(name))
+        match self {
+            Self::Cell(plan) => plan.operation.to_string().starts_with(name),
+            Self::Watch => self.to_string().starts_with(name),
+            _ => false,
+        }
     }
 
     /// The subject that the step measures. Steps about Redis alone belong to dyndata, whose figures
@@ -173,6 +183,7 @@ impl Display for Step {
             Self::Latency { percent, .. } => write!(f, "latency at {percent} %"),
             Self::IdleMemory => f.write_str("idle memory"),
             Self::EntriesMemory => f.write_str("memory with entries"),
+            Self::Watch => f.write_str("Watch"),
         }
     }
 }
@@ -247,6 +258,7 @@ fn full_steps(rounds: usize) -> Vec<(usize, Step)> {
         }
     }
     steps.push((0, Step::EntriesMemory));
+    steps.push((0, Step::Watch));
     steps
 }
 

@@ -13,6 +13,7 @@ use crate::{
     keys::KeySet,
     process::{BOUND, CpuClock, bounded},
     redis_server,
+    watch,
     workload::TTL,
 };
 
@@ -69,6 +70,16 @@ impl Redis {
         Ok(())
     }
 
+    /// Removes the index of an indexed namespace, so that nothing is marked there. Its values stay
+    /// until they expire, and nobody reads them.
+    pub fn remove_index(&mut self, namespace: &str) -> Result<()> {
+        let mut command = redis::cmd("UNLINK");
+        for shard in 0..64 {
+            command.arg(format!("dyn_data_index:{{{namespace}.{shard}}}"));
+        }
+        Ok(command.exec(&mut self.connection)?)
+    }
+
     /// Checks that the first `count` ids hold what a Mark of `keys` wrote, with its expiry.
     pub fn check_marked(&mut self, keys: &KeySet, count: usize) -> Result<()> {
         for id in keys.ids().iter().take(count) {
@@ -83,6 +94,26 @@ impl Redis {
                 (1..=TTL.as_millis() as i64).contains(&left),
                 "{key} expires in {left} ms"
             );
+        }
+        Ok(())
+    }
+
+    /// Checks that each watcher knows the values of its ids in Redis.
+    pub fn check_known(&mut self, keys: &KeySet, known: &[HashMap<String, i64>]) -> Result<()> {
+        for (watcher, known) in known.iter().enumerate() {
+            let ids = watch::ids_of(keys.ids(), watcher);
+            let mut command = redis::cmd("MGET");
+            for id in &ids {
+                command.arg(peer::key(id));
+            }
+            let stored: Vec<Option<i64>> = command.query(&mut self.connection)?;
+            for (id, stored) in ids.iter().zip(stored) {
+                let known = known.get(id).copied();
+                ensure!(
+                    known == stored,
+                    "watcher {watcher} knows {known:?} of {id}, Redis holds {stored:?}"
+                );
+            }
         }
         Ok(())
     }

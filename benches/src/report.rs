@@ -8,7 +8,7 @@ use crate::{
     measure::MEBIBYTE,
     operation::Operation,
     plan::{BATCH_GROWTH, CONNECTION_GROWTH, GROWTH_SUBJECTS, TARGET_SHAPE},
-    results::{CellRow, Generator, Latency, Lost, Purpose, Row, Spread, cpu},
+    results::{CellRow, Generator, Latency, Lost, Purpose, Row, Spread, Watch, cpu},
     subjects::Kind,
     targets::Target,
 };
@@ -55,6 +55,7 @@ fn page_tables(rows: &[Row]) -> Vec<(&'static str, String)> {
         ("targets", targets(rows)),
         ("latency", latency(rows)),
         ("calls", calls(rows)),
+        ("watch", watch(rows)),
         ("growth", growth(rows)),
     ];
     tables
@@ -104,6 +105,37 @@ fn calls(rows: &[Row]) -> String {
         "of Redis",
         "calls/s",
     ];
+    table(&headings, lines)
+}
+
+/// What Watch costs, and how late its events are.
+fn watch(rows: &[Row]) -> String {
+    let line = |found: &Watch| {
+        vec![
+            thousands(found.watchers as f64),
+            thousands(found.events_per_second),
+            format!("{:.2}", found.server_us_per_event),
+            format!("{:.2}", found.redis_us_per_mark),
+            thousands(found.change_p50_us),
+            thousands(found.change_p99_us),
+            thousands(found.expiry_p50_us),
+            thousands(found.expiry_p99_us),
+        ]
+    };
+    let headings = [
+        "watchers",
+        "events/s",
+        "CPU per event, us",
+        "of Redis per Mark",
+        "Mark to event, p50, us",
+        "p99",
+        "expiry to event, p50, us",
+        "p99",
+    ];
+    let lines = rows.iter().filter_map(|row| match row {
+        Row::Watch(found) => Some(line(found)),
+        _ => None,
+    });
     table(&headings, lines)
 }
 

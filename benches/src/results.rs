@@ -25,6 +25,7 @@ pub struct Results {
     pub latency: Vec<Latency>,
     pub memory: Vec<Memory>,
     pub entries: Vec<Entries>,
+    pub watch: Vec<Watch>,
     pub lost: Vec<Lost>,
 }
 
@@ -127,6 +128,22 @@ pub struct Entries {
     pub bytes_per_entry: f64,
 }
 
+/// Changes that one process tells its watchers, while another process makes them.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Watch {
+    pub watchers: usize,
+    pub events_per_second: f64,
+    /// Of the process that watches.
+    pub server_us_per_event: f64,
+    pub redis_us_per_mark: f64,
+    /// From the acknowledgement of a Mark to its event.
+    pub change_p50_us: f64,
+    pub change_p99_us: f64,
+    /// From the expiry of a value to its event.
+    pub expiry_p50_us: f64,
+    pub expiry_p99_us: f64,
+}
+
 /// A row that could not be measured.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Lost {
@@ -145,6 +162,7 @@ pub enum Row {
     Workers(WorkersRow),
     Latency(Latency),
     Entries(Entries),
+    Watch(Watch),
     Lost(Lost),
 }
 
@@ -294,6 +312,7 @@ impl Results {
         }));
         rows.extend(self.latency.iter().cloned().map(Row::Latency));
         rows.extend(self.entries.iter().cloned().map(Row::Entries));
+        rows.extend(self.watch.iter().cloned().map(Row::Watch));
         rows.extend(self.lost.iter().cloned().map(Row::Lost));
         rows
     }

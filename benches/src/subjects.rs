@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     keys::KeySet,
     load::{self, Protocol},
-    operation::Operation,
+    operation::{INDEXED, Operation},
     process::{Process, bound_command, free_address},
     ratelimit,
     redis_server::Directory,
@@ -213,6 +213,7 @@ impl Subject {
             // All load comes from one address, with up to 5,000 connections.
             .args(["--max-connections-per-peer", "10000"])
             .args(["--max-in-flight", "4096"])
+            .args(["--indexed-namespaces", INDEXED])
             .args(["--admin-listen", &free_address().to_string()])
             .args(arguments);
         if let Some(redis) = redis {

@@ -1,15 +1,18 @@
 //! The workloads: encoded requests, and what a reply to each of them must be.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use peer::proto::{
     BatchGetRequest, BatchGetResponse, BatchMarkRequest, BatchUnmarkRequest, BatchUnmarkResponse,
-    Entry, GetRequest, GetResponse, IncrementRequest, IncrementResponse, MarkIfRequest,
-    MarkIfResponse, MarkRequest, MarkResponse, TouchRequest, TouchResponse, TtlPolicy,
-    UnmarkRequest, UnmarkResponse, Value, batch_mark_request, entry, mark_if_request, mark_request,
-    value,
+    CountRequest, CountResponse, Entry, GetRequest, GetResponse, IncrementRequest,
+    IncrementResponse, ListRequest, ListResponse, MarkIfRequest, MarkIfResponse, MarkRequest,
+    MarkResponse, TouchRequest, TouchResponse, TtlPolicy, UnmarkRequest, UnmarkResponse, Value,
+    batch_mark_request, entry, mark_if_request, mark_request, value,
 };
 use prost::Message;
 use prost_types::Timestamp;
@@ -54,6 +57,8 @@ enum Replies {
     Touched(Vec<Vec<Entry>>),
     /// A counter that was incremented.
     Counted,
+    /// These ids in any order, each with the right expire time.
+    Listed(BTreeSet<String>),
     /// OK, from envoyproxy/ratelimit.
     Granted,
 }
@@ -104,13 +109,13 @@ impl Workload {
                 let requests = batches.into_iter().map(request).collect();
                 (requests, Replies::Known(replies))
             }
-            Operation::Mark => {
+            Operation::Mark | Operation::MarkIndexed => {
                 let request = |id: &String| {
                     frame(&MarkRequest {
+                        namespace: operation.namespace().to_owned(),
                         id: id.clone(),
                         value: Some(mark_request::Value::IntValue(keys.value(id))),
                         ttl,
-                        ..Default::default()
                     })
                 };
                 let replies = if constant {
@@ -209,6 +214,23 @@ impl Workload {
                     ids.chunks(size).map(request).collect(),
                     Replies::Removed(size),
                 )
+            }
+            Operation::Count => {
+                let request = CountRequest {
+                    namespace: operation.namespace().to_owned(),
+                };
+                let reply = CountResponse {
+                    count: ids.len() as i64,
+                };
+                (vec![frame(&request)], Replies::Known(vec![frame(&reply)]))
+            }
+            Operation::List => {
+                let request = ListRequest {
+                    namespace: operation.namespace().to_owned(),
+                    ..Default::default()
+                };
+                let ids = ids.iter().cloned().collect();
+                (vec![frame(&request)], Replies::Listed(ids))
             }
         };
         Self {
@@ -320,6 +342,17 @@ impl Workload {
                 response.applied
                     && (1..MAX).contains(&response.value)
                     && expires(response.expire_time.as_ref())?
+            }
+            Replies::Listed(ids) => {
+                let response: ListResponse = message(reply)?;
+                let mut right = response.next_page_token.is_empty();
+                // An id may come twice.
+                let mut seen = BTreeSet::new();
+                for entry in response.entries {
+                    right &= expires(entry.expire_time.as_ref())?;
+                    seen.insert(entry.id);
+                }
+                right && seen == *ids
             }
             Replies::Granted => message::<RateLimitResponse>(reply)?.is_ok(),
         };
