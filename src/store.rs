@@ -23,7 +23,8 @@ pub(crate) use self::failure::{Outcome, StoreError, WriteError};
 pub(crate) use self::status::{LinkState, StoreStatus};
 use self::{memory::MemoryStore, redis::RedisStore};
 use crate::model::{
-    Condition, Counter, ExpireTime, Found, Id, Increment, MarkItem, MarkedIf, Namespace, Ttl, Value,
+    Condition, Counter, ExpireTime, Found, Id, Increment, MarkItem, MarkedIf, Namespace, Page,
+    PageStart, Ttl, Value,
 };
 
 /// One worker's access to the values.
@@ -169,6 +170,29 @@ impl Store {
         match self {
             Self::Memory(store) => store.touch(namespace, ids, ttl, max_bytes, see),
             Self::Redis(store) => store.touch(namespace, ids, ttl, max_bytes, see).await,
+        }
+    }
+
+    /// Says how many ids of an indexed namespace are marked: at least those that are marked
+    /// throughout the call, and at most those that are marked at some moment of it.
+    pub(crate) async fn count(&self, namespace: Namespace<'_>) -> Result<u64, StoreError> {
+        match self {
+            Self::Memory(store) => Ok(store.count(namespace)),
+            Self::Redis(store) => store.count(namespace).await,
+        }
+    }
+
+    /// Lists about `size` ids of an indexed namespace, from the start or from where a page before
+    /// has ended. An id that stays marked until the last page is on at least one page.
+    pub(crate) async fn list(
+        &self,
+        namespace: Namespace<'_>,
+        size: usize,
+        start: Option<PageStart>,
+    ) -> Result<Page, StoreError> {
+        match self {
+            Self::Memory(store) => Ok(store.list(namespace, size, start)),
+            Self::Redis(store) => store.list(namespace, size, start).await,
         }
     }
 

@@ -35,6 +35,18 @@ pub struct Page {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RunId(pub [u8; 20]);
 
+impl RunId {
+    /// Reads a run id as Redis writes it.
+    pub fn parse(text: &str) -> Option<Self> {
+        from_hex(text).map(Self)
+    }
+
+    /// The run id as Redis writes it.
+    pub fn to_hex(self) -> String {
+        to_hex(&self.0)
+    }
+}
+
 /// Where a page begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PageStart {
@@ -85,7 +97,7 @@ impl PageStart {
         bytes.extend_from_slice(&self.run_id.0);
         let check = checksum(&bytes, namespace);
         bytes.extend_from_slice(&check);
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+        to_hex(&bytes)
     }
 }
 
@@ -100,8 +112,12 @@ fn checksum(token: &[u8], namespace: Namespace<'_>) -> [u8; CHECK_BYTES] {
     check
 }
 
+fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Reads bytes in lower-case hexadecimal digits, if there are exactly so many.
-pub(crate) fn from_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
+fn from_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digits = text.as_bytes();
     if digits.len() != 2 * N {
         return None;

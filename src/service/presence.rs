@@ -3,8 +3,8 @@
 use super::context::{CallContext, Service};
 use crate::{
     error::Error,
-    model::{Namespace, PageStart, page_size},
-    proto::{CountRequest, CountResponse, ListRequest, ListResponse},
+    model::{self, Namespace, Page, PageStart, page_size},
+    proto::{CountRequest, CountResponse, Entry, ListRequest, ListResponse},
 };
 
 /// What an id of a page takes while the page is put together: its text, its expiry, and its entry in
@@ -18,8 +18,12 @@ pub(super) async fn count(
     request: CountRequest,
 ) -> Result<CountResponse, Error> {
     let CountRequest { namespace } = &request;
-    check_indexed(service, call, namespace)?;
-    Err(Error::Unimplemented)
+    let namespace = check_indexed(service, call, namespace)?;
+    let observer = service.observe(call);
+    let count = observer.end(service.store.count(namespace).await)?;
+    Ok(CountResponse {
+        count: i64::try_from(count).unwrap_or(i64::MAX),
+    })
 }
 
 /// Names the ids of one page.
@@ -34,12 +38,23 @@ pub(super) async fn list(
         page_token,
     } = &request;
     let namespace = check_indexed(service, call, namespace)?;
-    let _size = page_size(*size)?;
-    let _start = match page_token.as_str() {
+    let size = page_size(*size)?;
+    let start = match page_token.as_str() {
         "" => None,
         token => Some(PageStart::parse(token, namespace)?),
     };
-    Err(Error::Unimplemented)
+    let observer = service.observe(call);
+    let listed = service.store.list(namespace, size, start).await;
+    let Page { ids, next } = observer.end(listed)?;
+    let entries = ids.into_iter().map(|(id, expire_time)| Entry {
+        id: id.into(),
+        value: None,
+        expire_time: expire_time.map(model::timestamp),
+    });
+    Ok(ListResponse {
+        entries: entries.collect(),
+        next_page_token: next.map_or_else(String::new, |next| next.token(namespace)),
+    })
 }
 
 /// What a List takes while it waits for the store.

@@ -11,6 +11,7 @@
 
 mod change_log;
 mod changes;
+mod clocks;
 mod key;
 mod shards;
 mod values;

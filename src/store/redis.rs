@@ -6,6 +6,10 @@
 //! | [`values`] | Mark, Get and BatchGet |
 //! | [`batches`] | BatchMark, BatchUnmark and Touch: pipelines |
 //! | [`scripted`] | Unmark, MarkIf and Increment: scripts, whose texts are in `scripts/` |
+//! | [`indexed`] | what writes only in indexed namespaces do |
+//! | [`presence`] | Count and List |
+//! | [`sweep`] | removes from the indexes what has expired |
+//! | [`script`] | how a script is called |
 //! | [`entry`] | reading what one id holds, with its expiry or without |
 //! | [`layout`] | keys and values as other programs see them |
 //! | [`tracking`] | says which keys change, and reads them, for watches |
@@ -20,11 +24,15 @@ mod entry;
 #[cfg(any(test, fuzzing))]
 #[path = "../../fuzz/oracles/redis.rs"]
 pub(crate) mod fuzzing;
+mod indexed;
 mod layout;
+mod presence;
+mod script;
 mod scripted;
 mod servers;
 pub(crate) mod settings;
 mod store;
+mod sweep;
 mod tracking;
 mod values;
 mod wire;

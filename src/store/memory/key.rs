@@ -19,6 +19,15 @@ impl Key {
         self.0.split_once('/').map_or("", |(name, _)| name)
     }
 
+    pub(super) fn id(&self) -> &str {
+        self.0.split_once('/').map_or("", |(_, id)| id)
+    }
+
+    /// A key that is not after any other.
+    pub(super) fn first() -> Self {
+        Self("".into())
+    }
+
     pub(super) fn to_bytes(&self) -> Bytes {
         Bytes::copy_from_slice(self.0.as_bytes())
     }

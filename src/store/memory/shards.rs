@@ -4,7 +4,7 @@
 //! entry needs their room.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     hash::{BuildHasher as _, RandomState},
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -13,14 +13,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{change_log::ChangeLog, key::Key};
+use super::{change_log::ChangeLog, clocks::Clocks, key::Key};
 use crate::{
-    model::{IndexedNamespaces, Namespace, Value},
+    model::{INDEX_SHARDS, IndexedNamespaces, Namespace, Page, PageStart, RunId, Value},
     store::failure::StoreError,
 };
 
-/// So many shards that two workers rarely want the same lock.
-const SHARDS: usize = 64;
+/// So many shards that two workers rarely want the same lock. A List goes from shard to shard.
+const SHARDS: usize = INDEX_SHARDS as usize;
 
 /// How often the background sweep should run.
 pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
@@ -33,9 +33,14 @@ pub(crate) struct MemoryStore {
     entries: AtomicUsize,
     max_entries: usize,
     indexed: IndexedNamespaces,
+    /// Tells the pages of this store from those of others.
+    run_id: RunId,
     sequence: AtomicU64,
     pub(super) changes: ChangeLog,
 }
+
+/// An id of a page, and when it expires.
+type Listed = (Box<str>, Instant);
 
 /// When an entry expires, and a number that differs between entries with the same instant.
 type Expiry = (Instant, u64);
@@ -44,12 +49,25 @@ type Expiry = (Instant, u64);
 struct Shard {
     slots: HashMap<Key, Slot>,
     by_expiry: BTreeMap<Expiry, Key>,
+    /// The keys of each indexed namespace, with their hashes. A hash says where a List goes on.
+    indexes: Vec<BTreeSet<(u64, Key)>>,
 }
 
 #[derive(Debug)]
 struct Slot {
     value: Value<'static>,
     expiry: Expiry,
+    /// Where the key is in an index, if its namespace has one.
+    place: Option<Place>,
+}
+
+/// Where a key is in an index.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// The place of the namespace among those that are indexed.
+    index: usize,
+    /// The hash of the key.
+    hash: u64,
 }
 
 /// What becomes of an entry.
@@ -68,7 +86,10 @@ impl MemoryStore {
     /// An empty store that takes at most `max_entries`, and indexes some namespaces.
     pub(crate) fn new(max_entries: usize, indexed: IndexedNamespaces) -> Self {
         Self {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            shards: (0..SHARDS)
+                .map(|_| Mutex::new(Shard::new(indexed.len())))
+                .collect(),
+            run_id: RunId(std::array::from_fn(|_| fastrand::u8(..))),
             hasher: RandomState::new(),
             entries: AtomicUsize::new(0),
             max_entries,
@@ -81,6 +102,77 @@ impl MemoryStore {
     /// Whether the store can count and list the ids of a namespace.
     pub(crate) fn is_indexed(&self, namespace: Namespace<'_>) -> bool {
         self.indexed.contains(namespace)
+    }
+
+    /// How many ids of an indexed namespace are marked. Locks one shard at a time.
+    pub(crate) fn count(&self, namespace: Namespace<'_>) -> u64 {
+        let Some(index) = self.indexed.position(namespace) else {
+            return 0;
+        };
+        let counts = self.shards.iter().map(|shard| {
+            let mut shard = lock(shard);
+            let removed = shard.remove_expired(Instant::now());
+            self.entries.fetch_sub(removed, Ordering::Relaxed);
+            shard.indexes[index].len() as u64
+        });
+        counts.sum()
+    }
+
+    /// One page of the ids of an indexed namespace. Locks one shard at a time.
+    pub(crate) fn list(
+        &self,
+        namespace: Namespace<'_>,
+        size: usize,
+        start: Option<PageStart>,
+    ) -> Page {
+        let Some(index) = self.indexed.position(namespace) else {
+            return Page::default();
+        };
+        let (first, mut cursor) = start.map_or((0, 0), |start| {
+            // A cursor means nothing to another store.
+            let is_ours = start.run_id == self.run_id;
+            (start.shard, if is_ours { start.cursor } else { 0 })
+        });
+        let clocks = Clocks::read();
+        let mut listed = Vec::new();
+        let mut next = None;
+        for number in first..INDEX_SHARDS {
+            let shard = lock(&self.shards[usize::from(number)]);
+            if let Some(cursor) = shard.list(
+                Place {
+                    index,
+                    hash: cursor,
+                },
+                size,
+                &mut listed,
+            ) {
+                next = Some(PageStart {
+                    shard: number,
+                    run_id: self.run_id,
+                    cursor,
+                });
+                break;
+            }
+            cursor = 0;
+        }
+        let ids = listed.into_iter();
+        let ids = ids.map(|(id, expiry)| (id, Some(clocks.system_time_of(expiry))));
+        Page {
+            ids: ids.collect(),
+            next,
+        }
+    }
+
+    /// Where a key is in an index, if its namespace has one.
+    fn place(&self, key: &Key) -> Option<Place> {
+        if self.indexed.is_empty() {
+            return None;
+        }
+        let namespace = Namespace::try_from(key.namespace()).ok()?;
+        Some(Place {
+            index: self.indexed.position(namespace)?,
+            hash: self.hasher.hash_one(key),
+        })
     }
 
     /// Changes one entry in one step: `decide` sees the live entry, if there is one, and says what
@@ -133,7 +225,13 @@ impl MemoryStore {
             Change::Keep => return,
             Change::Write(value, instant) => {
                 let expiry = expiry(instant);
-                shard.put(key, Slot { value, expiry });
+                let place = self.place(key);
+                let slot = Slot {
+                    value,
+                    expiry,
+                    place,
+                };
+                shard.put(key, slot);
             }
             Change::ExpireAt(instant) => shard.expire_at(key, expiry(instant)),
             Change::Remove => {
@@ -199,6 +297,30 @@ impl MemoryStore {
 }
 
 impl Shard {
+    /// An empty shard that indexes so many namespaces.
+    fn new(indexes: usize) -> Self {
+        Self {
+            indexes: vec![BTreeSet::new(); indexes],
+            ..Self::default()
+        }
+    }
+
+    /// Adds ids of an index to a page until it has `size`. Returns the hash at which to go on, if there
+    /// is more. All ids of one hash come together.
+    fn list(&self, from: Place, size: usize, page: &mut Vec<Listed>) -> Option<u64> {
+        let mut last = None;
+        for (hash, key) in self.indexes[from.index].range((from.hash, Key::first())..) {
+            if page.len() >= size && last != Some(*hash) {
+                return Some(*hash);
+            }
+            last = Some(*hash);
+            if let Some((_, expiry)) = self.live(key) {
+                page.push((key.id().into(), expiry));
+            }
+        }
+        None
+    }
+
     /// The value and the expiry of an entry that has not expired.
     fn live(&self, key: &Key) -> Option<(&Value<'_>, Instant)> {
         let slot = self.slots.get(key)?;
@@ -208,6 +330,9 @@ impl Shard {
 
     fn put(&mut self, key: &Key, slot: Slot) {
         self.by_expiry.insert(slot.expiry, key.clone());
+        if let Some(Place { index, hash }) = slot.place {
+            self.indexes[index].insert((hash, key.clone()));
+        }
         if let Some(previous) = self.slots.insert(key.clone(), slot) {
             self.by_expiry.remove(&previous.expiry);
         }
@@ -223,11 +348,18 @@ impl Shard {
 
     /// Whether there was such an entry.
     fn remove(&mut self, key: &Key) -> bool {
-        let removed = self.slots.remove(key);
-        if let Some(slot) = &removed {
-            self.by_expiry.remove(&slot.expiry);
+        let Some(slot) = self.slots.remove(key) else {
+            return false;
+        };
+        self.by_expiry.remove(&slot.expiry);
+        self.remove_from_index(key, slot.place);
+        true
+    }
+
+    fn remove_from_index(&mut self, key: &Key, place: Option<Place>) {
+        if let Some(Place { index, hash }) = place {
+            self.indexes[index].remove(&(hash, key.clone()));
         }
-        removed.is_some()
     }
 
     fn remove_expired(&mut self, now: Instant) -> usize {
@@ -235,7 +367,10 @@ impl Shard {
         while let Some(first) = self.by_expiry.first_entry()
             && first.key().0 <= now
         {
-            self.slots.remove(&first.remove());
+            let key = first.remove();
+            if let Some(slot) = self.slots.remove(&key) {
+                self.remove_from_index(&key, slot.place);
+            }
             removed += 1;
         }
         removed

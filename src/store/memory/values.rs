@@ -3,6 +3,7 @@
 use std::time::{Instant, SystemTime};
 
 use super::{
+    clocks::Clocks,
     key::Key,
     shards::{Change, MemoryStore},
 };
@@ -220,28 +221,6 @@ impl MemoryStore {
             }
         }
         Ok(())
-    }
-}
-
-/// The same moment on both clocks.
-#[derive(Clone, Copy)]
-struct Clocks {
-    system: SystemTime,
-    instant: Instant,
-}
-
-impl Clocks {
-    fn read() -> Self {
-        // The system clock is read first, so that no expire time is later than the expiry.
-        let system = SystemTime::now();
-        Self {
-            system,
-            instant: Instant::now(),
-        }
-    }
-
-    fn system_time_of(self, instant: Instant) -> SystemTime {
-        self.system + instant.saturating_duration_since(self.instant)
     }
 }
 

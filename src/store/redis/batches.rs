@@ -27,13 +27,18 @@ impl RedisStore {
         namespace: Namespace<'_>,
         items: &[MarkItem<'_>],
     ) -> Result<(), WriteError> {
-        let ids = items.iter().map(|item| item.id);
-        let replies = self.write_each(namespace, ids, |at, commands| {
-            let MarkItem { id, value, ttl } = &items[at];
-            values::write_set(&self.layout, namespace, *id, value, *ttl, commands);
-        });
+        let replies = if self.is_indexed(namespace) {
+            Box::pin(self.batch_mark_indexed(namespace, items)).await?
+        } else {
+            let ids = items.iter().map(|item| item.id);
+            let replies = self.write_each(namespace, ids, |at, commands| {
+                let MarkItem { id, value, ttl } = &items[at];
+                values::write_set(&self.layout, namespace, *id, value, *ttl, commands);
+            });
+            replies.await?
+        };
         let mut tally = Tally::default();
-        replies.await?.read(|reply| {
+        replies.read(|reply| {
             tally.add(reply.and_then(|reply| match reply {
                 Some(Reply::Status(b"OK")) => Ok(()),
                 reply => Err(failure::refused("SET", reply)),
@@ -47,14 +52,19 @@ impl RedisStore {
         namespace: Namespace<'_>,
         ids: &[Id<'_>],
     ) -> Result<usize, WriteError> {
-        let replies = self.write_each(namespace, ids.iter().copied(), |at, commands| {
-            let out = commands.command(2);
-            argument(out, b"DEL");
-            self.layout.write_key(namespace, ids[at], out);
-        });
+        let replies = if self.is_indexed(namespace) {
+            Box::pin(self.batch_unmark_indexed(namespace, ids)).await?
+        } else {
+            let replies = self.write_each(namespace, ids.iter().copied(), |at, commands| {
+                let out = commands.command(2);
+                argument(out, b"DEL");
+                self.layout.write_key(namespace, ids[at], out);
+            });
+            replies.await?
+        };
         let mut tally = Tally::default();
         let mut removed = 0;
-        replies.await?.read(|reply| {
+        replies.read(|reply| {
             tally.add(reply.and_then(|reply| match reply {
                 Some(Reply::Int(count @ (0 | 1))) => {
                     removed += usize::from(count == 1);
@@ -77,17 +87,22 @@ impl RedisStore {
     ) -> Result<(), WriteError> {
         // Read before Redis starts to count, so that the promise is never later than the expiry.
         let expire_time = SystemTime::now() + ttl.as_duration();
-        let replies = self.write_each(namespace, ids.iter().copied(), |at, commands| {
-            let out = commands.command(4);
-            argument(out, b"GETEX");
-            self.layout.write_key(namespace, ids[at], out);
-            argument(out, b"PX");
-            argument(out, itoa::Buffer::new().format(ttl.as_millis()).as_bytes());
-        });
+        let replies = if self.is_indexed(namespace) {
+            Box::pin(self.touch_indexed(namespace, ids, ttl)).await?
+        } else {
+            let replies = self.write_each(namespace, ids.iter().copied(), |at, commands| {
+                let out = commands.command(4);
+                argument(out, b"GETEX");
+                self.layout.write_key(namespace, ids[at], out);
+                argument(out, b"PX");
+                argument(out, itoa::Buffer::new().format(ttl.as_millis()).as_bytes());
+            });
+            replies.await?
+        };
         let mut tally = Tally::default();
         let mut bytes = 0;
         let mut unseen = ids.iter();
-        replies.await?.read(|reply| {
+        replies.read(|reply| {
             let found = reply.and_then(|reply| match reply {
                 Some(Reply::Nil) => Ok(None),
                 Some(Reply::Bulk(stored)) => {
@@ -143,7 +158,7 @@ impl RedisStore {
 }
 
 /// One reply for each id.
-enum EachReply {
+pub(super) enum EachReply {
     /// From one server: so many replies in a row.
     Together(usize, Bytes),
     /// From the nodes of a cluster.

@@ -73,8 +73,18 @@ impl KeyLayout {
         }
     }
 
+    /// Writes the key of an id in an indexed namespace, and the key of the index that has the id.
+    pub(crate) fn write_key_and_index(
+        &self,
+        namespace: Namespace<'_>,
+        id: Id<'_>,
+        out: &mut Vec<u8>,
+    ) {
+        self.write_key(namespace, id, out);
+        self.write_index_key(namespace, shard(id), out);
+    }
+
     /// Writes the key of the index of a shard as one part of a command.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the writes follow"))]
     pub(crate) fn write_index_key(&self, namespace: Namespace<'_>, shard: u16, out: &mut Vec<u8>) {
         let tag = Tag::new(namespace, shard);
         commands::argument_length(out, self.prefix.len() + INDEX.len() + tag.length());
@@ -85,7 +95,6 @@ impl KeyLayout {
     }
 
     /// The key of the index of a shard.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the writes follow"))]
     pub(crate) fn index_key(&self, namespace: Namespace<'_>, shard: u16) -> Vec<u8> {
         let mut key = [self.prefix.as_bytes(), INDEX].concat();
         Tag::new(namespace, shard).write(&mut key);

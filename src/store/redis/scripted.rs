@@ -1,8 +1,5 @@
 //! Unmark, MarkIf and Increment on Redis. What needs a decision between reading and writing is a
 //! script, which Redis runs in one step. [`Store`](crate::store::Store) documents them.
-//!
-//! A script is called by its hash. A Redis that does not know the script, as after a restart or a
-//! failover, gets the whole text.
 
 use std::{
     sync::LazyLock,
@@ -10,14 +7,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use ring::digest;
 
 use super::{
     layout,
+    script::{Arity, Script},
     servers::link::Effect,
     store::RedisStore,
     wire::{
-        commands::{Commands, argument},
+        commands::argument,
         failure,
         resp::{Replies, Reply},
     },
@@ -27,12 +24,27 @@ use crate::{
     store::failure::{StoreError, WriteError},
 };
 
-static MARK_IF: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("scripts/mark_if.lua")));
-static UNMARK_IF: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("scripts/unmark_if.lua")));
-static INCREMENT: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("scripts/increment.lua")));
+/// The two forms of a script.
+struct ScriptPair {
+    /// For namespaces without an index.
+    plain: Script,
+    /// For indexed namespaces.
+    indexed: Script,
+}
+
+/// Loads both forms of a script.
+macro_rules! script_pair {
+    ($file:literal) => {
+        LazyLock::new(|| ScriptPair {
+            plain: Script::new(include_str!(concat!("scripts/", $file))),
+            indexed: Script::new(include_str!(concat!("scripts/indexed/", $file))),
+        })
+    };
+}
+
+static MARK_IF: LazyLock<ScriptPair> = script_pair!("mark_if.lua");
+static UNMARK_IF: LazyLock<ScriptPair> = script_pair!("unmark_if.lua");
+static INCREMENT: LazyLock<ScriptPair> = script_pair!("increment.lua");
 
 impl RedisStore {
     pub(crate) async fn unmark(
@@ -42,6 +54,9 @@ impl RedisStore {
         if_equal: Option<&Value<'_>>,
     ) -> Result<bool, WriteError> {
         let reply = match if_equal {
+            None if self.is_indexed(namespace) => {
+                return Box::pin(self.unmark_indexed(namespace, id)).await;
+            }
             None => {
                 let reply = self.request(Effect::Write, namespace, id, |commands| {
                     let out = commands.command(2);
@@ -159,52 +174,34 @@ impl RedisStore {
         })
     }
 
-    /// Runs a script on the key of an id. `write` writes its `arguments` arguments.
+    /// Runs a script on the key of an id. `write` writes its `arguments` arguments. In an indexed
+    /// namespace, the script also gets the key of the index and the id.
     async fn run(
         &self,
-        script: &Script,
+        scripts: &ScriptPair,
         arguments: usize,
         namespace: Namespace<'_>,
         id: Id<'_>,
         write: impl Fn(&mut Vec<u8>),
     ) -> Result<Bytes, WriteError> {
-        let call = |name: &[u8], script: &[u8], commands: &mut Commands<'_>| {
-            let out = commands.command(4 + arguments);
-            argument(out, name);
-            argument(out, script);
-            argument(out, b"1");
+        let slot = || self.slot(namespace, id);
+        if self.is_indexed(namespace) {
+            let arity = Arity {
+                keys: 2,
+                arguments: arguments + 1,
+            };
+            let call = self.eval(Effect::Write, &scripts.indexed, arity, slot, |out| {
+                self.layout.write_key_and_index(namespace, id, out);
+                write(out);
+                argument(out, id.as_str().as_bytes());
+            });
+            return Box::pin(call).await;
+        }
+        let arity = Arity { keys: 1, arguments };
+        self.eval(Effect::Write, &scripts.plain, arity, slot, |out| {
             self.layout.write_key(namespace, id, out);
             write(out);
-        };
-        let by_hash = |commands: &mut Commands<'_>| {
-            call(b"EVALSHA", script.hash.as_bytes(), commands);
-        };
-        let reply = self.request(Effect::Write, namespace, id, by_hash).await?;
-        if !reply.starts_with(b"-NOSCRIPT") {
-            return Ok(reply);
-        }
-        // Redis has not run the script, so this repeats nothing.
-        let by_text = |commands: &mut Commands<'_>| {
-            call(b"EVAL", script.text.as_bytes(), commands);
-        };
-        Box::pin(self.request(Effect::Write, namespace, id, by_text)).await
-    }
-}
-
-/// A script, and the hash by which Redis knows it.
-struct Script {
-    text: &'static str,
-    hash: String,
-}
-
-impl Script {
-    fn new(text: &'static str) -> Self {
-        // Redis's choice of hash. Nothing depends on its being secure.
-        let hash = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes());
-        let hash = hash.as_ref().iter().map(|byte| format!("{byte:02x}"));
-        Self {
-            text,
-            hash: hash.collect(),
-        }
+        })
+        .await
     }
 }

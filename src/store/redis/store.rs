@@ -1,5 +1,7 @@
 //! One worker's Redis store: its servers, and how keys look in them.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::{
@@ -9,8 +11,10 @@ use super::{
         link::{Effect, Link},
         place::Place,
         sentinel::Sentinels,
+        task::AbortOnDrop,
     },
     settings::{RedisMode, RedisSettings},
+    sweep,
     wire::{commands::Commands, connect::Connector},
 };
 use crate::{
@@ -18,11 +22,13 @@ use crate::{
     store::{failure::WriteError, status::StoreStatus},
 };
 
-/// One worker's access to Redis. Clones share its links.
+/// One worker's access to Redis. Clones share its links. Dropping the last one ends its tasks.
 #[derive(Debug, Clone)]
 pub(crate) struct RedisStore {
     pub(super) servers: Servers,
     pub(super) layout: KeyLayout,
+    /// The task that sweeps the indexes. One worker has it.
+    sweep: Option<Arc<AbortOnDrop>>,
 }
 
 #[derive(Debug, Clone)]
@@ -68,14 +74,20 @@ impl RedisStore {
                 Servers::Cluster(Cluster::start(connector, urls.addrs(), *timeout, report))
             }
         };
-        Self {
+        let mut store = Self {
             servers,
             layout: KeyLayout {
                 prefix: key_prefix.clone(),
                 format: *key_format,
                 indexed: indexed.clone(),
             },
+            sweep: None,
+        };
+        if worker == 0 && !indexed.is_empty() {
+            let task = tokio::spawn(sweep::run(store.clone()));
+            store.sweep = Some(Arc::new(AbortOnDrop(task.abort_handle())));
         }
+        store
     }
 
     /// Whether a namespace has an index of its ids.
@@ -91,11 +103,28 @@ impl RedisStore {
         id: Id<'_>,
         encode: impl Fn(&mut Commands<'_>),
     ) -> Result<Bytes, WriteError> {
+        // Not with `request_at`: a future that is handed on takes up twice its size.
         match &self.servers {
             Servers::One(link) => link.request(effect, encode).await,
             Servers::Cluster(cluster) => {
                 // Boxed, so that the future of a call to a single server has no room for this.
                 Box::pin(cluster.request(effect, self.slot(namespace, id), encode)).await
+            }
+        }
+    }
+
+    /// Sends one unit about keys of one slot.
+    pub(super) async fn request_at(
+        &self,
+        effect: Effect,
+        slot: impl Fn() -> u16,
+        encode: impl Fn(&mut Commands<'_>),
+    ) -> Result<Bytes, WriteError> {
+        match &self.servers {
+            Servers::One(link) => link.request(effect, encode).await,
+            Servers::Cluster(cluster) => {
+                // Boxed, so that the future of a call to a single server has no room for this.
+                Box::pin(cluster.request(effect, slot(), encode)).await
             }
         }
     }

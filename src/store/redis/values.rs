@@ -36,6 +36,10 @@ impl RedisStore {
         value: &Value<'_>,
         ttl: Ttl,
     ) -> Result<SystemTime, WriteError> {
+        if self.is_indexed(namespace) {
+            // Boxed, so that the future of other Marks has no room for this.
+            return Box::pin(self.mark_indexed(namespace, id, value, ttl)).await;
+        }
         // Read before Redis starts to count, so that the promise is never later than the expiry.
         let expire_time = SystemTime::now() + ttl.as_duration();
         let reply = self.request(Effect::Write, namespace, id, |commands| {

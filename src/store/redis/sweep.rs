@@ -1,0 +1,78 @@
+//! Removes from the indexes what has expired. Redis removes expired values by itself, but it does not
+//! know what the members of an index mean.
+//!
+//! Each process sweeps every shard about every ten seconds. Several processes do no harm, because
+//! the second one finds nothing. Nobody waits for the sweep: Count and List look at the expiry of
+//! each id.
+
+use std::{sync::LazyLock, time::Duration};
+
+use tokio::time::sleep;
+
+use super::{
+    script::{Arity, Script},
+    servers::{cluster, link::Effect},
+    store::RedisStore,
+    wire::{
+        commands::argument,
+        failure,
+        resp::{Replies, Reply},
+    },
+};
+use crate::{
+    model::{INDEX_SHARDS, Namespace},
+    store::failure::StoreError,
+};
+
+static TRIM: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("scripts/indexed/trim.lua")));
+
+/// How often each shard is swept.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// The most ids that one step removes. Redis serves nobody else meanwhile.
+const MAX_STEP: i64 = 1000;
+/// The pause between two steps in one shard, so that calls come in between.
+const BETWEEN_STEPS: Duration = Duration::from_millis(5);
+
+/// Sweeps for as long as it is polled.
+pub(super) async fn run(store: RedisStore) {
+    let names: Vec<String> = store.layout.indexed.names().map(str::to_owned).collect();
+    let visits = names.len() * usize::from(INDEX_SHARDS);
+    let Ok(visits) = u32::try_from(visits) else {
+        return;
+    };
+    loop {
+        for name in &names {
+            let Ok(namespace) = Namespace::try_from(name.as_str()) else {
+                continue;
+            };
+            for shard in 0..INDEX_SHARDS {
+                // Jitter, so that processes do not sweep the same shard together.
+                sleep((INTERVAL / visits).mul_f64(0.5 + fastrand::f64())).await;
+                // After a failure, the shard is swept in the next round.
+                while let Ok(MAX_STEP) = store.trim(namespace, shard).await {
+                    sleep(BETWEEN_STEPS).await;
+                }
+            }
+        }
+    }
+}
+
+impl RedisStore {
+    /// Removes expired ids from the index of a shard. Returns how many were removed.
+    async fn trim(&self, namespace: Namespace<'_>, shard: u16) -> Result<i64, StoreError> {
+        let slot = || cluster::slot(&self.layout.index_key(namespace, shard));
+        let arity = Arity {
+            keys: 1,
+            arguments: 1,
+        };
+        let reply = self.eval(Effect::Write, &TRIM, arity, slot, |out| {
+            self.layout.write_index_key(namespace, shard, out);
+            argument(out, itoa::Buffer::new().format(MAX_STEP).as_bytes());
+        });
+        match Replies::new(&reply.await?).next() {
+            Some(Reply::Int(removed)) => Ok(removed),
+            reply => Err(failure::unexpected("trim", reply)),
+        }
+    }
+}
