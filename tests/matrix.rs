@@ -5,12 +5,12 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use dyndata::proto::{
-    BatchMarkRequest, BatchUnmarkRequest, Entry, IncrementRequest, MarkIfRequest, TouchRequest,
-    TtlPolicy, UnmarkRequest, Value, batch_mark_request, entry, mark_if_request::Condition,
-    value::Kind,
+    BatchMarkRequest, BatchUnmarkRequest, Entry, IncrementRequest, ListRequest, MarkIfRequest,
+    TouchRequest, TtlPolicy, UnmarkRequest, Value, batch_mark_request, entry,
+    mark_if_request::Condition, value::Kind,
 };
 use support::{Client, Redis, TestServer, cluster, int, mark, millis};
 use tonic::Status;
@@ -354,7 +354,7 @@ async fn call(client: &mut Client, name: &str, id: &str) -> String {
                 ttl: None,
             };
             let request = BatchMarkRequest {
-                namespace: String::new(),
+                namespace: support::namespace(),
                 marks: vec![item],
             };
             let reply = client.0.batch_mark(request).await;
@@ -362,7 +362,7 @@ async fn call(client: &mut Client, name: &str, id: &str) -> String {
         }
         "Unmark" => {
             let request = UnmarkRequest {
-                namespace: String::new(),
+                namespace: support::namespace(),
                 id,
                 if_equal: (!condition.is_empty()).then(|| equal_to(condition)),
             };
@@ -374,7 +374,7 @@ async fn call(client: &mut Client, name: &str, id: &str) -> String {
         }
         "BatchUnmark" => {
             let request = BatchUnmarkRequest {
-                namespace: String::new(),
+                namespace: support::namespace(),
                 ids: vec![id.clone(), id],
             };
             let reply = client.0.batch_unmark(request).await;
@@ -388,6 +388,7 @@ async fn call(client: &mut Client, name: &str, id: &str) -> String {
                 value => Some(Condition::IfEqual(equal_to(value))),
             };
             let request = MarkIfRequest {
+                namespace: support::namespace(),
                 id: id.clone(),
                 value: Some(dyndata::proto::mark_if_request::Value::IntValue(7)),
                 condition,
@@ -404,6 +405,7 @@ async fn call(client: &mut Client, name: &str, id: &str) -> String {
         }
         "Touch" => {
             let request = TouchRequest {
+                namespace: support::namespace(),
                 ids: vec![id],
                 ..TouchRequest::default()
             };
@@ -420,6 +422,7 @@ async fn call(client: &mut Client, name: &str, id: &str) -> String {
                 false => TtlPolicy::Restart,
             };
             let request = IncrementRequest {
+                namespace: support::namespace(),
                 id,
                 delta: Some(2),
                 ttl_policy: policy.into(),
@@ -438,9 +441,20 @@ async fn call(client: &mut Client, name: &str, id: &str) -> String {
     result.unwrap_or_else(reason)
 }
 
+/// The key of an id.
+fn key(id: &str) -> String {
+    match support::namespace().as_str() {
+        "" => format!("dyn_data/{id}"),
+        namespace => {
+            let shard = crc16::State::<crc16::XMODEM>::calculate(id.as_bytes()) % 64;
+            format!("dyn_data:{{{namespace}.{shard}}}/{id}")
+        }
+    }
+}
+
 /// Stores what a column says, through dyndata or as another program.
 async fn prepare(client: &mut Client, stored: Stored, id: &str, raw: &impl Fn(&str, &[&str])) {
-    let key = format!("dyn_data/{id}");
+    let key = key(id);
     match stored {
         Stored::Nothing => {}
         Stored::Int => _ = client.mark(mark(id, int(5))).await.expect("marks"),
@@ -467,6 +481,8 @@ async fn prepare(client: &mut Client, stored: Stored, id: &str, raw: &impl Fn(&s
 /// Runs the matrix; gives the number of its cells.
 async fn run(mut client: Client, has_redis: bool, raw: impl Fn(&str, &[&str])) -> usize {
     let mut cells = 0;
+    let mut indexed = BTreeSet::new();
+    let mut not_indexed = BTreeSet::new();
     let mut wrong = Vec::new();
     for (name, expected) in MATRIX {
         for (stored, expected) in Stored::ALL.into_iter().zip(expected) {
@@ -481,10 +497,42 @@ async fn run(mut client: Client, has_redis: bool, raw: impl Fn(&str, &[&str])) -
                 wrong.push(format!("{id}: {found}, not {expected}"));
             }
             cells += 1;
+            if found.ends_with("|-") {
+                not_indexed.insert(id);
+            } else if !stored.is_of_redis() || found.contains("applied") || found == "marked|7+" {
+                indexed.insert(id);
+            }
         }
+    }
+    if !support::namespace().is_empty() {
+        // What another program has written, and no call has changed, may be listed or not.
+        let listed = list(&mut client).await;
+        let missing: Vec<_> = indexed.difference(&listed).collect();
+        assert!(missing.is_empty(), "not listed: {missing:?}");
+        let extra: Vec<_> = not_indexed.intersection(&listed).collect();
+        assert!(extra.is_empty(), "listed: {extra:?}");
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     cells
+}
+
+/// All ids of the namespace.
+async fn list(client: &mut Client) -> BTreeSet<String> {
+    let mut ids = BTreeSet::new();
+    let mut page_token = String::new();
+    loop {
+        let request = ListRequest {
+            namespace: support::namespace(),
+            page_size: 20,
+            page_token,
+        };
+        let page = client.0.list(request).await.expect("lists").into_inner();
+        ids.extend(page.entries.into_iter().map(|entry| entry.id));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return ids;
+        }
+    }
 }
 
 #[tokio::test]
@@ -514,6 +562,44 @@ async fn the_matrix_on_a_cluster() {
         node.must(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"]);
     }
     let server = TestServer::start(&["--redis-mode=cluster", &cluster::url_flag(&nodes)]);
+    server.ready().await;
+    let raw = |key: &str, words: &[&str]| _ = cluster::owner(&nodes, key).must(words);
+    let cells = run(server.client().await, true, raw).await;
+    println!("cluster: {cells} cells, all as expected");
+    assert_eq!(cells, MATRIX.len() * 8);
+}
+
+#[tokio::test]
+async fn the_matrix_in_an_indexed_namespace_on_the_embedded_store() {
+    support::use_indexed_namespace();
+    let server = TestServer::start(support::INDEXED);
+    let cells = run(server.client().await, false, |_, _| {}).await;
+    println!("embedded store: {cells} cells, all as expected");
+    assert_eq!(cells, MATRIX.len() * 5);
+}
+
+#[tokio::test]
+async fn the_matrix_in_an_indexed_namespace_on_one_redis() {
+    support::use_indexed_namespace();
+    let redis = Redis::start_with(&["--enable-debug-command", "yes"]);
+    // What has expired stays until somebody looks.
+    redis.must(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"]);
+    let server = TestServer::on_redis(&redis, support::INDEXED).await;
+    let raw = |_: &str, words: &[&str]| _ = redis.must(words);
+    let cells = run(server.client().await, true, raw).await;
+    println!("one Redis: {cells} cells, all as expected");
+    assert_eq!(cells, MATRIX.len() * 8);
+}
+
+#[tokio::test]
+async fn the_matrix_in_an_indexed_namespace_on_a_cluster() {
+    support::use_indexed_namespace();
+    let nodes = cluster::masters();
+    for node in &nodes {
+        node.must(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"]);
+    }
+    let url = cluster::url_flag(&nodes);
+    let server = TestServer::start(&["--redis-mode=cluster", &url, support::INDEXED[0]]);
     server.ready().await;
     let raw = |key: &str, words: &[&str]| _ = cluster::owner(&nodes, key).must(words);
     let cells = run(server.client().await, true, raw).await;

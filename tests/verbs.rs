@@ -20,8 +20,9 @@ use dyndata::proto::{
     value::Kind,
 };
 use support::{
-    Client, PATIENCE, Redis, TestServer, assert_error, assert_outcome, batch, blamed_field, int,
-    mark, millis, now, on_every_store, read, seconds_since_epoch, text,
+    Client, PATIENCE, Redis, TestServer, assert_error, assert_outcome, batch, blamed_field,
+    in_an_indexed_namespace, int, mark, millis, namespace, now, on_every_store, read,
+    seconds_since_epoch, text,
 };
 use tokio::{sync::mpsc, task::JoinSet};
 use tonic::{
@@ -30,6 +31,33 @@ use tonic::{
 };
 
 on_every_store![
+    batch_mark_writes_the_last_item_of_each_id,
+    batch_mark_writes_nothing_if_one_item_is_invalid,
+    batch_mark_takes_a_thousand_items_and_no_more,
+    batch_mark_takes_large_values,
+    batch_mark_gives_each_item_its_own_ttl,
+    empty_batches_are_refused,
+    batch_unmark_counts_what_it_removes,
+    unmark_if_equal_needs_a_value,
+    values_of_different_types_differ,
+    conditions_that_are_false_are_refused,
+    a_condition_of_the_largest_value_is_taken_and_a_larger_one_refused,
+    mark_if_starts_the_time_to_live,
+    a_refused_mark_if_leaves_the_expiry,
+    touch_restarts_the_time_to_live_and_creates_nothing,
+    touch_answers_in_order_with_duplicates,
+    increment_counts_from_nothing_and_by_any_delta,
+    increment_keeps_or_restarts_the_expiry,
+    increment_stays_within_its_bounds,
+    increment_does_not_overflow,
+    an_empty_range_is_refused,
+    an_unknown_ttl_policy_is_refused,
+    concurrent_increments_are_all_counted,
+    one_of_many_locks_is_taken,
+    a_request_beyond_its_bound_is_refused,
+];
+
+in_an_indexed_namespace![
     batch_mark_writes_the_last_item_of_each_id,
     batch_mark_writes_nothing_if_one_item_is_invalid,
     batch_mark_takes_a_thousand_items_and_no_more,
@@ -66,7 +94,7 @@ fn item(id: impl ToString, value: i64) -> Item {
 
 async fn batch_mark(client: &mut Client, marks: Vec<Item>) -> Result<(), Status> {
     let request = BatchMarkRequest {
-        namespace: String::new(),
+        namespace: namespace(),
         marks,
     };
     client.0.batch_mark(request).await.map(|_| ())
@@ -74,6 +102,7 @@ async fn batch_mark(client: &mut Client, marks: Vec<Item>) -> Result<(), Status>
 
 fn mark_if(id: &str, value: i64, condition: Option<Condition>) -> MarkIfRequest {
     MarkIfRequest {
+        namespace: namespace(),
         id: id.to_owned(),
         value: Some(mark_if_request::Value::IntValue(value)),
         condition,
@@ -87,6 +116,7 @@ fn equal(kind: Kind) -> Option<Condition> {
 
 fn increment(id: &str, delta: i64) -> IncrementRequest {
     IncrementRequest {
+        namespace: namespace(),
         id: id.to_owned(),
         delta: Some(delta),
         ..IncrementRequest::default()
@@ -200,7 +230,7 @@ async fn batch_unmark_counts_what_it_removes(mut client: Client) {
     let items = (0..500).map(|number| item(number, 1)).collect();
     batch_mark(&mut client, items).await.expect("marks");
     let request = BatchUnmarkRequest {
-        namespace: String::new(),
+        namespace: namespace(),
         ids: (0..1000).map(|number| number.to_string()).collect(),
     };
     let reply = client.0.batch_unmark(request).await.expect("unmarks");
@@ -210,9 +240,9 @@ async fn batch_unmark_counts_what_it_removes(mut client: Client) {
 
 async fn unmark_if_equal_needs_a_value(mut client: Client) {
     let request = UnmarkRequest {
+        namespace: namespace(),
         id: "a".to_owned(),
         if_equal: Some(Value { kind: None }),
-        ..UnmarkRequest::default()
     };
     let unmarked = client.0.unmark(request).await;
     let status = assert_error(unmarked, InvalidArgument, "CONDITION_INVALID");
@@ -232,11 +262,11 @@ async fn values_of_different_types_differ(mut client: Client) {
         for (compared, kind) in kinds.iter().enumerate() {
             client.mark(mark("id", value.clone())).await.expect("marks");
             let request = UnmarkRequest {
+                namespace: namespace(),
                 id: "id".to_owned(),
                 if_equal: Some(Value {
                     kind: Some(kind.clone()),
                 }),
-                ..UnmarkRequest::default()
             };
             let reply = client.0.unmark(request).await.expect("answers");
             assert_eq!(reply.into_inner().removed, stored == compared);
@@ -305,9 +335,9 @@ async fn touch_restarts_the_time_to_live_and_creates_nothing(mut client: Client)
     request.ttl = Some(millis(2_000));
     client.mark(request).await.expect("marks");
     let request = TouchRequest {
+        namespace: namespace(),
         ids: vec!["here".to_owned(), "nobody".to_owned()],
         ttl: Some(millis(50_000)),
-        ..TouchRequest::default()
     };
     let reply = client.0.touch(request).await.expect("touches").into_inner();
     assert_eq!(reply.entries[0].value, read(int(1)));
@@ -324,6 +354,7 @@ async fn touch_answers_in_order_with_duplicates(mut client: Client) {
     batch_mark(&mut client, items).await.expect("marks");
     let ids = ["b", "x", "a", "b"];
     let request = TouchRequest {
+        namespace: namespace(),
         ids: ids.map(str::to_owned).to_vec(),
         ..TouchRequest::default()
     };
@@ -336,6 +367,7 @@ async fn touch_answers_in_order_with_duplicates(mut client: Client) {
 
 async fn increment_counts_from_nothing_and_by_any_delta(mut client: Client) {
     let request = IncrementRequest {
+        namespace: namespace(),
         id: "n".to_owned(),
         ..IncrementRequest::default()
     };
@@ -481,6 +513,7 @@ async fn a_request_beyond_its_bound_is_refused(mut client: Client) {
     assert!(status.message().contains("4194304"), "{status:?}");
     // Calls that need less have a smaller bound.
     let request = IncrementRequest {
+        namespace: namespace(),
         id: "v".repeat(300_000),
         ..IncrementRequest::default()
     };

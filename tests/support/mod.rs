@@ -57,6 +57,51 @@ macro_rules! on_every_store {
 }
 pub(crate) use on_every_store;
 
+/// Makes two more tests of each case, in which [`namespace`] is an indexed one.
+macro_rules! in_an_indexed_namespace {
+    ($($case:ident),* $(,)?) => {
+        mod indexed_embedded {
+            $(#[tokio::test]
+            async fn $case() {
+                super::support::use_indexed_namespace();
+                let server = super::support::TestServer::start(super::support::INDEXED);
+                super::$case(server.client().await).await;
+                server.stop().await;
+            })*
+        }
+        mod indexed_redis {
+            $(#[tokio::test]
+            async fn $case() {
+                super::support::use_indexed_namespace();
+                let redis = super::support::Redis::start();
+                let server =
+                    super::support::TestServer::on_redis(&redis, super::support::INDEXED).await;
+                super::$case(server.client().await).await;
+                server.stop().await;
+            })*
+        }
+    };
+}
+pub(crate) use in_an_indexed_namespace;
+
+/// The flag with which `online` is an indexed namespace.
+pub const INDEXED: &[&str] = &["--indexed-namespaces=online,devices"];
+
+thread_local! {
+    static NAMESPACE: std::cell::Cell<&'static str> = const { std::cell::Cell::new("") };
+}
+
+/// Makes the short forms of calls in this test use the indexed namespace `online`. A test has a
+/// thread of its own.
+pub fn use_indexed_namespace() {
+    NAMESPACE.set("online");
+}
+
+/// The namespace of the short forms of calls: the empty one, unless the test uses an indexed one.
+pub fn namespace() -> String {
+    NAMESPACE.get().to_owned()
+}
+
 /// A part of every secret in the tests: tokens, passwords, private values. It must appear in no
 /// output. `tests/canary.sh` checks the output of all tests.
 pub const CANARY: &str = "c4n4ry-7f3a9";
@@ -264,6 +309,7 @@ pub fn millis(millis: u64) -> prost_types::Duration {
 
 pub fn mark(id: &str, value: mark_request::Value) -> MarkRequest {
     MarkRequest {
+        namespace: namespace(),
         id: id.to_owned(),
         value: Some(value),
         ..MarkRequest::default()
@@ -284,21 +330,22 @@ impl Client {
         Ok(reply.entry.expect("Get always sets entry"))
     }
 
-    /// The value of an id in the empty namespace.
+    /// The value of an id.
     pub async fn get(&mut self, id: &str) -> Result<Option<entry::Value>, Status> {
         let request = GetRequest {
+            namespace: namespace(),
             id: id.to_owned(),
             ..GetRequest::default()
         };
         Ok(self.get_request(request).await?.value)
     }
 
-    /// The entry of an id in the empty namespace, with its expire time.
+    /// The entry of an id, with its expire time.
     pub async fn get_with_expiry(&mut self, id: &str) -> Result<Entry, Status> {
         let request = GetRequest {
+            namespace: namespace(),
             id: id.to_owned(),
             include_expire_time: true,
-            ..GetRequest::default()
         };
         self.get_request(request).await
     }
@@ -308,9 +355,10 @@ impl Client {
     }
 }
 
-/// The ids of a batch in the empty namespace.
+/// The ids of a batch.
 pub fn batch(ids: impl IntoIterator<Item = impl ToString>) -> BatchGetRequest {
     BatchGetRequest {
+        namespace: namespace(),
         ids: ids.into_iter().map(|id| id.to_string()).collect(),
         ..BatchGetRequest::default()
     }

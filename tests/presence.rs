@@ -1,0 +1,519 @@
+//! Count and List on every store, and the index behind them on a real Redis.
+
+mod support;
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use dyndata::proto::{
+    BatchMarkRequest, BatchUnmarkRequest, CountRequest, Entry, IncrementRequest, ListRequest,
+    ListResponse, MarkRequest, TouchRequest, UnmarkRequest,
+    batch_mark_request::{Item, item},
+};
+use support::{
+    Client, INDEXED, Redis, TestServer, assert_error, blamed_field, cluster, int, mark, millis,
+    namespace, now, seconds_since_epoch, use_indexed_namespace,
+};
+use tokio::task::JoinSet;
+use tonic::{
+    Code::{FailedPrecondition, InvalidArgument},
+    Status,
+};
+
+/// Makes a test of each case on the embedded store, on one Redis, and on a cluster.
+macro_rules! on_every_server {
+    ($($case:ident),* $(,)?) => {
+        mod embedded {
+            $(#[tokio::test]
+            async fn $case() {
+                super::use_indexed_namespace();
+                let server = super::TestServer::start(super::INDEXED);
+                super::$case(server.client().await).await;
+                server.stop().await;
+            })*
+        }
+        mod one_redis {
+            $(#[tokio::test]
+            async fn $case() {
+                super::use_indexed_namespace();
+                let redis = super::Redis::start();
+                let server = super::TestServer::on_redis(&redis, super::INDEXED).await;
+                super::$case(server.client().await).await;
+                server.stop().await;
+            })*
+        }
+        mod redis_cluster {
+            $(#[tokio::test]
+            async fn $case() {
+                super::use_indexed_namespace();
+                let nodes = super::cluster::masters();
+                let server = super::start_on_cluster(&nodes).await;
+                super::$case(server.client().await).await;
+                server.stop().await;
+            })*
+        }
+    };
+}
+
+on_every_server![
+    what_is_marked_is_counted_and_listed,
+    every_writing_call_keeps_the_index,
+    a_namespace_without_ids_has_an_empty_page,
+    pages_together_have_every_id,
+    page_sizes_and_tokens_that_are_wrong_are_refused,
+    a_namespace_that_is_not_indexed_is_refused,
+];
+
+async fn start_on_cluster(nodes: &[Redis]) -> TestServer {
+    let url = cluster::url_flag(nodes);
+    let server = TestServer::start(&["--redis-mode=cluster", &url, INDEXED[0]]);
+    server.ready().await;
+    server
+}
+
+async fn count(client: &mut Client) -> i64 {
+    let request = CountRequest {
+        namespace: namespace(),
+    };
+    client
+        .0
+        .count(request)
+        .await
+        .expect("counts")
+        .into_inner()
+        .count
+}
+
+async fn page(client: &mut Client, size: i32, token: &str) -> Result<ListResponse, Status> {
+    let request = ListRequest {
+        namespace: namespace(),
+        page_size: size,
+        page_token: token.to_owned(),
+    };
+    Ok(client.0.list(request).await?.into_inner())
+}
+
+/// All entries, in pages of this size.
+async fn list(client: &mut Client, size: i32) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    let mut token = String::new();
+    loop {
+        let page = page(client, size, &token).await.expect("lists");
+        entries.extend(page.entries);
+        token = page.next_page_token;
+        if token.is_empty() {
+            return entries;
+        }
+    }
+}
+
+fn ids_of(entries: &[Entry]) -> BTreeSet<String> {
+    entries.iter().map(|entry| entry.id.clone()).collect()
+}
+
+fn short(id: &str, ttl: u64) -> MarkRequest {
+    MarkRequest {
+        ttl: Some(millis(ttl)),
+        ..mark(id, int(1))
+    }
+}
+
+async fn mark_many(client: &mut Client, ids: &[String]) {
+    for ids in ids.chunks(1000) {
+        let marks = ids.iter().map(|id| Item {
+            id: id.clone(),
+            value: Some(item::Value::IntValue(1)),
+            ttl: Some(millis(600_000)),
+        });
+        let request = BatchMarkRequest {
+            namespace: namespace(),
+            marks: marks.collect(),
+        };
+        client.0.batch_mark(request).await.expect("marks");
+    }
+}
+
+async fn what_is_marked_is_counted_and_listed(mut client: Client) {
+    let before = now();
+    for id in ["a", "b", "ü {x}/y"] {
+        client.mark(mark(id, int(1))).await.expect("marks");
+    }
+    client.mark(short("c", 40)).await.expect("marks");
+    // Another namespace has an index of its own.
+    let elsewhere = MarkRequest {
+        namespace: "devices".to_owned(),
+        ..mark("d", int(1))
+    };
+    client.mark(elsewhere).await.expect("marks");
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    assert_eq!(count(&mut client).await, 3);
+    let entries = list(&mut client, 0).await;
+    let expected = ["a", "b", "ü {x}/y"].map(str::to_owned);
+    assert_eq!(ids_of(&entries), expected.into());
+    for entry in entries {
+        assert_eq!(entry.value, None);
+        let expiry = seconds_since_epoch(&entry.expire_time.expect("an expire time"));
+        assert!((before + 59.9..now() + 60.01).contains(&expiry), "{expiry}");
+    }
+}
+
+async fn every_writing_call_keeps_the_index(mut client: Client) {
+    let all: Vec<_> = (0..10).map(|number| number.to_string()).collect();
+    mark_many(&mut client, &all).await;
+    assert_eq!(count(&mut client).await, 10);
+    let unmark = UnmarkRequest {
+        namespace: namespace(),
+        id: "0".to_owned(),
+        if_equal: None,
+    };
+    client.0.unmark(unmark).await.expect("unmarks");
+    let batch_unmark = BatchUnmarkRequest {
+        namespace: namespace(),
+        ids: ["1", "2", "none"].map(str::to_owned).into(),
+    };
+    let removed = client.0.batch_unmark(batch_unmark).await.expect("unmarks");
+    assert_eq!(removed.into_inner().removed_count, 2);
+    assert_eq!(count(&mut client).await, 7);
+    // A Touch that shortens the time to live, also in the index.
+    let touch = TouchRequest {
+        namespace: namespace(),
+        ids: ["3", "none"].map(str::to_owned).into(),
+        ttl: Some(millis(30)),
+    };
+    client.0.touch(touch).await.expect("touches");
+    let increment = IncrementRequest {
+        namespace: namespace(),
+        id: "n".to_owned(),
+        ttl: Some(millis(30)),
+        ..IncrementRequest::default()
+    };
+    client.0.increment(increment.clone()).await.expect("counts");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(count(&mut client).await, 6);
+    let increment = IncrementRequest {
+        ttl: None,
+        ..increment
+    };
+    client.0.increment(increment).await.expect("counts");
+    assert_eq!(count(&mut client).await, 7);
+    let listed = ids_of(&list(&mut client, 0).await);
+    let expected = ["4", "5", "6", "7", "8", "9", "n"].map(str::to_owned);
+    assert_eq!(listed, expected.into());
+}
+
+async fn a_namespace_without_ids_has_an_empty_page(mut client: Client) {
+    assert_eq!(count(&mut client).await, 0);
+    let page = page(&mut client, 0, "").await.expect("lists");
+    assert_eq!(page, ListResponse::default());
+}
+
+async fn pages_together_have_every_id(mut client: Client) {
+    let ids: Vec<_> = (0..3000).map(|number| format!("id {number}")).collect();
+    mark_many(&mut client, &ids).await;
+    assert_eq!(count(&mut client).await, 3000);
+    for size in [0, 7, 100, 999, i32::MAX] {
+        let entries = list(&mut client, size).await;
+        assert_eq!(ids_of(&entries), ids.iter().cloned().collect(), "{size}");
+    }
+    let first = page(&mut client, 10, "").await.expect("lists");
+    assert!(!first.entries.is_empty() && first.entries.len() < 300);
+}
+
+async fn page_sizes_and_tokens_that_are_wrong_are_refused(mut client: Client) {
+    let ids: Vec<_> = (0..1000).map(|number| number.to_string()).collect();
+    mark_many(&mut client, &ids).await;
+    for size in [-1, i32::MIN] {
+        let result = page(&mut client, size, "").await;
+        let status = assert_error(result, InvalidArgument, "PAGE_SIZE_INVALID");
+        assert_eq!(blamed_field(&status), "page_size");
+    }
+    let token = page(&mut client, 1, "")
+        .await
+        .expect("lists")
+        .next_page_token;
+    assert!(!token.is_empty());
+    for wrong in [
+        "0",
+        "token",
+        &token[1..],
+        &token.to_uppercase(),
+        &format!("{token}00"),
+    ] {
+        let result = page(&mut client, 1, wrong).await;
+        let status = assert_error(result, InvalidArgument, "PAGE_TOKEN_INVALID");
+        assert_eq!(blamed_field(&status), "page_token");
+    }
+    let elsewhere = ListRequest {
+        namespace: "devices".to_owned(),
+        page_size: 1,
+        page_token: token,
+    };
+    let result = client.0.list(elsewhere).await;
+    assert_error(result, InvalidArgument, "PAGE_TOKEN_INVALID");
+}
+
+async fn a_namespace_that_is_not_indexed_is_refused(mut client: Client) {
+    for namespace in ["", "orders"] {
+        let request = CountRequest {
+            namespace: namespace.to_owned(),
+        };
+        let result = client.0.count(request).await;
+        assert_error(result, FailedPrecondition, "NOT_INDEXED");
+        let request = ListRequest {
+            namespace: namespace.to_owned(),
+            ..ListRequest::default()
+        };
+        let result = client.0.list(request).await;
+        assert_error(result, FailedPrecondition, "NOT_INDEXED");
+    }
+}
+
+/// The tables of Redis differ after its restart, so that a cursor of before would skip ids.
+#[tokio::test]
+async fn a_list_is_complete_across_a_restart_of_redis() {
+    use_indexed_namespace();
+    let mut redis = Redis::start_durable(&[]);
+    let server = TestServer::on_redis(&redis, INDEXED).await;
+    let mut client = server.client().await;
+    // More than 128 in each shard, which Redis does not keep in a plain list any more.
+    let ids: Vec<_> = (0..20_000).map(|number| format!("id {number}")).collect();
+    mark_many(&mut client, &ids).await;
+    let mut listed = BTreeSet::new();
+    let mut token = String::new();
+    for number in 0.. {
+        if number % 70 == 10 {
+            redis.kill();
+            redis.run();
+            server.ready().await;
+        }
+        let page = page(&mut client, 100, &token).await.expect("lists");
+        listed.extend(ids_of(&page.entries));
+        token = page.next_page_token;
+        if token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(listed, ids.into_iter().collect());
+    server.stop().await;
+}
+
+/// Nobody reads the index, and what has expired leaves it all the same.
+#[tokio::test]
+async fn what_has_expired_is_swept_from_the_index() {
+    use_indexed_namespace();
+    let redis = Redis::start();
+    let server = TestServer::on_redis(&redis, INDEXED).await;
+    let mut client = server.client().await;
+    for number in 0..100 {
+        client
+            .mark(short(&number.to_string(), 1))
+            .await
+            .expect("marks");
+    }
+    client.mark(mark("stays", int(1))).await.expect("marks");
+    let index_sizes = || {
+        let shards = 0..64;
+        let sizes = shards.map(|shard| -> i64 {
+            let key = format!("dyn_data_index:{{online.{shard}}}");
+            redis::from_redis_value(redis.must(&["ZCARD", &key])).expect("a number")
+        });
+        sizes.sum::<i64>()
+    };
+    let start = Instant::now();
+    while index_sizes() != 1 {
+        assert!(
+            start.elapsed() < Duration::from_secs(30),
+            "{}",
+            index_sizes()
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(count(&mut client).await, 1);
+    server.stop().await;
+}
+
+/// What one call did to one id.
+#[derive(Debug, Clone, Copy)]
+struct Write {
+    started: Instant,
+    ended: Instant,
+    /// The time to live of a Mark or an Increment. `None` for an Unmark.
+    ttl: Option<Duration>,
+}
+
+/// Times at which an id is marked, from the writes of its only writer.
+#[derive(Debug, Default)]
+struct Life {
+    writes: Vec<Write>,
+}
+
+/// How far the clock of Redis, which has whole milliseconds, may be from ours.
+const CLOCK: Duration = Duration::from_millis(2);
+
+impl Life {
+    /// Whether the id is certainly marked from `from` to `to`.
+    fn is_marked_throughout(&self, from: Instant, to: Instant) -> bool {
+        // Since when and until when the id is certainly marked, if it is.
+        let mut until: Option<(Instant, Instant)> = None;
+        for (at, write) in self.writes.iter().enumerate() {
+            let Write {
+                started,
+                ended,
+                ttl,
+            } = *write;
+            let next = self.writes.get(at + 1);
+            let Some(ttl) = ttl else {
+                until = None;
+                continue;
+            };
+            // While the call runs, the old value or the new one is there, if both live long enough.
+            let lives = |end: Instant| end >= ended + CLOCK;
+            let expiry = (started + ttl).checked_sub(CLOCK).expect("late enough");
+            let begin = match until {
+                Some((begin, end)) if lives(end) && lives(expiry) => begin,
+                _ => ended,
+            };
+            until = Some((begin, expiry));
+            let end = next.map_or(expiry, |next| expiry.min(next.started));
+            if begin <= from && to <= end {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Whether the id may be marked at some moment from `from` to `to`.
+    fn may_be_marked(&self, from: Instant, to: Instant) -> bool {
+        self.writes.iter().enumerate().any(|(at, write)| {
+            let Some(ttl) = write.ttl else {
+                return false;
+            };
+            let expiry = write.ended + ttl + CLOCK;
+            let next = self.writes.get(at + 1);
+            let end = next.map_or(expiry, |next| expiry.min(next.ended));
+            write.started <= to && from <= end
+        })
+    }
+}
+
+/// Two processes write ids at random and count them.
+async fn every_count_is_within_its_bounds(servers: [TestServer; 2]) {
+    const WRITERS: usize = 8;
+    const IDS: usize = 40;
+    let end = Instant::now() + Duration::from_secs(4);
+    let mut writers = JoinSet::new();
+    let mut counters = JoinSet::new();
+    for writer in 0..WRITERS {
+        let mut client = servers[writer % 2].client().await;
+        writers.spawn(async move {
+            let mut lives: Vec<_> = (0..IDS).map(|_| Life::default()).collect();
+            while Instant::now() < end {
+                let at = fastrand::usize(..IDS);
+                let id = format!("{writer} {at}");
+                let ttl = Duration::from_millis(fastrand::u64(50..2000));
+                let started = Instant::now();
+                let ttl = write(&mut client, &id, ttl).await;
+                let ended = Instant::now();
+                lives[at].writes.push(Write {
+                    started,
+                    ended,
+                    ttl,
+                });
+            }
+            lives
+        });
+    }
+    for server in &servers {
+        let mut client = server.client().await;
+        counters.spawn(async move {
+            let mut counts = Vec::new();
+            while Instant::now() < end {
+                let from = Instant::now();
+                let count = count(&mut client).await;
+                counts.push((from, Instant::now(), count));
+                tokio::time::sleep(Duration::from_millis(3)).await;
+            }
+            counts
+        });
+    }
+    let lives: Vec<_> = writers.join_all().await.into_iter().flatten().collect();
+    let counts: Vec<_> = counters.join_all().await.into_iter().flatten().collect();
+    assert!(counts.len() > 100, "{}", counts.len());
+    let mut spread = 0;
+    for (from, to, count) in counts.iter().copied() {
+        let least = lives
+            .iter()
+            .filter(|life| life.is_marked_throughout(from, to));
+        let most = lives.iter().filter(|life| life.may_be_marked(from, to));
+        let (least, most) = (least.count() as i64, most.count() as i64);
+        assert!(
+            (least..=most).contains(&count),
+            "{least} <= {count} <= {most}"
+        );
+        spread += most - least;
+    }
+    // Bounds that are far apart would check nothing.
+    let spread = spread as f64 / counts.len() as f64;
+    assert!(spread < 40.0, "{spread}");
+    for server in servers {
+        server.stop().await;
+    }
+}
+
+/// Writes an id in one of several ways. Returns the time to live if it is marked then.
+async fn write(client: &mut Client, id: &str, ttl: Duration) -> Option<Duration> {
+    let millis = millis(u64::try_from(ttl.as_millis()).expect("short"));
+    match fastrand::u8(..4) {
+        0 => {
+            let request = UnmarkRequest {
+                namespace: namespace(),
+                id: id.to_owned(),
+                if_equal: None,
+            };
+            client.0.unmark(request).await.expect("unmarks");
+            None
+        }
+        1 => {
+            let request = IncrementRequest {
+                namespace: namespace(),
+                id: id.to_owned(),
+                ttl: Some(millis),
+                ..IncrementRequest::default()
+            };
+            client.0.increment(request).await.expect("counts");
+            Some(ttl)
+        }
+        _ => {
+            let request = MarkRequest {
+                ttl: Some(millis),
+                ..mark(id, int(1))
+            };
+            client.mark(request).await.expect("marks");
+            Some(ttl)
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_count_on_one_redis_is_within_its_bounds() {
+    use_indexed_namespace();
+    let redis = Redis::start();
+    let servers = [
+        TestServer::on_redis(&redis, INDEXED).await,
+        TestServer::on_redis(&redis, INDEXED).await,
+    ];
+    every_count_is_within_its_bounds(servers).await;
+}
+
+#[tokio::test]
+async fn every_count_on_a_cluster_is_within_its_bounds() {
+    use_indexed_namespace();
+    let nodes = cluster::masters();
+    let servers = [
+        start_on_cluster(&nodes).await,
+        start_on_cluster(&nodes).await,
+    ];
+    every_count_is_within_its_bounds(servers).await;
+}
