@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use dyndata::proto::{MarkRequest, UnmarkRequest, WatchRequest, entry};
 use support::{
-    Client, assert_error, blamed_field, bytes, int, mark, millis, on_every_store, read, text,
+    Client, Redis, TestServer, assert_error, blamed_field, bytes, int, mark, millis,
+    on_every_store, read, text,
     watching::{Watching, all, ids},
 };
 use tonic::Code::{FailedPrecondition, InvalidArgument};
@@ -175,4 +176,66 @@ async fn a_watch_ends_at_the_deadline_of_its_caller(mut client: Client) {
     request.set_timeout(Duration::from_millis(300));
     let mut watching = Watching::begin(&mut client.0, request).await;
     assert_eq!(watching.ends().await.code(), tonic::Code::DeadlineExceeded);
+}
+
+/// Watches of a whole namespace, and faults.
+mod whole {
+    use super::*;
+
+    const INDEXED: &[&str] = &["--indexed-namespaces=online"];
+
+    fn online(request: MarkRequest) -> MarkRequest {
+        MarkRequest {
+            namespace: "online".to_owned(),
+            ..request
+        }
+    }
+
+    async fn all_ids_are_told(server: TestServer) {
+        let mut client = server.client().await;
+        for number in 0..200 {
+            let request = online(mark(&number.to_string(), int(number)));
+            client.mark(request).await.expect("marks");
+        }
+        let mut watching = Watching::begin(&mut client.0, all("online")).await;
+        assert_eq!(watching.known.len(), 200);
+        assert!((0..200).all(|number| watching.known[&number.to_string()] == present(number)));
+        let request = online(mark_for("new", 1, 100));
+        client.mark(request).await.expect("marks");
+        watching.sees("new", present(1)).await;
+        watching.sees("new", None).await;
+        client
+            .mark(online(mark("new", int(2))))
+            .await
+            .expect("marks");
+        watching.sees("new", present(2)).await;
+        let request = UnmarkRequest {
+            namespace: "online".to_owned(),
+            id: "7".to_owned(),
+            ..UnmarkRequest::default()
+        };
+        client.0.unmark(request).await.expect("unmarks");
+        watching.sees("7", None).await;
+        let mut second = Watching::begin(&mut client.0, all("online")).await;
+        assert_eq!(second.present(), watching.present());
+        assert_eq!(second.known.len(), 200, "ids that are gone are not told");
+        drop(watching);
+        client.mark(online(mark("7", int(8)))).await.expect("marks");
+        second.sees("7", present(8)).await;
+        let third = Watching::begin(&mut client.0, ids("online", ["7", "none"])).await;
+        assert_eq!(third.known["7"], present(8));
+        assert_eq!(third.known["none"], None);
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn all_ids_are_told_embedded() {
+        all_ids_are_told(TestServer::start(INDEXED)).await;
+    }
+
+    #[tokio::test]
+    async fn all_ids_are_told_redis() {
+        let redis = Redis::start();
+        all_ids_are_told(TestServer::on_redis(&redis, INDEXED).await).await;
+    }
 }

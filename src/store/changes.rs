@@ -88,6 +88,17 @@ impl ChangeFeed {
         }
     }
 
+    /// The namespace and the id of a key, if it is a key of an indexed namespace.
+    pub(crate) fn id_of<'a>(&self, key: &'a [u8]) -> Option<(&'a str, Id<'a>)> {
+        let (namespace, id) = match self {
+            Self::Memory(feed) => feed.id_of(key),
+            Self::Redis(feed) => feed.id_of(key),
+        }?;
+        let (name, id) = (Namespace::try_from(namespace).ok()?, Id::try_from(id).ok()?);
+        // Another program may write keys that look like ours.
+        (self.key(name, id) == key).then_some((namespace, id))
+    }
+
     /// The number of parts of the store.
     pub(crate) fn parts(&self) -> usize {
         match self {
@@ -135,6 +146,19 @@ impl Reader {
         match self {
             Self::Memory(reader) => reader.read(&keys),
             Self::Redis(reader) => reader.read(&keys).await,
+        }
+    }
+
+    /// The ids that have values in an indexed namespace, and perhaps some that have had values
+    /// until lately. If there are more than `max`, the list is longer than that, but not complete.
+    pub(crate) async fn list(
+        self,
+        namespace: String,
+        max: usize,
+    ) -> Result<Vec<Box<str>>, StoreError> {
+        match self {
+            Self::Memory(reader) => Ok(reader.list(&namespace, max)),
+            Self::Redis(reader) => reader.list(&namespace, max).await,
         }
     }
 }

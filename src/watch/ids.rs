@@ -226,6 +226,18 @@ impl Ids {
         forgotten
     }
 
+    /// Awaits the ids of a namespace that are not known. Returns how many are newly awaited.
+    pub(super) fn await_unknown(&mut self, namespace: usize) -> usize {
+        let mut more = 0;
+        for (_, id) in &mut self.slots {
+            if id.namespace == namespace && !id.is_known && !id.is_awaited {
+                id.is_awaited = true;
+                more += 1;
+            }
+        }
+        more
+    }
+
     /// Has an id read at `due`, instead of when it was to be read before.
     pub(super) fn schedule(&mut self, number: u32, due: Instant) {
         if let Some(id) = self.slots.get_mut(number as usize) {

@@ -1,5 +1,7 @@
 //! The namespaces of the table, and the parts of the store.
 
+use tokio::time::Instant;
+
 use crate::store::{Parts, StoreError};
 
 /// How many namespaces a process watches at a time. Each costs Redis time for every write.
@@ -18,6 +20,8 @@ pub(super) struct WatchedNamespace {
     /// Whether the table has every id that has a value. Only needed for watches of the whole
     /// namespace.
     pub(super) is_listed: bool,
+    /// When the ids were listed the last time.
+    pub(super) listed_at: Instant,
     /// How many ids have to be read before the snapshot of the whole namespace is complete.
     pub(super) awaited: usize,
 }
@@ -30,6 +34,7 @@ impl WatchedNamespace {
             watches: 0,
             all: Vec::new(),
             is_listed: false,
+            listed_at: Instant::now(),
             awaited: 0,
         }
     }
@@ -48,7 +53,7 @@ impl Namespaces {
     /// The number of a namespace, which is added if there is room for it. The place of a namespace
     /// without watches is taken if there is no other.
     pub(super) fn place(&mut self, name: &str) -> Option<usize> {
-        if let Some(number) = self.0.iter().position(|namespace| namespace.name == name) {
+        if let Some(number) = self.find(name) {
             return Some(number);
         }
         if self.0.len() < MAX_NAMESPACES {
@@ -58,6 +63,10 @@ impl Namespaces {
         let number = self.0.iter().position(|namespace| namespace.watches == 0)?;
         self.0[number] = WatchedNamespace::new(name);
         Some(number)
+    }
+
+    pub(super) fn find(&self, name: &str) -> Option<usize> {
+        self.0.iter().position(|namespace| namespace.name == name)
     }
 
     pub(super) fn names(&self) -> Vec<String> {

@@ -18,7 +18,7 @@ use super::{
     hub::{OpenWatch, Target, WatchPlace},
     ids::{self, BatchItem, Dirty, Ids, WatchedId},
     outbox::{Outbox, WatchEnd, WatchLimit},
-    places::{MAX_NAMESPACES, Namespaces, PartState, PartStates},
+    places::{MAX_NAMESPACES, Namespaces, PartState, PartStates, WatchedNamespace},
 };
 use crate::{
     codec::replies::EntryField,
@@ -29,7 +29,7 @@ use crate::{
 /// Each id is read again at least this often.
 pub(super) const REREAD: Duration = Duration::from_secs(60);
 /// How many distinct ids a process watches at most.
-const MAX_IDS: usize = 100_000;
+pub(super) const MAX_IDS: usize = 100_000;
 /// How many bytes the values of all watched ids may have together.
 const MAX_VALUE_BYTES: usize = 64 << 20;
 /// What a message has besides its entries.
@@ -414,21 +414,109 @@ impl Table {
     }
 
     /// The store says that these keys may have changed.
-    pub(super) fn changed(&mut self, keys: &[Bytes], now: Instant) {
+    pub(super) fn changed(&mut self, keys: &[Bytes], feed: &ChangeFeed, now: Instant) {
         WatchCounts::add(&self.counts.pushes, keys.len());
         let dirty = Dirty {
             since: now,
             is_pushed: true,
         };
         for key in keys {
-            if let Some(number) = self.ids.find(key) {
+            let number = self.ids.find(key).or_else(|| self.discover(key, feed));
+            if let Some(number) = number {
                 self.ids.mark(number, dirty);
             }
         }
     }
 
+    /// Adds an id that is new in a namespace which is watched as a whole.
+    fn discover(&mut self, key: &Bytes, feed: &ChangeFeed) -> Option<u32> {
+        let mut namespaces = self.namespaces.0.iter();
+        if namespaces.all(|namespace| namespace.all.is_empty()) {
+            return None;
+        }
+        let (name, id) = feed.id_of(key)?;
+        let is_watched =
+            |namespace: &WatchedNamespace| namespace.name == name && !namespace.all.is_empty();
+        let namespace = self.namespaces.0.iter().position(is_watched)?;
+        if self.ids.len() >= MAX_IDS {
+            self.end_all(namespace, WatchLimit::Ids { max: MAX_IDS }.into());
+            return None;
+        }
+        Some(self.add(key.as_ref().into(), id, namespace, feed.part(key)))
+    }
+
+    /// Ends the watches of a whole namespace.
+    fn end_all(&mut self, namespace: usize, why: WatchEnd) {
+        for watcher in self.namespaces.0[namespace].all.clone() {
+            self.end(watcher, why);
+        }
+    }
+
+    /// A namespace whose ids have to be listed now.
+    pub(super) fn to_list(&self) -> Option<&str> {
+        if self.parts.of_all() != PartState::Up {
+            return None;
+        }
+        let mut namespaces = self.namespaces.0.iter();
+        let unlisted = namespaces.find(|namespace| {
+            !namespace.all.is_empty() && namespace.is_tracked && !namespace.is_listed
+        });
+        unlisted.map(|namespace| namespace.name.as_str())
+    }
+
+    /// These ids are in a namespace.
+    pub(super) fn listed(
+        &mut self,
+        name: &str,
+        listed: Result<Vec<Box<str>>, StoreError>,
+        feed: &ChangeFeed,
+        now: Instant,
+    ) {
+        let Some(number) = self.namespaces.find(name) else {
+            return;
+        };
+        let ids = match listed {
+            Ok(ids) => ids,
+            Err(error) => {
+                for watcher in self.namespaces.0[number].all.clone() {
+                    self.end_if_starting(watcher, error);
+                }
+                return;
+            }
+        };
+        let Ok(namespace) = Namespace::try_from(name) else {
+            return;
+        };
+        for id in &ids {
+            let Ok(id) = Id::try_from(&**id) else {
+                continue;
+            };
+            let key = feed.key(namespace, id);
+            if self.ids.find(&key).is_some() {
+                continue;
+            }
+            if self.ids.len() >= MAX_IDS {
+                self.end_all(number, WatchLimit::Ids { max: MAX_IDS }.into());
+                return;
+            }
+            let part = feed.part(&key);
+            let id = self.add(key.into(), id, number, part);
+            self.mark(id, now);
+        }
+        let state = &mut self.namespaces.0[number];
+        state.is_listed = true;
+        state.listed_at = now;
+        state.awaited += self.ids.await_unknown(number);
+        self.all_go_live(number);
+        self.count();
+    }
+
     /// Every key of these parts may have changed.
     pub(super) fn mark_all(&mut self, parts: &Parts, now: Instant) {
+        for namespace in &mut self.namespaces.0 {
+            // There may be new ids.
+            namespace.is_listed = false;
+        }
         let in_parts = self.ids.iter().filter(|(_, id)| parts.contain(id.part));
         let tracked = in_parts.filter(|(_, id)| self.namespaces.0[id.namespace].is_tracked);
         let numbers: Vec<_> = tracked.map(|(number, _)| number).collect();
@@ -500,12 +588,22 @@ impl Table {
 
     /// Ends the watches that cannot begin, because one of their ids cannot be read.
     fn fail_starting(&mut self, number: u32, error: StoreError) {
-        let watchers = self.ids.get(number).map(|id| id.watchers.clone());
-        for watcher in watchers.unwrap_or_default() {
-            let watch = self.watches.get(watcher as usize);
-            if watch.is_some_and(|watch| watch.progress == Progress::Starting) {
-                self.end(watcher, error.into());
-            }
+        let Some(id) = self.ids.get(number) else {
+            return;
+        };
+        let mut watchers = id.watchers.clone();
+        if id.is_awaited {
+            watchers.extend(&self.namespaces.0[id.namespace].all);
+        }
+        for watcher in watchers {
+            self.end_if_starting(watcher, error);
+        }
+    }
+
+    fn end_if_starting(&mut self, watcher: u32, error: StoreError) {
+        let watch = self.watches.get(watcher as usize);
+        if watch.is_some_and(|watch| watch.progress == Progress::Starting) {
+            self.end(watcher, error.into());
         }
     }
 
@@ -658,7 +756,7 @@ impl Table {
         let Some(mark) = self.alive_after else {
             return false;
         };
-        if !self.ids.has_taken(mark) {
+        if !self.ids.has_taken(mark) || self.to_list().is_some() {
             return false;
         }
         self.alive_after = None;
@@ -677,6 +775,11 @@ impl Table {
             let id = self.ids.get(number);
             if id.is_some_and(|id| id.watchers.is_empty() && !id.entry.lock().is_present) {
                 self.gone.push(number);
+            }
+        }
+        for namespace in &mut self.namespaces.0 {
+            if now - namespace.listed_at >= REREAD {
+                namespace.is_listed = false;
             }
         }
         let waiting = self.ids.oldest_mark().map(|since| now - since);

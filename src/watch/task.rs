@@ -14,11 +14,11 @@ use super::{
     hub::{WatchHub, WatchRequest},
     ids::BatchItem,
     settings::WatchSettings,
-    table::Table,
+    table::{MAX_IDS, Table},
 };
 use crate::{
     log_limit::LogLimit,
-    store::{ChangeEvent, ChangeFeed, Reading},
+    store::{ChangeEvent, ChangeFeed, Reading, StoreError},
 };
 
 /// How many ids are read at a time.
@@ -42,6 +42,10 @@ pub(crate) struct WatchTask {
     /// What the feed tracks.
     tracked: Vec<String>,
     reads: Reads,
+    /// The listing of a namespace that is on its way.
+    listing: Option<Listing>,
+    /// When the next one may be sent.
+    next_listing: Instant,
     next_alive: Instant,
     next_sweep: Instant,
 }
@@ -53,6 +57,13 @@ struct Reads {
     running: Option<Batch>,
     /// When the next one may be sent.
     next: Instant,
+}
+
+type Listed = Result<Vec<Box<str>>, StoreError>;
+
+struct Listing {
+    namespace: String,
+    ids: Pin<Box<dyn Future<Output = Listed> + Send>>,
 }
 
 struct Batch {
@@ -80,6 +91,8 @@ impl WatchTask {
                 running: None,
                 next: now,
             },
+            listing: None,
+            next_listing: now,
             next_alive: now,
             next_sweep: now,
         };
@@ -97,6 +110,7 @@ impl WatchTask {
                 }
                 event = self.feed.next() => self.take_in(event),
                 (batch, readings) = self.reads.ended() => self.end_read(batch, readings),
+                (namespace, ids) = listed(&mut self.listing) => self.end_listing(&namespace, ids),
                 () = sleep_until(wake), if !self.table.is_idle() => {}
             }
             self.advance();
@@ -111,6 +125,9 @@ impl WatchTask {
         }
         if !self.table.is_clean() && self.reads.running.is_none() {
             wake = wake.min(self.reads.next);
+        }
+        if self.listing.is_none() && self.table.to_list().is_some() {
+            wake = wake.min(self.next_listing);
         }
         wake
     }
@@ -132,6 +149,7 @@ impl WatchTask {
         match event {
             ChangeEvent::Began { parts, namespaces } => {
                 tracing::info!("noticing changes for watches; reading what is watched");
+                self.listing = None;
                 self.table.began(&parts, &namespaces, now);
                 self.reads.next = now;
             }
@@ -141,9 +159,10 @@ impl WatchTask {
                 if let Some(unlogged) = LOG.admit() {
                     tracing::warn!(%error, unlogged, "changes are not noticed; watches get a new snapshot later");
                 }
+                self.listing = None;
                 self.table.lost(&parts, error);
             }
-            ChangeEvent::Changed(keys) => self.table.changed(&keys, now),
+            ChangeEvent::Changed(keys) => self.table.changed(&keys, &self.feed, now),
             ChangeEvent::AllChanged(parts) => {
                 tracing::info!("everything may have changed; reading all that is watched");
                 self.table.mark_all(&parts, now);
@@ -167,6 +186,32 @@ impl WatchTask {
         }
     }
 
+    fn end_listing(&mut self, namespace: &str, ids: Listed) {
+        if let Err(error) = &ids {
+            static LOG: LogLimit = LogLimit::new();
+            if let Some(unlogged) = LOG.admit() {
+                tracing::warn!(%error, unlogged, "cannot list a watched namespace; trying again");
+            }
+            self.next_listing = Instant::now() + PAUSE_AFTER_FAILURE;
+        }
+        self.table
+            .listed(namespace, ids, &self.feed, Instant::now());
+    }
+
+    fn list(&mut self, now: Instant) {
+        if self.listing.is_some() || now < self.next_listing {
+            return;
+        }
+        let (Some(namespace), Some(reader)) = (self.table.to_list(), self.feed.reader()) else {
+            return;
+        };
+        let namespace = namespace.to_owned();
+        self.listing = Some(Listing {
+            ids: Box::pin(reader.list(namespace.clone(), MAX_IDS)),
+            namespace,
+        });
+    }
+
     /// Does what is due.
     fn advance(&mut self) {
         self.follow_table();
@@ -183,6 +228,7 @@ impl WatchTask {
                 self.read(now);
             }
         }
+        self.list(now);
         if now >= self.next_sweep {
             self.table.sweep(now);
             self.next_sweep = now + SWEEP_INTERVAL;
@@ -197,6 +243,7 @@ impl WatchTask {
                 self.feed.track(Arc::default());
                 self.table.reset(self.feed.parts());
                 self.reads.running = None;
+                self.listing = None;
             }
             return;
         }
@@ -227,6 +274,17 @@ impl WatchTask {
     }
 }
 
+/// Waits for the listing that is on its way, if there is one. Cancel-safe.
+async fn listed(listing: &mut Option<Listing>) -> (String, Listed) {
+    let Some(running) = listing else {
+        return std::future::pending().await;
+    };
+    let ids = running.ids.as_mut().await;
+    let namespace = std::mem::take(&mut running.namespace);
+    *listing = None;
+    (namespace, ids)
+}
+
 impl Reads {
     /// Waits for the batch that is on its way, if there is one. Cancel-safe.
     async fn ended(&mut self) -> (Batch, Vec<Reading>) {
@@ -238,6 +296,14 @@ impl Reads {
             Some(batch) => (batch, readings),
             None => std::future::pending().await,
         }
+    }
+}
+
+impl std::fmt::Debug for Listing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Listing")
+            .field("namespace", &self.namespace)
+            .finish_non_exhaustive()
     }
 }
 

@@ -37,6 +37,10 @@ impl MemoryChanges {
         Key::new(namespace, id).to_bytes().into()
     }
 
+    pub(crate) fn id_of<'a>(&self, key: &'a [u8]) -> Option<(&'a str, &'a str)> {
+        std::str::from_utf8(key).ok()?.split_once('/')
+    }
+
     pub(crate) fn track(&mut self, namespaces: Arc<[String]>) {
         let was_on = std::mem::replace(&mut self.is_on, !namespaces.is_empty());
         self.store.changes.follow(Arc::clone(&namespaces));
@@ -94,5 +98,17 @@ impl MemoryReader {
             })
         };
         keys.iter().map(|key| Ok(read(key))).collect()
+    }
+
+    pub(crate) fn list(&self, namespace: &str, max: usize) -> Vec<Box<str>> {
+        let mut ids = Vec::new();
+        if let Ok(namespace) = Namespace::try_from(namespace) {
+            self.0.see_keys(namespace, |key| {
+                if ids.len() <= max {
+                    ids.push(key.id().into());
+                }
+            });
+        }
+        ids
     }
 }

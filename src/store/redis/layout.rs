@@ -116,6 +116,13 @@ impl KeyLayout {
         prefix
     }
 
+    /// The namespace and the id in a key of an indexed namespace, as far as the key looks like one.
+    pub(crate) fn indexed_id<'a>(&self, key: &'a [u8]) -> Option<(&'a str, &'a str)> {
+        let rest = key.strip_prefix(self.prefix.as_bytes())?;
+        let (tag, id) = from_utf8(rest.strip_prefix(b":{")?)?.split_once("}/")?;
+        Some((tag.split_once('.')?.0, id))
+    }
+
     /// The key of an id.
     pub(crate) fn key(&self, namespace: Namespace<'_>, id: Id<'_>) -> Vec<u8> {
         let mut key = Vec::new();

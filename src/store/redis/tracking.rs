@@ -81,6 +81,10 @@ impl RedisChanges {
         self.layout.key(namespace, id)
     }
 
+    pub(crate) fn id_of<'a>(&self, key: &'a [u8]) -> Option<(&'a str, &'a str)> {
+        self.layout.indexed_id(key)
+    }
+
     pub(crate) fn part(&self, _key: &[u8]) -> u16 {
         0
     }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::super::{
-    layout,
+    layout::{self, KeyLayout},
     wire::{
         commands::Commands,
         failure,
@@ -11,13 +11,16 @@ use super::super::{
         resp::{Replies, Reply},
     },
 };
-use crate::store::{changes::Reading, failure::StoreError};
+use crate::{
+    model::{INDEX_SHARDS, Namespace},
+    store::{changes::Reading, failure::StoreError},
+};
 
 /// Reads keys.
 #[derive(Clone)]
 pub(crate) enum RedisReader {
     /// Over the connection beside the one that tracks.
-    One(Pipe),
+    One(Pipe, KeyLayout),
 }
 
 impl RedisReader {
@@ -25,11 +28,43 @@ impl RedisReader {
     /// pushed like any other, and has the key read again.
     pub(crate) async fn read(self, keys: &[Arc<[u8]>]) -> Vec<Reading> {
         match self {
-            Self::One(pipe) => match read_all(&pipe, keys).await {
+            Self::One(pipe, _) => match read_all(&pipe, keys).await {
                 Ok(readings) => readings,
                 Err(error) => keys.iter().map(|_| Err(error)).collect(),
             },
         }
+    }
+}
+
+impl RedisReader {
+    /// Lists an indexed namespace by its index, shard by shard.
+    pub(crate) async fn list(
+        self,
+        namespace: &str,
+        max: usize,
+    ) -> Result<Vec<Box<str>>, StoreError> {
+        let Self::One(pipe, layout) = &self;
+        let namespace = Namespace::try_from(namespace).map_err(|_| StoreError::Unexpected)?;
+        let mut ids = Vec::new();
+        for shard in 0..INDEX_SHARDS {
+            let key = layout.index_key(namespace, shard);
+            // One more than allowed says that there are too many.
+            let last = (max - ids.len()).to_string();
+            let request = pipe.request(|commands| {
+                commands.whole(&[b"ZRANGE", &key, b"0", last.as_bytes()]);
+            });
+            let reply = request?.await?;
+            let mut replies = Replies::new(&reply);
+            match replies.next() {
+                Some(Reply::Array(_)) => {}
+                reply => return Err(failure::unexpected("ZRANGE", reply)),
+            }
+            ids.extend(replies.filter_map(|id| Some(id.text()?.into())));
+            if ids.len() > max {
+                break;
+            }
+        }
+        Ok(ids)
     }
 }
 

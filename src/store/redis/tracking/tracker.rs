@@ -142,7 +142,7 @@ impl Tracker {
         let mut replaced = std::pin::pin!(replaced(&place, &addr));
         let mut ticks = interval_at(Instant::now() + ROLE_INTERVAL, ROLE_INTERVAL);
         let mut progress = Progress {
-            reader: RedisReader::One(pipe),
+            reader: RedisReader::One(pipe, self.layout.clone()),
             has_begun: false,
             was_master: None,
         };
