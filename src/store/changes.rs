@@ -44,7 +44,6 @@ pub(crate) enum ChangeEvent {
 pub(crate) enum Parts {
     All,
     /// For each part whether it is meant.
-    #[expect(dead_code, reason = "a cluster will have several parts")]
     Some(Arc<[bool]>),
 }
 

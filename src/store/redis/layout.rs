@@ -119,7 +119,7 @@ impl KeyLayout {
     /// The namespace and the id in a key of an indexed namespace, as far as the key looks like one.
     pub(crate) fn indexed_id<'a>(&self, key: &'a [u8]) -> Option<(&'a str, &'a str)> {
         let rest = key.strip_prefix(self.prefix.as_bytes())?;
-        let (tag, id) = from_utf8(rest.strip_prefix(b":{")?)?.split_once("}/")?;
+        let (tag, id) = text::from_utf8(rest.strip_prefix(b":{")?)?.split_once("}/")?;
         Some((tag.split_once('.')?.0, id))
     }
 

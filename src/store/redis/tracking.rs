@@ -17,23 +17,36 @@
 //! |---|---|
 //! | [`tracker`] | the task that keeps both connections |
 //! | [`subscription`] | the connection on which Redis pushes |
+//! | [`nodes`] | the task that has a tracker for each master of a cluster |
 //! | [`reads`] | reads of many keys with their times to live |
 //!
 //! Source: <https://redis.io/docs/latest/develop/reference/client-side-caching/>
 
+mod nodes;
 mod reads;
 mod subscription;
 mod tracker;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 
 pub(crate) use self::reads::RedisReader;
-use self::tracker::{Told, Tracker};
+use self::{
+    nodes::NodeTrackers,
+    tracker::{Told, Tracker},
+};
 use super::{
     layout::KeyLayout,
-    servers::{place::Place, sentinel::Sentinels, task::AbortOnDrop},
+    servers::{
+        cluster::{Cluster, slot},
+        place::Place,
+        sentinel::Sentinels,
+        task::AbortOnDrop,
+    },
     settings::{RedisMode, RedisSettings},
     wire::connect::Connector,
 };
@@ -50,7 +63,6 @@ const EVENTS: usize = 64;
 pub(crate) struct RedisChanges {
     servers: Box<RedisSettings>,
     layout: KeyLayout,
-    timeout: Duration,
     running: Option<Running>,
 }
 
@@ -58,7 +70,7 @@ pub(crate) struct RedisChanges {
 #[derive(Debug)]
 struct Running {
     namespaces: watch::Sender<Arc<[String]>>,
-    told: mpsc::Receiver<Told>,
+    told: mpsc::Receiver<(u64, Told)>,
     reader: Option<RedisReader>,
     _task: AbortOnDrop,
 }
@@ -71,7 +83,6 @@ impl RedisChanges {
                 format: settings.key_format,
                 indexed: settings.indexed.clone(),
             },
-            timeout: settings.timeout,
             servers: Box::new(settings.clone()),
             running: None,
         }
@@ -85,12 +96,19 @@ impl RedisChanges {
         self.layout.indexed_id(key)
     }
 
-    pub(crate) fn part(&self, _key: &[u8]) -> u16 {
-        0
+    /// The slot of a key, in a cluster.
+    pub(crate) fn part(&self, key: &[u8]) -> u16 {
+        match self.servers.mode {
+            RedisMode::Standalone | RedisMode::Sentinel => 0,
+            RedisMode::Cluster => slot(key),
+        }
     }
 
     pub(crate) fn parts(&self) -> usize {
-        1
+        match self.servers.mode {
+            RedisMode::Standalone | RedisMode::Sentinel => 1,
+            RedisMode::Cluster => Cluster::SLOTS,
+        }
     }
 
     /// To be called on the runtime that is to run the connections.
@@ -107,14 +125,7 @@ impl RedisChanges {
     fn start(&self, namespaces: Arc<[String]>) -> Running {
         let (namespaces, followed) = watch::channel(namespaces);
         let (tell, told) = mpsc::channel(EVENTS);
-        let tracker = Tracker::new(
-            self.place(),
-            self.layout.clone(),
-            self.timeout,
-            followed,
-            tell,
-        );
-        let task = tokio::spawn(tracker.run());
+        let task = self.spawn(followed, tell);
         Running {
             namespaces,
             told,
@@ -123,23 +134,39 @@ impl RedisChanges {
         }
     }
 
-    fn place(&self) -> Place {
+    fn spawn(
+        &self,
+        namespaces: watch::Receiver<Arc<[String]>>,
+        tell: mpsc::Sender<(u64, Told)>,
+    ) -> JoinHandle<()> {
         let RedisSettings {
             urls,
             mode,
             sentinel_master,
             password_file,
             tls,
+            timeout,
             ..
         } = &*self.servers;
         let connector = Connector::new(urls.first(), password_file.clone(), tls.clone());
-        match mode {
+        let layout = self.layout.clone();
+        let place = match mode {
+            RedisMode::Standalone => Place::at(connector, urls.first().addr()),
             RedisMode::Sentinel => {
                 let sentinels = Sentinels::new(urls.addrs(), sentinel_master.clone());
                 Place::of_master(connector, sentinels)
             }
-            RedisMode::Standalone | RedisMode::Cluster => Place::at(connector, urls.first().addr()),
-        }
+            RedisMode::Cluster => {
+                // The links of the workers report to the health of the process.
+                let report = Box::new(|_| {});
+                let cluster = Cluster::start(connector.clone(), urls.addrs(), *timeout, report);
+                let nodes =
+                    NodeTrackers::new(cluster, connector, layout, *timeout, namespaces, tell);
+                return tokio::spawn(nodes.run());
+            }
+        };
+        let tracker = Tracker::new(place, layout, *timeout, namespaces, (0, tell));
+        tokio::spawn(tracker.run())
     }
 
     /// Cancel-safe.
@@ -149,8 +176,8 @@ impl RedisChanges {
         };
         loop {
             match running.told.recv().await {
-                Some(Told::Event(event)) => return event,
-                Some(Told::Reader(reader)) => running.reader = reader,
+                Some((_, Told::Event(event))) => return event,
+                Some((_, Told::Reader(reader))) => running.reader = reader,
                 // The task never ends before its owner.
                 None => return std::future::pending().await,
             }

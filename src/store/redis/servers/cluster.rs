@@ -71,6 +71,38 @@ impl Cluster {
         }
     }
 
+    /// The number of slots of every cluster.
+    pub(crate) const SLOTS: usize = slots::SLOTS as usize;
+
+    /// Who has which slot, as far as is known. If nothing is known, the error is that of the last
+    /// look at the cluster, once there was one.
+    pub(crate) fn owners(&self) -> Result<Owners, Option<StoreError>> {
+        let map = self.topology.map();
+        if map.slots.is_empty() {
+            return Err(map.failure);
+        }
+        let connector = &self.topology.connector;
+        let addr = |node: &Node| connector.addr(node.addr.host.clone(), node.addr.port);
+        // Nodes may be known that have no slots.
+        let mut places = vec![None; map.nodes.len()];
+        let mut nodes = Vec::new();
+        let slots = map.slots.iter().map(|place| {
+            place.map(|place| {
+                *places[place].get_or_insert_with(|| {
+                    nodes.push(addr(&map.nodes[place]));
+                    nodes.len() - 1
+                })
+            })
+        });
+        let slots = slots.collect();
+        Ok(Owners { nodes, slots })
+    }
+
+    /// Has the nodes asked soon whether the map is right.
+    pub(crate) fn check_soon(&self) {
+        self.topology.stale.notify_one();
+    }
+
     /// Sends one unit about one key, a command or a transaction, to the node that has the key's
     /// slot. Follows redirects.
     pub(crate) async fn request(
@@ -219,6 +251,14 @@ impl Cluster {
         }
         Ok(pieces)
     }
+}
+
+/// Who has which slot.
+pub(crate) struct Owners {
+    /// The masters that have slots.
+    pub(crate) nodes: Vec<ConnectionAddr>,
+    /// For each slot, the place of its owner in `nodes`.
+    pub(crate) slots: Vec<Option<usize>>,
 }
 
 impl fmt::Debug for Cluster {

@@ -22,6 +22,7 @@ pub(crate) struct Place {
 #[derive(Clone)]
 enum Target {
     Address(ConnectionAddr),
+    Node(ConnectionAddr),
     Master(Sentinels),
 }
 
@@ -30,6 +31,14 @@ impl Place {
         Self {
             connector,
             target: Target::Address(addr),
+        }
+    }
+
+    /// A node of a cluster, which has to be a master.
+    pub(crate) fn of_node(connector: Connector, addr: ConnectionAddr) -> Self {
+        Self {
+            connector,
+            target: Target::Node(addr),
         }
     }
 
@@ -44,7 +53,7 @@ impl Place {
     /// Connects to the server. Cancel-safe: dropping the call closes the connection.
     pub(crate) async fn connect(&self) -> Result<Connected, ConnectError> {
         match &self.target {
-            Target::Address(addr) => {
+            Target::Address(addr) | Target::Node(addr) => {
                 let (connected, []) = self.connector.connect(addr.clone(), []).await?;
                 Ok(connected)
             }
@@ -63,14 +72,14 @@ impl Place {
 
     /// Whether only a master may be at this place.
     pub(crate) fn wants_master(&self) -> bool {
-        matches!(self.target, Target::Master(_))
+        matches!(self.target, Target::Node(_) | Target::Master(_))
     }
 
     /// Whether to keep a connection to `addr`. Returns false if another server has taken its place.
     /// Waits for other servers, so the caller must bound it. Cancel-safe.
     pub(crate) async fn is_right(&self, addr: &ConnectionAddr) -> bool {
         match &self.target {
-            Target::Address(_) => true,
+            Target::Address(_) | Target::Node(_) => true,
             Target::Master(sentinels) => sentinels.agree_on(&self.connector, addr).await,
         }
     }
@@ -80,7 +89,7 @@ impl Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.target {
-            Target::Address(addr) => addr.fmt(f),
+            Target::Address(addr) | Target::Node(addr) => addr.fmt(f),
             Target::Master(sentinels) => sentinels.fmt(f),
         }
     }

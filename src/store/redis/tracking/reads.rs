@@ -2,8 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::future::{join, join_all};
+
 use super::super::{
     layout::{self, KeyLayout},
+    servers::{
+        cluster::{Cluster, slot},
+        link::Effect,
+    },
     wire::{
         commands::Commands,
         failure,
@@ -21,6 +27,8 @@ use crate::{
 pub(crate) enum RedisReader {
     /// Over the connection beside the one that tracks.
     One(Pipe, KeyLayout),
+    /// Over links of its own to all nodes.
+    Cluster(Cluster, KeyLayout),
 }
 
 impl RedisReader {
@@ -32,6 +40,9 @@ impl RedisReader {
                 Ok(readings) => readings,
                 Err(error) => keys.iter().map(|_| Err(error)).collect(),
             },
+            Self::Cluster(cluster, _) => {
+                join_all(keys.iter().map(|key| read_from(&cluster, key))).await
+            }
         }
     }
 }
@@ -43,17 +54,22 @@ impl RedisReader {
         namespace: &str,
         max: usize,
     ) -> Result<Vec<Box<str>>, StoreError> {
-        let Self::One(pipe, layout) = &self;
+        let (Self::One(_, layout) | Self::Cluster(_, layout)) = &self;
         let namespace = Namespace::try_from(namespace).map_err(|_| StoreError::Unexpected)?;
         let mut ids = Vec::new();
         for shard in 0..INDEX_SHARDS {
             let key = layout.index_key(namespace, shard);
             // One more than allowed says that there are too many.
             let last = (max - ids.len()).to_string();
-            let request = pipe.request(|commands| {
+            let encode = |commands: &mut Commands<'_>| {
                 commands.whole(&[b"ZRANGE", &key, b"0", last.as_bytes()]);
-            });
-            let reply = request?.await?;
+            };
+            let reply = match &self {
+                Self::One(pipe, _) => pipe.request(encode)?.await?,
+                Self::Cluster(cluster, _) => {
+                    cluster.request(Effect::Read, slot(&key), encode).await?
+                }
+            };
             let mut replies = Replies::new(&reply);
             match replies.next() {
                 Some(Reply::Array(_)) => {}
@@ -77,6 +93,30 @@ async fn read_all(pipe: &Pipe, keys: &[Arc<[u8]>]) -> Result<Vec<Reading>, Store
     let reply = request?.await?;
     let mut replies = Replies::new(&reply);
     Ok(keys.iter().map(|_| reading(&mut replies)).collect())
+}
+
+/// Reads one key from the node that has it. In a transaction, because a slot that moves would
+/// otherwise be asked for only one of the two commands.
+async fn read_from(cluster: &Cluster, key: &[u8]) -> Reading {
+    let (read, slot) = (Effect::Read, slot(key));
+    let request = cluster.request(read, slot, |commands| {
+        commands.transaction(|commands| write(key, commands));
+    });
+    let reply = request.await?;
+    let mut replies = Replies::new(&reply);
+    match replies.executed(2) {
+        Ok(()) => reading(&mut replies),
+        Err(refused) => match failure::unexpected("EXEC", refused) {
+            // Without memory, Redis refuses transactions and serves the same commands alone.
+            StoreError::OutOfMemory => {
+                let get = cluster.request(read, slot, |commands| commands.whole(&[b"GET", key]));
+                let pttl = cluster.request(read, slot, |commands| commands.whole(&[b"PTTL", key]));
+                let (value, left) = join(get, pttl).await;
+                reading(&mut Replies::new(&[value?, left?].concat()))
+            }
+            error => Err(error),
+        },
+    }
 }
 
 fn write(key: &[u8], commands: &mut Commands<'_>) {

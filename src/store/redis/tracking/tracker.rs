@@ -51,7 +51,8 @@ pub(super) struct Tracker {
     /// How long a read may take.
     timeout: Duration,
     namespaces: watch::Receiver<Arc<[String]>>,
-    tell: mpsc::Sender<Told>,
+    /// The number of this server, and where to tell.
+    tell: (u64, mpsc::Sender<(u64, Told)>),
 }
 
 /// Both connections.
@@ -68,7 +69,7 @@ impl Tracker {
         layout: KeyLayout,
         timeout: Duration,
         namespaces: watch::Receiver<Arc<[String]>>,
-        tell: mpsc::Sender<Told>,
+        tell: (u64, mpsc::Sender<(u64, Told)>),
     ) -> Self {
         Self {
             place,
@@ -214,7 +215,8 @@ impl Tracker {
 
     async fn tell(&self, told: Told) {
         // It fails only if the feed is gone, and this task soon, too.
-        _ = self.tell.send(told).await;
+        let (number, tell) = &self.tell;
+        _ = tell.send((*number, told)).await;
     }
 }
 
