@@ -1,0 +1,574 @@
+//! Watch while Redis fails, and while other programs write. The state of each watcher has to become
+//! that of Redis, whatever happens in between.
+
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use dyndata::proto::entry;
+use support::{
+    PATIENCE, Redis, TestServer, cluster, eventually, int, mark, read,
+    watching::{Watching, ids},
+};
+
+const KEYS: usize = 300;
+
+fn names() -> Vec<String> {
+    (0..KEYS).map(|number| number.to_string()).collect()
+}
+
+/// The connections on which Redis pushes changes.
+fn trackers(redis: &Redis) -> usize {
+    let clients = redis.text(&["CLIENT", "LIST"]);
+    let mut words = clients.split_whitespace();
+    let mut count = 0;
+    while let Some(flags) = words.find_map(|word| word.strip_prefix("flags=")) {
+        // B says that a client is told of all keys with its prefixes.
+        count += usize::from(flags.contains('B'));
+    }
+    count
+}
+
+/// What Redis holds under these keys, and how long it will live in milliseconds.
+fn held(redis: &mut redis::Connection, keys: &[String]) -> BTreeMap<String, (Vec<u8>, i64)> {
+    let mut pipe = redis::pipe();
+    for key in keys {
+        let key = format!("dyn_data:on/{key}");
+        pipe.cmd("GET").arg(&key).cmd("PTTL").arg(&key);
+    }
+    pipe.ignore_errors();
+    let replies: Vec<redis::RedisResult<redis::Value>> = pipe.query(redis).expect("reads");
+    let mut held = BTreeMap::new();
+    for (key, pair) in keys.iter().zip(replies.chunks(2)) {
+        if let [
+            Ok(redis::Value::BulkString(value)),
+            Ok(redis::Value::Int(left)),
+        ] = pair
+            && *left != -2
+        {
+            held.insert(key.clone(), (value.clone(), *left));
+        }
+    }
+    held
+}
+
+fn as_stored(value: &entry::Value) -> Vec<u8> {
+    match value {
+        entry::Value::IntValue(int) => int.to_string().into_bytes(),
+        entry::Value::StringValue(text) => text.clone().into_bytes(),
+        entry::Value::BytesValue(bytes) => bytes.clone(),
+    }
+}
+
+/// Takes messages until the watcher knows what Redis holds. An id that is about to expire may
+/// differ.
+async fn agrees(watching: &mut Watching, redis: &Redis, keys: &[String], within: Duration) {
+    let mut connection = redis.connect();
+    let start = Instant::now();
+    loop {
+        while let Ok(message) =
+            tokio::time::timeout(Duration::from_millis(20), watching.message()).await
+        {
+            message.expect("the watch goes on");
+        }
+        let held = held(&mut connection, keys);
+        let known = watching.present();
+        let differs = keys.iter().find(|key| {
+            let value = known.get(*key).map(as_stored);
+            match held.get(*key) {
+                Some((_, 0..120)) => false,
+                held => value.as_ref() != held.map(|(value, _)| value),
+            }
+        });
+        let Some(key) = differs else { return };
+        assert!(
+            start.elapsed() < within,
+            "{key} is {:?} in Redis, and the watcher knows {:?}",
+            held.get(key),
+            known.get(key)
+        );
+    }
+}
+
+async fn marks(server: &TestServer, ids: &[String], value: i64) {
+    let mut client = server.client().await;
+    for id in ids {
+        let mut request = mark(id, int(value));
+        request.namespace = "on".to_owned();
+        let start = Instant::now();
+        while let Err(status) = client.mark(request.clone()).await {
+            assert!(start.elapsed() < PATIENCE, "still not marked: {status}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// A server on this Redis, and a watcher of all names that knows their values.
+async fn watched(redis: &Redis) -> (TestServer, Watching) {
+    let server = TestServer::on_redis(redis, &[]).await;
+    marks(&server, &names()[..20], 1).await;
+    let mut client = server.client().await;
+    let watching = Watching::begin(&mut client.0, ids("on", names())).await;
+    assert_eq!(watching.present().len(), 20);
+    (server, watching)
+}
+
+#[tokio::test]
+async fn redis_tracks_only_while_somebody_watches() {
+    let redis = Redis::start();
+    let server = TestServer::on_redis(&redis, &[]).await;
+    assert_eq!(trackers(&redis), 0);
+    let mut client = server.client().await;
+    let first = Watching::begin(&mut client.0, ids("on", ["a"])).await;
+    let second = Watching::begin(&mut client.0, ids("", ["a"])).await;
+    assert_eq!(trackers(&redis), 1);
+    drop(first);
+    drop(second);
+    let start = Instant::now();
+    while trackers(&redis) > 0 {
+        assert!(start.elapsed() < PATIENCE, "still tracking");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_killed_connection_brings_a_new_snapshot() {
+    let redis = Redis::start();
+    let (server, mut watching) = watched(&redis).await;
+    for value in 2..5 {
+        redis.must(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        marks(&server, &names()[10..40], value).await;
+        watching.snapshot().await;
+        agrees(&mut watching, &redis, &names(), Duration::from_secs(3)).await;
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_restart_brings_a_new_snapshot_and_a_new_watch_is_refused_meanwhile() {
+    let mut redis = Redis::start();
+    let (server, mut watching) = watched(&redis).await;
+    redis.kill();
+    let mut client = server.client().await;
+    let start = Instant::now();
+    loop {
+        let mut late = Watching::start(&mut client.0, ids("other", ["a"]))
+            .await
+            .expect("begins");
+        let status = late.ends().await;
+        assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
+        assert!(start.elapsed() < Duration::from_secs(2), "not at once");
+        if start.elapsed() > Duration::from_millis(300) {
+            break;
+        }
+    }
+    redis.run();
+    watching.snapshot().await;
+    assert!(watching.present().is_empty(), "Redis has lost everything");
+    marks(&server, &names()[..5], 9).await;
+    agrees(&mut watching, &redis, &names(), Duration::from_secs(3)).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_pause_of_redis_loses_nothing() {
+    let redis = Redis::start();
+    let (server, mut watching) = watched(&redis).await;
+    redis.freeze();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    redis.thaw();
+    marks(&server, &names()[..30], 7).await;
+    agrees(&mut watching, &redis, &names(), Duration::from_secs(3)).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_flush_empties_what_is_known() {
+    let redis = Redis::start();
+    let (server, mut watching) = watched(&redis).await;
+    redis.must(&["FLUSHALL"]);
+    watching
+        .until("all are gone", |watching| watching.present().is_empty())
+        .await;
+    marks(&server, &names()[5..9], 7).await;
+    agrees(&mut watching, &redis, &names(), Duration::from_secs(3)).await;
+    assert_eq!(watching.snapshots, 1, "these are changes");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_of_another_type_is_absent() {
+    let redis = Redis::start();
+    let (server, mut watching) = watched(&redis).await;
+    redis.must(&["DEL", "dyn_data:on/3"]);
+    redis.must(&["LPUSH", "dyn_data:on/3", "x"]);
+    watching.sees("3", None).await;
+    redis.must(&["DEL", "dyn_data:on/3"]);
+    redis.must(&["SET", "dyn_data:on/3", "back"]);
+    let back = entry::Value::StringValue("back".to_owned());
+    watching.sees("3", Some(back)).await;
+    server.stop().await;
+}
+
+/// As the application did it that dyndata has grown out of.
+#[tokio::test]
+async fn a_program_that_sets_and_then_expires_is_followed() {
+    let redis = Redis::start();
+    let server = TestServer::on_redis(&redis, &["--key-format=python-bytes"]).await;
+    let mut client = server.client().await;
+    let mut watching = Watching::begin(&mut client.0, ids("", ["42", "43"])).await;
+    let mut connection = redis.connect();
+    for round in 0..3 {
+        let now = support::now();
+        for (key, value) in [("dyn_data/b'42'", round), ("dyn_data/b'43'", 7)] {
+            let set: () = redis::cmd("SET")
+                .arg(key)
+                .arg(value)
+                .query(&mut connection)
+                .expect("sets");
+            let _: () = set;
+            let expires = now as i64 + 2;
+            let _: i64 = redis::cmd("EXPIREAT")
+                .arg(key)
+                .arg(expires)
+                .query(&mut connection)
+                .expect("expires");
+        }
+        watching.sees("42", read(int(round))).await;
+        watching.sees("43", read(int(7))).await;
+        watching.sees("42", None).await;
+        watching.sees("43", None).await;
+        assert!(support::now() - now < 3.5, "noticed late");
+    }
+    server.stop().await;
+}
+
+/// Writes what programs may write, at random, until it is told to stop. Pauses when told to.
+struct Writer {
+    stop: Arc<AtomicBool>,
+    pause: Arc<AtomicBool>,
+    is_paused: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<usize>>,
+}
+
+impl Writer {
+    fn start(redis: &Redis) -> Self {
+        let flag = Arc::<AtomicBool>::default;
+        let (stop, pause, is_paused) = (flag(), flag(), flag());
+        let mut connection = redis.connect();
+        let flags = (
+            Arc::clone(&stop),
+            Arc::clone(&pause),
+            Arc::clone(&is_paused),
+        );
+        let thread = thread::spawn(move || {
+            let (stop, pause, is_paused) = flags;
+            let mut written = 0;
+            while !stop.load(Ordering::Relaxed) {
+                if pause.load(Ordering::Relaxed) {
+                    is_paused.store(true, Ordering::Relaxed);
+                    thread::sleep(Duration::from_millis(2));
+                    continue;
+                }
+                is_paused.store(false, Ordering::Relaxed);
+                let mut pipe = redis::pipe();
+                for _ in 0..25 {
+                    random_command(&mut pipe);
+                    written += 1;
+                }
+                pipe.ignore_errors();
+                let _: Vec<redis::RedisResult<redis::Value>> =
+                    pipe.query(&mut connection).expect("writes");
+                thread::sleep(Duration::from_millis(5));
+            }
+            written
+        });
+        Self {
+            stop,
+            pause,
+            is_paused,
+            thread: Some(thread),
+        }
+    }
+
+    fn pause(&self) {
+        self.pause.store(true, Ordering::Relaxed);
+        eventually("the writer pauses", || {
+            self.is_paused.load(Ordering::Relaxed)
+        });
+    }
+
+    fn go_on(&self) {
+        self.pause.store(false, Ordering::Relaxed);
+        eventually("the writer writes", || {
+            !self.is_paused.load(Ordering::Relaxed)
+        });
+    }
+
+    fn stop(mut self) -> usize {
+        self.stop.store(true, Ordering::Relaxed);
+        let thread = self.thread.take().expect("runs");
+        thread.join().expect("writes without an error")
+    }
+}
+
+fn random_command(pipe: &mut redis::Pipeline) {
+    let key = || format!("dyn_data:on/{}", fastrand::usize(..KEYS));
+    let other = || format!("other/{}", fastrand::usize(..20));
+    let ttl = || {
+        let most = [1, 5, 40, 300, 2_000, 10_000][fastrand::usize(..6)];
+        fastrand::i64(1..=most)
+    };
+    let value = || fastrand::i64(..5);
+    match fastrand::u32(..100) {
+        0..45 => pipe.cmd("SET").arg(key()).arg(value()).arg("PX").arg(ttl()),
+        45..55 => pipe.cmd("SET").arg(key()).arg(value()),
+        55..70 => pipe.cmd("DEL").arg(key()),
+        70..75 => pipe.cmd("PEXPIRE").arg(key()).arg(ttl() - 5),
+        75..78 => pipe.cmd("PERSIST").arg(key()),
+        78..84 => pipe.cmd("INCRBY").arg(key()).arg(1),
+        84..87 => pipe.cmd("APPEND").arg(key()).arg(1),
+        87..90 => pipe.cmd("RENAME").arg(key()).arg(key()),
+        90..92 => pipe.cmd("RENAME").arg(key()).arg(other()),
+        92..94 => pipe.cmd("RENAME").arg(other()).arg(key()),
+        94..97 => pipe.cmd("LPUSH").arg(key()).arg(1),
+        _ => pipe.cmd("GETEX").arg(key()).arg("PX").arg(ttl()),
+    };
+}
+
+#[tokio::test]
+async fn whatever_is_written_a_watcher_ends_up_with_it() {
+    let redis = Redis::start();
+    let server = TestServer::on_redis(&redis, &[]).await;
+    let mut client = server.client().await;
+    let all = Watching::begin(&mut client.0, ids("on", names())).await;
+    let half = Watching::begin(&mut client.0, ids("on", &names()[..KEYS / 2])).await;
+    let mut watchers = [(all, names()), (half, names()[..KEYS / 2].to_vec())];
+    let writer = Writer::start(&redis);
+    let faults: [&[&str]; 8] = [
+        &["PING"],
+        &["PING"],
+        &["CLIENT", "KILL", "TYPE", "pubsub"],
+        &["FLUSHALL"],
+        &["PING"],
+        &["FLUSHALL", "ASYNC"],
+        &["CLIENT", "KILL", "TYPE", "pubsub"],
+        &["PING"],
+    ];
+    for fault in faults {
+        for part in 0..10 {
+            for (watching, _) in &mut watchers {
+                let time = Duration::from_millis(50);
+                while let Ok(message) = tokio::time::timeout(time, watching.message()).await {
+                    message.expect("the watch goes on");
+                    if fastrand::u32(..20) == 0 {
+                        break;
+                    }
+                }
+            }
+            if part == 5 {
+                redis.must(fault);
+            }
+        }
+        writer.pause();
+        for (watching, keys) in &mut watchers {
+            agrees(watching, &redis, keys, Duration::from_secs(3)).await;
+        }
+        writer.go_on();
+    }
+    let written = writer.stop();
+    assert!(written > 1000, "{written}");
+    // Everything that expires is noticed, although nobody writes.
+    for (watching, keys) in &mut watchers {
+        agrees(watching, &redis, keys, Duration::from_secs(3)).await;
+    }
+    server.stop().await;
+}
+
+mod sentinel {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_ordered_failover_is_followed() {
+        let master = Redis::start();
+        let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &master.port.to_string()]);
+        eventually("the replica follows", || {
+            replica
+                .text(&["INFO", "replication"])
+                .contains("master_link_status:up")
+        });
+        let config = format!(
+            "sentinel monitor mymaster 127.0.0.1 {} 2\n\
+             sentinel down-after-milliseconds mymaster 1000\n\
+             sentinel failover-timeout mymaster 5000\n",
+            master.port
+        );
+        let mut sentinels = [(); 3].map(|()| Redis::prepare(&[]));
+        for sentinel in &mut sentinels {
+            sentinel.run_as_sentinel(&config);
+        }
+        let knows = |sentinel: &Redis| {
+            let state = sentinel.text(&["INFO", "sentinel"]);
+            state.contains("slaves=1,sentinels=3")
+        };
+        let start = Instant::now();
+        while !sentinels.iter().all(knows) {
+            assert!(start.elapsed() < 3 * PATIENCE, "the sentinels do not meet");
+            thread::sleep(Duration::from_millis(50));
+        }
+        let urls: Vec<_> = sentinels.iter().map(Redis::url).collect();
+        let urls = format!("--redis-url={}", urls.join(","));
+        let server = TestServer::start(&["--redis-mode=sentinel", &urls]);
+        server.ready().await;
+        marks(&server, &names()[..20], 1).await;
+        let mut client = server.client().await;
+        let mut watching = Watching::begin(&mut client.0, ids("on", names())).await;
+        sentinels[0].must(&["SENTINEL", "FAILOVER", "mymaster"]);
+        let start = Instant::now();
+        while is_replica(&replica) {
+            assert!(start.elapsed() < 3 * PATIENCE, "no failover");
+            thread::sleep(Duration::from_millis(20));
+        }
+        watching.snapshot().await;
+        marks(&server, &names()[..40], 2).await;
+        agrees(&mut watching, &replica, &names(), Duration::from_secs(5)).await;
+        assert_eq!(trackers(&replica), 1);
+        server.stop().await;
+    }
+
+    fn is_replica(redis: &Redis) -> bool {
+        redis.text(&["INFO", "replication"]).contains("role:slave")
+    }
+}
+
+mod in_cluster {
+    use super::*;
+
+    async fn start(nodes: &[Redis]) -> TestServer {
+        let urls = cluster::url_flag(nodes);
+        let server = TestServer::start(&["--redis-mode=cluster", &urls]);
+        server.ready().await;
+        server
+    }
+
+    fn expected(value: i64, count: usize) -> BTreeMap<String, entry::Value> {
+        let names = names().into_iter().take(count);
+        names
+            .map(|name| (name, entry::Value::IntValue(value)))
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn each_node_is_tracked_and_a_lost_connection_brings_a_snapshot() {
+        let nodes = cluster::masters();
+        let server = start(&nodes).await;
+        marks(&server, &names()[..50], 1).await;
+        let mut client = server.client().await;
+        let mut watching = Watching::begin(&mut client.0, ids("on", names())).await;
+        assert_eq!(watching.present(), expected(1, 50));
+        assert!(nodes.iter().all(|node| trackers(node) == 1));
+        marks(&server, &names()[..60], 2).await;
+        watching
+            .until("all changes", |watching| {
+                watching.present() == expected(2, 60)
+            })
+            .await;
+        nodes[1].must(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        marks(&server, &names()[..60], 3).await;
+        watching.snapshot().await;
+        watching
+            .until("all changes", |watching| {
+                watching.present() == expected(3, 60)
+            })
+            .await;
+        assert_eq!(watching.snapshots, 2);
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_slot_that_moves_is_followed() {
+        let nodes = cluster::masters();
+        let server = start(&nodes).await;
+        let key = "dyn_data:on/7";
+        let slot: usize =
+            redis::from_redis_value(nodes[0].must(&["CLUSTER", "KEYSLOT", key])).expect("a slot");
+        let slot = slot.to_string();
+        marks(&server, &names()[..20], 1).await;
+        let mut client = server.client().await;
+        let mut watching = Watching::begin(&mut client.0, ids("on", names())).await;
+        let from = cluster::owner(&nodes, key);
+        let to = nodes
+            .iter()
+            .find(|node| node.port != from.port)
+            .expect("another");
+        let name = |node: &Redis| node.text(&["CLUSTER", "MYID"]);
+        to.must(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &name(from)]);
+        from.must(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &name(to)]);
+        marks(&server, &names()[7..8], 2).await;
+        watching.sees("7", read(int(2))).await;
+        let port = to.port.to_string();
+        from.must(&["MIGRATE", "127.0.0.1", &port, key, "0", "5000"]);
+        marks(&server, &names()[7..8], 3).await;
+        watching.sees("7", read(int(3))).await;
+        for node in [to, from] {
+            node.must(&["CLUSTER", "SETSLOT", &slot, "NODE", &name(to)]);
+        }
+        for value in 4..9 {
+            marks(&server, &names()[7..8], value).await;
+            watching.sees("7", read(int(value))).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_failover_is_followed() {
+        let nodes = cluster::masters();
+        let replica = cluster::node();
+        replica.must(&["CLUSTER", "MEET", "127.0.0.1", &nodes[0].port.to_string()]);
+        let name = nodes[0].text(&["CLUSTER", "MYID"]);
+        eventually("the replica knows its master", || {
+            replica.command(&["CLUSTER", "REPLICATE", &name]).is_ok()
+        });
+        eventually("the replica follows", || {
+            replica
+                .text(&["INFO", "replication"])
+                .contains("master_link_status:up")
+        });
+        let server = start(&nodes).await;
+        marks(&server, &names()[..50], 1).await;
+        let mut client = server.client().await;
+        let mut watching = Watching::begin(&mut client.0, ids("on", names())).await;
+        eventually("a failover begins", || {
+            replica.command(&["CLUSTER", "FAILOVER"]).is_ok()
+        });
+        eventually("the failover ends", || {
+            replica
+                .text(&["INFO", "replication"])
+                .contains("role:master")
+        });
+        marks(&server, &names()[..70], 2).await;
+        watching
+            .until("all changes", |watching| {
+                watching.present() == expected(2, 70)
+            })
+            .await;
+        eventually("the new master is tracked", || trackers(&replica) == 1);
+        marks(&server, &names()[..80], 3).await;
+        watching
+            .until("all changes", |watching| {
+                watching.present() == expected(3, 80)
+            })
+            .await;
+        server.stop().await;
+    }
+}
