@@ -31,9 +31,10 @@ BATCH_MARK = f"{SERVICE}/BatchMark"
 MARK_IF = f"{SERVICE}/MarkIf"
 TOUCH = f"{SERVICE}/Touch"
 INCREMENT = f"{SERVICE}/Increment"
+WATCH = f"{SERVICE}/Watch"
 METHODS = [
     method.rpartition("/")[2]
-    for method in (MARK, GET, BATCH_GET, UNMARK, BATCH_UNMARK, BATCH_MARK, MARK_IF, TOUCH, INCREMENT)
+    for method in (MARK, GET, BATCH_GET, UNMARK, BATCH_UNMARK, BATCH_MARK, MARK_IF, TOUCH, INCREMENT, WATCH)
 ]
 HEALTH = "grpc.health.v1.Health/Check"
 COMMENT = "Mark writes one value and restarts its time to live."
