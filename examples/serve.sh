@@ -4,7 +4,8 @@
 #     cargo build --release && examples/serve.sh
 #
 # and in another `. .tools/examples/env`, and then any example. Arguments are for `dyndata serve`,
-# such as --redis-url redis://127.0.0.1:6379; without that one, the data is in the process.
+# such as --redis-url redis://127.0.0.1:6379; without that one, the data is in the process. The namespace
+# "online" is indexed, for the example of that name.
 #
 # DYNDATA=FILE runs another binary, EXAMPLES_DIRECTORY=DIRECTORY keeps the credentials elsewhere.
 set -euo pipefail
@@ -36,10 +37,10 @@ END
 }
 
 # Makes a token for the examples, and an access file with its hash. The token may read and write the
-# namespace "examples" and the default namespace, which the Flask application uses.
+# namespaces "examples" and "online", and the default namespace, which python/app.py uses.
 access() {
     local made
-    made=$("$dyndata" token new --name examples --allow read,write --namespace ,examples)
+    made=$("$dyndata" token new --name examples --allow read,write --namespace ,examples,online)
     grep '^dyn_' <<<"$made" >token
     sed -n '/^\[\[caller/,$p' <<<"$made" >access.toml
 }
@@ -52,7 +53,8 @@ if ! openssl x509 -checkend 86400 -noout -in cert.pem >/dev/null 2>&1; then
     # openssl reports its progress, which matters only if it fails.
     told=$(certificates 2>&1) || { echo "$told" >&2 && exit 1; }
 fi
-test -s access.toml || access
+# Makes a new token if there is none, or only one from before the example "online".
+grep -qs '"online"' access.toml || access
 
 # The environment of the examples, and of `dyndata get` and the other client commands.
 printf 'export %s=%q\n' >./env \
@@ -60,4 +62,6 @@ printf 'export %s=%q\n' >./env \
     DYNDATA_CLIENT_TLS_CA "$directory/ca.pem" \
     DYNDATA_TOKEN_FILE "$directory/token"
 
+# The flag --indexed-namespaces goes before the variable.
+export DYNDATA_INDEXED_NAMESPACES=${DYNDATA_INDEXED_NAMESPACES-online}
 exec "$dyndata" serve --tls-cert cert.pem --tls-key key.pem --access-file access.toml "$@"
