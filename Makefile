@@ -123,4 +123,4 @@ package:
 .PHONY: clean
 clean:
 	$(CARGO) clean
-	rm -rf .tools examples/python/dyndata examples/go/dyndatapb benches/peers/go/dyndatapb examples/node/node_modules
+	rm -rf .tools examples/python/dyndata examples/online/dyndata examples/go/dyndatapb benches/peers/go/dyndatapb examples/node/node_modules

@@ -59,7 +59,12 @@ group_proxies() {
 group_examples() {
     group_clients
     need openssl openssl
+    # A browser with a font, and the program through which selenium controls it.
+    need chromium chromium
+    need chromedriver chromium-driver
+    need fc-list fontconfig
     stubs examples/python
+    stubs examples/online
     example_go
 }
 
@@ -222,7 +227,7 @@ need() {
 
 # The Python environment of all tests, in .tools/python.
 python_environment() {
-    local pins=(tests/python/requirements.txt examples/python/requirements.txt)
+    local pins=(tests/python/requirements.txt examples/{python,online}/requirements.txt)
     # The copy in the environment tells which versions were installed, so that a changed pin is noticed.
     if [ -x .tools/python/bin/pytest ] && cat "${pins[@]}" | cmp -s - .tools/python/pins; then
         return

@@ -11,6 +11,7 @@ class Relay:
     def __init__(self, port):
         self._target = port
         self._sockets = []
+        self._is_closed = False
 
     def __enter__(self):
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -28,10 +29,21 @@ class Relay:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
+    @contextlib.contextmanager
+    def closed(self):
+        """Breaks all connections, and new ones too for the time of a block."""
+        self._is_closed = True
+        self.cut()
+        yield
+        self._is_closed = False
+
     def _accept(self):
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                if self._is_closed:
+                    client.close()
+                    continue
                 server = socket.create_connection(("127.0.0.1", self._target))
                 self._sockets += [client, server]
                 for source, sink in ((client, server), (server, client)):

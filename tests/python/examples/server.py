@@ -32,8 +32,17 @@ class ExampleServer(Dyndata):
         )
 
     def marks_in_flight(self):
-        started = self.metric("grpc_server_started_total", grpc_method="Mark")
-        return started - self.metric("grpc_server_handled_total", grpc_method="Mark")
+        return self._in_flight("Mark")
+
+    def watches_open(self):
+        return self._in_flight("Watch")
+
+    def unmarks(self):
+        return self.metric("grpc_server_handled_total", grpc_method="Unmark", grpc_code="OK")
+
+    def _in_flight(self, method):
+        started = self.metric("grpc_server_started_total", grpc_method=method)
+        return started - self.metric("grpc_server_handled_total", grpc_method=method)
 
     def marks_refused(self):
         """The number of Marks refused for overload. None of ours is too large."""
