@@ -29,8 +29,9 @@ use tokio::{net::TcpStream, sync::Mutex, time::timeout};
 use tonic::{Status, body::Body};
 use tonic_types::StatusExt as _;
 
-use crate::history::{
-    Call, Condition, Operation, Outcome, PATIENCE, Recorder, Refusal, Seen, Value,
+use crate::{
+    history::{Call, Condition, Operation, Outcome, PATIENCE, Recorder, Refusal, Seen, Value},
+    support::namespace,
 };
 
 /// Whether a read asks for expire times.
@@ -95,10 +96,10 @@ impl Caller {
     /// Marks a value, and records and returns the outcome.
     pub async fn mark(&self, id: u32, value: u64, ttl: Duration, deadline: Duration) -> Outcome {
         let request = MarkRequest {
+            namespace: namespace(),
             id: name(id),
             value: Some(encode(value).into()),
             ttl: prost_types::Duration::try_from(ttl).ok(),
-            ..MarkRequest::default()
         };
         let call = Call::Mark { id, value, ttl };
         self.record(call, deadline, false, async |mut client, wrap| {
@@ -121,6 +122,7 @@ impl Caller {
         deadline: Duration,
     ) -> Outcome {
         let request = MarkIfRequest {
+            namespace: namespace(),
             id: name(id),
             value: Some(encode(value).into()),
             ttl: prost_types::Duration::try_from(ttl).ok(),
@@ -128,7 +130,6 @@ impl Caller {
                 Condition::Absent => mark_if_request::Condition::IfAbsent(true),
                 Condition::Equal(value) => mark_if_request::Condition::IfEqual(expected(value)),
             }),
-            ..MarkIfRequest::default()
         };
         let call = Call::MarkIf {
             id,
@@ -157,9 +158,9 @@ impl Caller {
     /// Removes the value if it is this one, and records and returns the outcome.
     pub async fn unmark_if(&self, id: u32, if_equal: u64, deadline: Duration) -> Outcome {
         let request = UnmarkRequest {
+            namespace: namespace(),
             id: name(id),
             if_equal: Some(expected(if_equal)),
-            ..UnmarkRequest::default()
         };
         let call = Call::UnmarkIf { id, if_equal };
         self.record(call, deadline, false, async |mut client, wrap| {
@@ -175,6 +176,7 @@ impl Caller {
     /// Adds 1 to a counter, and records and returns the outcome.
     pub async fn increment(&self, id: u32, ttl: Duration, deadline: Duration) -> Outcome {
         let request = IncrementRequest {
+            namespace: namespace(),
             id: name(id),
             ttl: prost_types::Duration::try_from(ttl).ok(),
             ..IncrementRequest::default()
@@ -193,6 +195,7 @@ impl Caller {
     /// Reads a counter. One that does not exist has the value 0, as for Increment.
     pub async fn counter(&self, id: u32, deadline: Duration) -> Outcome {
         let request = GetRequest {
+            namespace: namespace(),
             id: name(id),
             ..GetRequest::default()
         };
@@ -210,9 +213,9 @@ impl Caller {
 
     pub async fn get(&self, id: u32, expire_time: ExpireTime, deadline: Duration) -> Outcome {
         let request = GetRequest {
+            namespace: namespace(),
             id: name(id),
             include_expire_time: expire_time == ExpireTime::Ask,
-            ..GetRequest::default()
         };
         let call = Call::Read { ids: vec![id] };
         self.record(call, deadline, false, async |mut client, wrap| {
@@ -240,9 +243,9 @@ impl Caller {
         closing: bool,
     ) -> Outcome {
         let request = BatchGetRequest {
+            namespace: namespace(),
             ids: ids.iter().copied().map(name).collect(),
             include_expire_time: expire_time == ExpireTime::Ask,
-            ..BatchGetRequest::default()
         };
         let call = Call::Read { ids: ids.clone() };
         self.record(call, deadline, closing, async |mut client, wrap| {

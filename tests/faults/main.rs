@@ -26,6 +26,7 @@
 //! `cargo test --test faults [-- NAME...]` runs the short versions of all cases, or of those whose
 //! name contains one of the names. With `DYNDATA_CHAOS_SECONDS` (`make chaos`) the cases are longer.
 //! Faults in random order then follow until the time is up. `DYNDATA_CHAOS_SEED` repeats an order.
+//! With `DYNDATA_TEST_NAMESPACE=online`, the calls are in an indexed namespace of this name.
 #![allow(
     clippy::print_stdout,
     unreachable_pub,

@@ -64,6 +64,9 @@ impl Dyndata {
                 command.arg(default);
             }
         }
+        if let Some(namespace) = super::namespace_of_environment() {
+            command.arg(format!("--indexed-namespaces={namespace}"));
+        }
         let process = command
             .args(arguments)
             .env_remove("REDIS_URL")

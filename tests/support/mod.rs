@@ -97,9 +97,18 @@ pub fn use_indexed_namespace() {
     NAMESPACE.set("online");
 }
 
-/// The namespace of the short forms of calls: the empty one, unless the test uses an indexed one.
+/// The namespace of the short forms of calls: the empty one, unless the test uses an indexed one, or
+/// `DYNDATA_TEST_NAMESPACE` names one.
 pub fn namespace() -> String {
-    NAMESPACE.get().to_owned()
+    match NAMESPACE.get() {
+        "" => namespace_of_environment().unwrap_or_default(),
+        namespace => namespace.to_owned(),
+    }
+}
+
+/// The indexed namespace in which the processes of this run serve, if there is one.
+pub fn namespace_of_environment() -> Option<String> {
+    std::env::var("DYNDATA_TEST_NAMESPACE").ok()
 }
 
 /// A part of every secret in the tests: tokens, passwords, private values. It must appear in no
