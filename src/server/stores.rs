@@ -97,6 +97,7 @@ impl Stores {
             move || i64::try_from(read(&status)).unwrap_or(i64::MAX)
         };
         let connects = self.status().clone();
+        let (swept, failed) = (self.status().clone(), self.status().clone());
         let mut readings = vec![
             Reading::gauge(
                 "dyndata_store_up",
@@ -117,6 +118,16 @@ impl Stores {
                 "dyndata_store_connects",
                 "Number of times that a link to the store has come up",
                 move || connects.connects(),
+            ),
+            Reading::counter(
+                "dyndata_index_swept_ids",
+                "Number of ids that this process has removed from the indexes in Redis after their expiry",
+                move || swept.swept_ids(),
+            ),
+            Reading::counter(
+                "dyndata_index_sweep_failures",
+                "Number of sweeps of an index in Redis that failed",
+                move || failed.sweep_failures(),
             ),
         ];
         if let Self::Memory { store, .. } = self {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::{
     layout,
-    servers::link::Effect,
+    servers::effect::Effect,
     store::{RedisStore, Servers},
     values,
     wire::{

@@ -1,5 +1,9 @@
 //! Mark, Unmark, BatchMark, BatchUnmark and Touch in indexed namespaces, where a value and its place
 //! in the index change in one step. [`Store`](crate::store::Store) documents them.
+//!
+//! Mark and Unmark are transactions, which cost Redis less than scripts. A Mark then names the time of
+//! its expiry by the estimate of Redis's clock. Without an estimate, it is a script, which looks at
+//! the clock itself. Touch has to read first, so it always is a script.
 
 use std::{sync::LazyLock, time::SystemTime};
 
@@ -9,21 +13,23 @@ use super::{
     batches::EachReply,
     layout,
     script::{Arity, CallBy, Script, is_unknown_script},
-    servers::link::Effect,
+    servers::effect::Effect,
     store::{RedisStore, Servers},
     wire::{
         commands::{Commands, argument},
         failure,
         resp::{Replies, Reply, Scanner},
+        transaction,
     },
 };
 use crate::{
     model::{Id, MarkItem, Namespace, Ttl, Value},
-    store::failure::{StoreError, WriteError},
+    store::failure::{Outcome, StoreError, WriteError},
 };
 
 static MARK: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("scripts/indexed/mark.lua")));
+/// For a Redis that has no memory left. It refuses transactions, and removes all the same.
 static UNMARK: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("scripts/indexed/unmark.lua")));
 static TOUCH: LazyLock<Script> =
@@ -39,12 +45,20 @@ impl RedisStore {
     ) -> Result<SystemTime, WriteError> {
         // Read before Redis starts to count, so that the promise is never later than the expiry.
         let expire_time = SystemTime::now() + ttl.as_duration();
+        let item = MarkItem {
+            id,
+            value: value.borrowed(),
+            ttl,
+        };
         let slot = || self.slot(namespace, id);
-        let reply = self.eval(Effect::Write, &MARK, arity(3), slot, |out| {
-            self.layout.write_key_and_index(namespace, id, out);
-            write_mark(id, value, ttl, out);
+        let reply = self.request_at(Effect::Transactions, slot, |commands| {
+            self.write_mark(namespace, &item, commands);
         });
-        match Replies::new(&reply.await?).next() {
+        let mut results = transaction::results(reply.await?)?;
+        if is_unknown_script(&results) {
+            results = Box::pin(self.mark_by_script(namespace, &item)).await?;
+        }
+        match Replies::new(&results).next() {
             Some(Reply::Status(b"OK")) => Ok(expire_time),
             reply => Err(failure::refused("mark", reply)),
         }
@@ -56,40 +70,156 @@ impl RedisStore {
         id: Id<'_>,
     ) -> Result<bool, WriteError> {
         let slot = || self.slot(namespace, id);
-        let reply = self.eval(Effect::Write, &UNMARK, arity(1), slot, |out| {
-            self.layout.write_key_and_index(namespace, id, out);
-            argument(out, id.as_str().as_bytes());
+        let reply = self.request_at(Effect::Transactions, slot, |commands| {
+            self.write_unmark(namespace, id, commands);
         });
-        match Replies::new(&reply.await?).next() {
+        let result = match transaction::results(reply.await?) {
+            Err(OUT_OF_MEMORY) => {
+                let removed = self.eval(Effect::Write, &UNMARK, arity(1), slot, |out| {
+                    self.layout.write_key_and_index(namespace, id, out);
+                    argument(out, id.as_str().as_bytes());
+                });
+                Box::pin(removed).await?
+            }
+            result => result?,
+        };
+        match Replies::new(&result).next() {
             Some(Reply::Int(removed @ (0 | 1))) => Ok(removed == 1),
             reply => Err(failure::refused("unmark", reply)),
         }
     }
 
-    /// Each reply is that of a SET.
+    /// Each reply begins with that of a SET.
     pub(super) async fn batch_mark_indexed(
         &self,
         namespace: Namespace<'_>,
         items: &[MarkItem<'_>],
     ) -> Result<EachReply, WriteError> {
         let ids: Vec<_> = items.iter().map(|item| item.id).collect();
-        self.eval_each(&MARK, 3, namespace, &ids, |at, out| {
-            let MarkItem { id, value, ttl } = &items[at];
-            write_mark(*id, value, *ttl, out);
-        })
-        .await
+        let mut results = self
+            .transact_each(namespace, &ids, |at, commands| {
+                self.write_mark(namespace, &items[at], commands);
+            })
+            .await?;
+        let is_unknown = |at: &usize| results[*at].as_ref().is_ok_and(|it| is_unknown_script(it));
+        let unknown: Vec<_> = (0..items.len()).filter(is_unknown).collect();
+        if !unknown.is_empty() {
+            // Redis has not run the script for these.
+            let ids: Vec<_> = unknown.iter().map(|at| ids[*at]).collect();
+            let again = self.eval_each(&MARK, 3, namespace, &ids, |at, out| {
+                write_mark_arguments(&items[unknown[at]], out);
+            });
+            replace(&mut results, &unknown, Box::pin(again).await);
+        }
+        Ok(EachReply::Apart(results))
     }
 
-    /// Each reply is that of a DEL.
+    /// Each reply begins with that of a DEL.
     pub(super) async fn batch_unmark_indexed(
         &self,
         namespace: Namespace<'_>,
         ids: &[Id<'_>],
     ) -> Result<EachReply, WriteError> {
-        self.eval_each(&UNMARK, 1, namespace, ids, |at, out| {
-            argument(out, ids[at].as_str().as_bytes());
+        let results = self.transact_each(namespace, ids, |at, commands| {
+            self.write_unmark(namespace, ids[at], commands);
+        });
+        let mut results = results.await?;
+        let is_refused = |at: &usize| results[*at] == Err(OUT_OF_MEMORY);
+        let refused: Vec<_> = (0..ids.len()).filter(is_refused).collect();
+        if !refused.is_empty() {
+            let ids: Vec<_> = refused.iter().map(|at| ids[*at]).collect();
+            let again = self.eval_each(&UNMARK, 1, namespace, &ids, |at, out| {
+                argument(out, ids[at].as_str().as_bytes());
+            });
+            replace(&mut results, &refused, Box::pin(again).await);
+        }
+        Ok(EachReply::Apart(results))
+    }
+
+    /// Writes a transaction that marks an id. The first of its two results is that of SET.
+    fn write_mark(
+        &self,
+        namespace: Namespace<'_>,
+        item: &MarkItem<'_>,
+        commands: &mut Commands<'_>,
+    ) {
+        let MarkItem { id, value, ttl } = item;
+        let now = commands.latest_server_millis();
+        transaction::write(commands, |commands| match now {
+            Some(now) => {
+                let mut number = itoa::Buffer::new();
+                let expiry = number
+                    .format(now.saturating_add(ttl.as_millis()))
+                    .as_bytes();
+                let out = commands.command(5);
+                argument(out, b"SET");
+                self.layout.write_key(namespace, *id, out);
+                layout::write_value(value, out);
+                argument(out, b"PXAT");
+                argument(out, expiry);
+                let out = commands.command(4);
+                argument(out, b"ZADD");
+                self.layout
+                    .write_index_key(namespace, layout::shard(*id), out);
+                argument(out, expiry);
+                argument(out, id.as_str().as_bytes());
+            }
+            // Redis looks at its own clock. PING makes the replies as many as above.
+            None => {
+                let out = MARK.write_call(CallBy::Hash, arity(3), commands);
+                self.layout.write_key_and_index(namespace, *id, out);
+                write_mark_arguments(item, out);
+                commands.whole(&[b"PING"]);
+            }
+        });
+    }
+
+    /// Marks an id with the script.
+    async fn mark_by_script(
+        &self,
+        namespace: Namespace<'_>,
+        item: &MarkItem<'_>,
+    ) -> Result<Bytes, WriteError> {
+        let slot = || self.slot(namespace, item.id);
+        self.eval(Effect::Write, &MARK, arity(3), slot, |out| {
+            self.layout.write_key_and_index(namespace, item.id, out);
+            write_mark_arguments(item, out);
         })
         .await
+    }
+
+    /// Writes a transaction that removes an id. The first of its two results is that of DEL.
+    fn write_unmark(&self, namespace: Namespace<'_>, id: Id<'_>, commands: &mut Commands<'_>) {
+        transaction::write(commands, |commands| {
+            let out = commands.command(2);
+            argument(out, b"DEL");
+            self.layout.write_key(namespace, id, out);
+            let out = commands.command(3);
+            argument(out, b"ZREM");
+            self.layout
+                .write_index_key(namespace, layout::shard(id), out);
+            argument(out, id.as_str().as_bytes());
+        });
+    }
+
+    /// Sends a transaction for each id. Returns the two results of each.
+    async fn transact_each(
+        &self,
+        namespace: Namespace<'_>,
+        ids: &[Id<'_>],
+        encode: impl Fn(usize, &mut Commands<'_>),
+    ) -> Result<EachResult, WriteError> {
+        let everything: Vec<_> = (0..ids.len()).collect();
+        let batch = WriteBatch {
+            namespace,
+            ids,
+            which: &everything,
+            effect: Effect::Transactions,
+            replies: transaction::REPLIES,
+        };
+        let replies = self.write_apart(batch, encode).await?.into_iter();
+        let results = replies.map(|reply| reply.and_then(transaction::results));
+        Ok(results.collect())
     }
 
     /// Each reply is that of a GETEX.
@@ -99,11 +229,11 @@ impl RedisStore {
         ids: &[Id<'_>],
         ttl: Ttl,
     ) -> Result<EachReply, WriteError> {
-        self.eval_each(&TOUCH, 2, namespace, ids, |at, out| {
+        let replies = self.eval_each(&TOUCH, 2, namespace, ids, |at, out| {
             argument(out, itoa::Buffer::new().format(ttl.as_millis()).as_bytes());
             argument(out, ids[at].as_str().as_bytes());
-        })
-        .await
+        });
+        Ok(EachReply::Apart(replies.await?))
     }
 
     /// Runs a script for each id, with the key of the id and the key of its index. `write` writes the
@@ -115,10 +245,17 @@ impl RedisStore {
         namespace: Namespace<'_>,
         ids: &[Id<'_>],
         write: impl Fn(usize, &mut Vec<u8>),
-    ) -> Result<EachReply, WriteError> {
+    ) -> Result<EachResult, WriteError> {
         let everything: Vec<_> = (0..ids.len()).collect();
         let call = async |by, which: &[usize]| {
-            self.write_apart(namespace, ids, which, |at, commands| {
+            let batch = WriteBatch {
+                namespace,
+                ids,
+                which,
+                effect: Effect::Write,
+                replies: 1,
+            };
+            self.write_apart(batch, |at, commands| {
                 let out = script.write_call(by, arity(arguments), commands);
                 self.layout.write_key_and_index(namespace, ids[at], out);
                 write(at, out);
@@ -131,36 +268,34 @@ impl RedisStore {
         if !unknown.is_empty() {
             // Only these have not been run.
             let again = Box::pin(call(CallBy::Text, &unknown)).await;
-            match again {
-                Ok(again) => {
-                    for (at, reply) in unknown.into_iter().zip(again) {
-                        replies[at] = reply;
-                    }
-                }
-                Err(failed) => unknown.into_iter().for_each(|at| replies[at] = Err(failed)),
-            }
+            replace(&mut replies, &unknown, again);
         }
-        Ok(EachReply::Apart(replies))
+        Ok(replies)
     }
 
-    /// Sends one command for each of `which` of the ids. Returns one reply for each of these.
+    /// Sends what `encode` writes for each of some ids. Returns the replies of each of them.
     async fn write_apart(
         &self,
-        namespace: Namespace<'_>,
-        ids: &[Id<'_>],
-        which: &[usize],
+        batch: WriteBatch<'_>,
         encode: impl Fn(usize, &mut Commands<'_>),
-    ) -> Result<Vec<Result<Bytes, WriteError>>, WriteError> {
+    ) -> Result<EachResult, WriteError> {
+        let WriteBatch {
+            namespace,
+            ids,
+            which,
+            effect,
+            replies,
+        } = batch;
         match &self.servers {
             Servers::One(link) => {
-                let request = link.request(Effect::Write, |commands| {
+                let request = link.request(effect, |commands| {
                     for at in which {
                         encode(*at, commands);
                     }
                 });
                 let mut reply = request.await?;
                 let cut = which.iter().map(|_| {
-                    let length = Scanner::new(1).scan(&reply).ok().flatten();
+                    let length = Scanner::new(replies).scan(&reply).ok().flatten();
                     let length =
                         length.ok_or_else(|| WriteError::unknown(StoreError::Unexpected))?;
                     Ok(reply.split_to(length))
@@ -168,27 +303,58 @@ impl RedisStore {
                 Ok(cut.collect())
             }
             Servers::Cluster(cluster) => {
-                let slots: Vec<_> = which
-                    .iter()
-                    .map(|at| self.slot(namespace, ids[*at]))
-                    .collect();
-                let encode = |at: usize, commands: &mut Commands<'_>| {
-                    encode(which[at], commands);
-                };
-                let replies = Box::pin(cluster.request_each(Effect::Write, &slots, 1, encode));
-                replies.await.map_err(WriteError::not_executed)
+                let slots = which.iter().map(|at| self.slot(namespace, ids[*at]));
+                let slots: Vec<_> = slots.collect();
+                let encode = |at: usize, commands: &mut Commands<'_>| encode(which[at], commands);
+                let replies = cluster.request_each(effect, &slots, replies, encode);
+                Box::pin(replies).await.map_err(WriteError::not_executed)
             }
         }
     }
 }
+
+/// The replies for each of many ids.
+type EachResult = Vec<Result<Bytes, WriteError>>;
+
+/// Which ids to write, and how.
+struct WriteBatch<'a> {
+    namespace: Namespace<'a>,
+    ids: &'a [Id<'a>],
+    /// The places of the ids in `ids`.
+    which: &'a [usize],
+    effect: Effect,
+    /// How many replies each of them gets.
+    replies: usize,
+}
+
+/// Redis has no memory left, and has refused a write.
+const OUT_OF_MEMORY: WriteError = WriteError {
+    error: StoreError::OutOfMemory,
+    outcome: Outcome::NotExecuted,
+};
 
 /// A script of this file has two keys.
 fn arity(arguments: usize) -> Arity {
     Arity { keys: 2, arguments }
 }
 
-fn write_mark(id: Id<'_>, value: &Value<'_>, ttl: Ttl, out: &mut Vec<u8>) {
+fn write_mark_arguments(item: &MarkItem<'_>, out: &mut Vec<u8>) {
+    let MarkItem { id, value, ttl } = item;
     layout::write_value(value, out);
     argument(out, itoa::Buffer::new().format(ttl.as_millis()).as_bytes());
     argument(out, id.as_str().as_bytes());
+}
+
+/// Puts the results of a second attempt in the place of the first ones.
+fn replace(results: &mut EachResult, places: &[usize], again: Result<EachResult, WriteError>) {
+    match again {
+        Ok(again) => {
+            for (place, result) in places.iter().zip(again) {
+                results[*place] = result;
+            }
+        }
+        Err(failed) => places
+            .iter()
+            .for_each(|place| results[*place] = Err(failed)),
+    }
 }

@@ -15,7 +15,7 @@ use super::{
     script::{Arity, CallBy, Script, is_unknown_script},
     servers::{
         cluster::{self, Cluster},
-        link::Effect,
+        effect::Effect,
     },
     store::{RedisStore, Servers},
     wire::{

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use ring::digest;
 
 use super::{
-    servers::link::Effect,
+    servers::effect::Effect,
     store::RedisStore,
     wire::commands::{Commands, argument},
 };

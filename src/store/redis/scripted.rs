@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::{
     layout,
     script::{Arity, Script},
-    servers::link::Effect,
+    servers::effect::Effect,
     store::RedisStore,
     wire::{
         commands::argument,

@@ -3,6 +3,7 @@
 //! | module | what it has |
 //! |---|---|
 //! | [`link`](mod@link) | one supervised connection, shared by the calls of one worker |
+//! | [`effect`] | what a request does to Redis |
 //! | [`place`] | where a link leads: to a fixed address, or to the master |
 //! | [`sentinel`] | which server is the master now |
 //! | [`cluster`] | which node has which key, and a link to each master |
@@ -10,6 +11,7 @@
 //! | [`task`] | tasks that end with their owner |
 
 pub(super) mod cluster;
+pub(super) mod effect;
 pub(super) mod link;
 pub(super) mod place;
 pub(super) mod sentinel;

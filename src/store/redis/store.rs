@@ -8,14 +8,18 @@ use super::{
     layout::KeyLayout,
     servers::{
         cluster::{self, Cluster},
-        link::{Effect, Link},
+        effect::Effect,
+        link::Link,
         place::Place,
         sentinel::Sentinels,
         task::AbortOnDrop,
     },
     settings::{RedisMode, RedisSettings},
     sweep,
-    wire::{commands::Commands, connect::Connector},
+    wire::{
+        commands::Commands,
+        connect::{ClockUse, Connector},
+    },
 };
 use crate::{
     model::{Id, Namespace},
@@ -54,7 +58,14 @@ impl RedisStore {
             key_format,
             indexed,
         } = settings;
+        // Only writes in indexed namespaces name times.
+        let clock = match indexed.is_empty() {
+            true => ClockUse::Unused,
+            false => ClockUse::Estimated,
+        };
         let connector = Connector::new(urls.first(), password_file.clone(), tls.clone());
+        let connector = connector.with_clock(clock);
+        let sweep_status = status.clone();
         let report = Box::new(move |state| status.set(worker, state));
         let servers = match mode {
             RedisMode::Standalone => Servers::One(Link::start(
@@ -84,7 +95,7 @@ impl RedisStore {
             sweep: None,
         };
         if worker == 0 && !indexed.is_empty() {
-            let task = tokio::spawn(sweep::run(store.clone()));
+            let task = tokio::spawn(sweep::run(store.clone(), sweep_status));
             store.sweep = Some(Arc::new(AbortOnDrop(task.abort_handle())));
         }
         store

@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 use super::{
     script::{Arity, Script},
-    servers::{cluster, link::Effect},
+    servers::{cluster, effect::Effect},
     store::RedisStore,
     wire::{
         commands::argument,
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     model::{INDEX_SHARDS, Namespace},
-    store::failure::StoreError,
+    store::{failure::StoreError, status::StoreStatus},
 };
 
 static TRIM: LazyLock<Script> =
@@ -30,18 +30,22 @@ static TRIM: LazyLock<Script> =
 /// How often each shard is swept.
 const INTERVAL: Duration = Duration::from_secs(10);
 /// The most ids that one step removes. Redis serves nobody else meanwhile.
-const MAX_STEP: i64 = 1000;
+const MAX_STEP: u64 = 1000;
 /// The pause between two steps in one shard, so that calls come in between.
 const BETWEEN_STEPS: Duration = Duration::from_millis(5);
 
 /// Sweeps for as long as it is polled.
-pub(super) async fn run(store: RedisStore) {
+pub(super) async fn run(store: RedisStore, status: StoreStatus) {
     let names: Vec<String> = store.layout.indexed.names().map(str::to_owned).collect();
     let visits = names.len() * usize::from(INDEX_SHARDS);
     let Ok(visits) = u32::try_from(visits) else {
         return;
     };
+    let mut eviction_checked = false;
     loop {
+        if !eviction_checked {
+            eviction_checked = store.check_eviction(&names[0]).await.is_ok();
+        }
         for name in &names {
             let Ok(namespace) = Namespace::try_from(name.as_str()) else {
                 continue;
@@ -50,7 +54,12 @@ pub(super) async fn run(store: RedisStore) {
                 // Jitter, so that processes do not sweep the same shard together.
                 sleep((INTERVAL / visits).mul_f64(0.5 + fastrand::f64())).await;
                 // After a failure, the shard is swept in the next round.
-                while let Ok(MAX_STEP) = store.trim(namespace, shard).await {
+                loop {
+                    let removed = store.trim(namespace, shard).await;
+                    status.swept(&removed);
+                    if removed != Ok(MAX_STEP) {
+                        break;
+                    }
                     sleep(BETWEEN_STEPS).await;
                 }
             }
@@ -59,8 +68,32 @@ pub(super) async fn run(store: RedisStore) {
 }
 
 impl RedisStore {
+    /// Warns if Redis may evict an index. Count and List would then miss a whole shard.
+    async fn check_eviction(&self, name: &str) -> Result<(), StoreError> {
+        let Ok(namespace) = Namespace::try_from(name) else {
+            return Ok(());
+        };
+        let slot = || cluster::slot(&self.layout.index_key(namespace, 0));
+        let reply = self.request_at(Effect::Read, slot, |commands| {
+            commands.whole(&[b"INFO", b"memory"]);
+        });
+        let reply = reply.await?;
+        let info = Replies::new(&reply).next();
+        let info = info.as_ref().and_then(Reply::text).unwrap_or_default();
+        let mut lines = info.lines();
+        let policy = lines.find_map(|line| line.strip_prefix("maxmemory_policy:"));
+        if let Some(policy) = policy.filter(|policy| policy.starts_with("allkeys")) {
+            tracing::warn!(
+                policy,
+                "redis may evict the index of an indexed namespace, and ids would be missing from \
+                 Count and List; a volatile policy or noeviction keeps the index"
+            );
+        }
+        Ok(())
+    }
+
     /// Removes expired ids from the index of a shard. Returns how many were removed.
-    async fn trim(&self, namespace: Namespace<'_>, shard: u16) -> Result<i64, StoreError> {
+    async fn trim(&self, namespace: Namespace<'_>, shard: u16) -> Result<u64, StoreError> {
         let slot = || cluster::slot(&self.layout.index_key(namespace, shard));
         let arity = Arity {
             keys: 1,
@@ -71,7 +104,7 @@ impl RedisStore {
             argument(out, itoa::Buffer::new().format(MAX_STEP).as_bytes());
         });
         match Replies::new(&reply.await?).next() {
-            Some(Reply::Int(removed)) => Ok(removed),
+            Some(Reply::Int(removed @ 0..)) => Ok(removed.unsigned_abs()),
             reply => Err(failure::unexpected("trim", reply)),
         }
     }

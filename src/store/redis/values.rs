@@ -9,10 +9,7 @@ use bytes::Bytes;
 use super::{
     entry::{self, Pairing},
     layout::{self, KeyLayout},
-    servers::{
-        cluster::Cluster,
-        link::{Effect, Link},
-    },
+    servers::{cluster::Cluster, effect::Effect, link::Link},
     store::{RedisStore, Servers},
     wire::{
         commands::{Commands, argument},

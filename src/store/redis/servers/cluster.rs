@@ -38,7 +38,8 @@ use self::{
 };
 use super::{
     super::wire::{commands::Commands, connect::Connector, resp::Scanner},
-    link::{Effect, Report},
+    effect::Effect,
+    link::Report,
     task::AbortOnDrop,
 };
 use crate::store::failure::{StoreError, WriteError};

@@ -35,20 +35,13 @@ use super::{
         commands::Commands,
         pipe::Pipe,
         resp::{Replies, Reply},
+        transaction,
     },
+    effect::Effect,
     place::Place,
     task::AbortOnDrop,
 };
 use crate::store::failure::{Outcome, StoreError, WriteError};
-
-/// What a request does to Redis. This decides whether it may be repeated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Effect {
-    /// The request changes nothing.
-    Read,
-    /// The request changes what Redis holds.
-    Write,
-}
 
 /// A handle to the connection. Clones share it. Dropping the last one ends the supervisor.
 #[derive(Clone)]
@@ -90,9 +83,9 @@ impl Link {
             // Redis has refused the request, so a write may be repeated too: if it has several
             // commands, only if all of them were refused.
             Ok(reply) => {
-                supervisor::is_reason_to_retire(reply)
+                supervisor::is_reason_to_retire(effect, reply)
                     && self.pipe.retire(connection)
-                    && (effect == Effect::Read || is_refused(reply))
+                    && is_repeatable(effect, reply)
             }
             Err(failed) => {
                 failed.error == StoreError::Unavailable
@@ -150,9 +143,13 @@ impl Link {
     }
 }
 
-/// Whether all replies are errors.
-fn is_refused(reply: &[u8]) -> bool {
-    Replies::new(reply).all(|reply| matches!(reply, Reply::Error(_)))
+/// Whether a request that got this reply may be repeated.
+fn is_repeatable(effect: Effect, reply: &[u8]) -> bool {
+    match effect {
+        Effect::Read => true,
+        Effect::Write => Replies::new(reply).all(|reply| matches!(reply, Reply::Error(_))),
+        Effect::Transactions => transaction::are_refused(reply),
+    }
 }
 
 impl fmt::Debug for Link {

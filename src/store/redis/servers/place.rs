@@ -6,7 +6,7 @@ use redis::ConnectionAddr;
 
 use super::{
     super::wire::{
-        connect::{Connected, Connector},
+        connect::{ClockUse, Connected, Connector},
         failure::ConnectError,
     },
     sentinel::Sentinels,
@@ -48,6 +48,11 @@ impl Place {
             connector,
             target: Target::Master(sentinels),
         }
+    }
+
+    /// Whether connections estimate the clock of the server.
+    pub(super) fn clock(&self) -> ClockUse {
+        self.connector.clock()
     }
 
     /// Connects to the server. Cancel-safe: dropping the call closes the connection.

@@ -8,7 +8,7 @@ use super::super::{
     layout::{self, KeyLayout},
     servers::{
         cluster::{Cluster, slot},
-        link::Effect,
+        effect::Effect,
     },
     wire::{
         commands::Commands,

@@ -2,17 +2,39 @@
 //!
 //! Source: <https://redis.io/docs/latest/develop/reference/protocol-spec/>
 
+use std::time::Instant;
+
+use super::clock::RedisClock;
+
 /// Writes commands into a connection's output buffer and counts the replies that they will get.
 #[derive(Debug)]
 pub(crate) struct Commands<'a> {
     out: &'a mut Vec<u8>,
     replies: usize,
+    /// The clock of the server that gets the commands.
+    clock: Option<&'a RedisClock>,
 }
 
 impl<'a> Commands<'a> {
     /// Appends to `out`.
     pub(crate) fn new(out: &'a mut Vec<u8>) -> Self {
-        Self { out, replies: 0 }
+        Self {
+            out,
+            replies: 0,
+            clock: None,
+        }
+    }
+
+    /// Lets commands name times by the clock of the server.
+    pub(crate) fn with_clock(mut self, clock: &'a RedisClock) -> Self {
+        self.clock = Some(clock);
+        self
+    }
+
+    /// What the clock of the server shows now at most, in milliseconds since the epoch, if that is
+    /// known well enough.
+    pub(crate) fn latest_server_millis(&self) -> Option<u64> {
+        self.clock?.latest_millis(Instant::now())
     }
 
     /// Starts a command of `arguments` parts, the name included. The caller writes them into the

@@ -15,6 +15,7 @@ use tokio::{
 };
 
 use super::{
+    clock::Sample,
     failure::{self, ConnectError},
     handshake::{self, Greeted},
     resp::{Replies, Reply},
@@ -38,6 +39,16 @@ pub(crate) struct Connector {
     identity: RedisConnectionInfo,
     password_file: Option<PathBuf>,
     tls: Option<RedisTls>,
+    clock: ClockUse,
+}
+
+/// Whether writes name times by the clock of a data node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ClockUse {
+    /// They do not, so nobody looks at it.
+    Unused,
+    /// They do, so each connection estimates it.
+    Estimated,
 }
 
 /// A connection that is authenticated, on the right database, and answered a PING.
@@ -47,6 +58,8 @@ pub(crate) struct Connected {
     pub(crate) addr: ConnectionAddr,
     /// Why the server cannot serve, if it answers and yet cannot: it loads its data, for example.
     pub(crate) unwell: Option<String>,
+    /// What its clock showed, if anybody uses that.
+    pub(crate) clock: Option<Sample>,
 }
 
 impl Connector {
@@ -56,7 +69,18 @@ impl Connector {
             identity: url.identity().clone(),
             password_file,
             tls: url.is_tls().then(|| RedisTls::new(tls)),
+            clock: ClockUse::Unused,
         }
+    }
+
+    /// The same, with connections that estimate the clock of their server or do not.
+    pub(crate) fn with_clock(self, clock: ClockUse) -> Self {
+        Self { clock, ..self }
+    }
+
+    /// Whether connections estimate the clock of their server.
+    pub(crate) fn clock(&self) -> ClockUse {
+        self.clock
     }
 
     /// The address of a host and port. It says whether to use TLS.
@@ -89,10 +113,15 @@ impl Connector {
             unwell,
             replies,
         } = handshake::greet(stream, &identity, questions).await?;
+        let (stream, clock) = match self.clock {
+            ClockUse::Unused => (stream, None),
+            ClockUse::Estimated => handshake::look_at_clock(stream).await?,
+        };
         let connected = Connected {
             stream,
             addr,
             unwell,
+            clock,
         };
         Ok((connected, replies))
     }

@@ -6,11 +6,14 @@
 //!
 //! There are no timeouts here: the caller's timeout covers the whole attempt to connect.
 
+use std::time::Instant;
+
 use bytes::{Bytes, BytesMut};
 use redis::{Cmd, RedisConnectionInfo};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use super::{
+    clock::Sample,
     failure::ConnectError,
     ping::{Challenge, ServerHealth},
     resp::{Replies, Reply, Scanner},
@@ -60,6 +63,18 @@ pub(super) async fn greet<S: AsyncRead + AsyncWrite + Unpin, const N: usize>(
         unwell,
         replies,
     })
+}
+
+/// Looks at the server's clock on a connection that [`greet`] has returned.
+pub(super) async fn look_at_clock<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+) -> Result<(S, Option<Sample>), ConnectError> {
+    let mut handshake = Handshake::new(stream);
+    let asked = Instant::now();
+    handshake.send([&redis::cmd("TIME")]).await?;
+    let reply = handshake.reply().await?;
+    let sample = Sample::read(asked, &mut Replies::new(&reply));
+    Ok((handshake.finish()?, sample))
 }
 
 /// Logs in on a new connection, and asks `questions` and nothing else. Returns the replies.

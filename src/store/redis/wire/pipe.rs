@@ -34,8 +34,8 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 pub(crate) use self::driver::{Broken, Driver};
-use self::queue::{Caller, CurrentConnection, PendingRequest, PipeConnection};
-use super::commands::Commands;
+use self::queue::{Caller, CurrentConnection, PendingRequest, PipeConnection, PipeState};
+use super::{clock::Sample, commands::Commands};
 use crate::store::failure::{Outcome, StoreError, WriteError};
 
 /// Maximum size of the commands that wait to be written. They gather only while Redis does not
@@ -76,7 +76,8 @@ impl Pipe {
             return Err(StoreError::Busy);
         }
         let start = state.taken + state.out.len() as u64;
-        let mut commands = Commands::new(&mut state.out);
+        let PipeState { out, clock, .. } = &mut *state;
+        let mut commands = Commands::new(out).with_clock(clock);
         encode(&mut commands);
         let replies = commands.replies();
         let number = state.front + state.queue.len() as u64;
@@ -97,6 +98,16 @@ impl Pipe {
             number,
             deadline,
         })
+    }
+
+    /// Adds a sample of the clock of the server at the end of connection `number`.
+    pub(crate) fn add_sample(&self, number: u64, sample: Sample) {
+        let Some(connection) = self.current.lock().clone() else {
+            return;
+        };
+        if connection.number == number {
+            connection.lock().clock.add(sample);
+        }
     }
 
     /// Whether there is a connection.

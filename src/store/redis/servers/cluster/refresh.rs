@@ -15,7 +15,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::{
     super::{
         super::wire::{connect::Connector, failure::ConnectError, resp::Replies},
-        link::{Effect, Report},
+        effect::Effect,
+        link::Report,
         survey::{Patience, survey},
     },
     slots::{Node, NodeAddr, SLOTS, SlotMap, Topology},

@@ -15,12 +15,15 @@ use tokio::{
 
 use super::super::{
     super::wire::{
-        connect::{Connected, Transport},
+        clock::Sample,
+        connect::{ClockUse, Connected, Transport},
         failure,
         ping::{Challenge, ServerHealth},
         pipe::{Broken, Driver, Pipe},
         resp::{Replies, Reply},
+        transaction,
     },
+    effect::Effect,
     place::Place,
     task::AbortOnDrop,
 };
@@ -54,11 +57,16 @@ pub(super) struct Attempt {
 
 /// Whether a new connection may answer better: it may lead to the master if this one does not any
 /// more, or log in with a password that has changed.
-pub(super) fn is_reason_to_retire(reply: &[u8]) -> bool {
-    if reply.first() != Some(&b'-') {
-        return false;
-    }
-    let Some(Reply::Error(line)) = Replies::new(reply).next() else {
+pub(super) fn is_reason_to_retire(effect: Effect, reply: &[u8]) -> bool {
+    let error = match effect {
+        Effect::Read | Effect::Write if reply.first() != Some(&b'-') => None,
+        Effect::Read | Effect::Write => Replies::new(reply).next().and_then(|reply| match reply {
+            Reply::Error(line) => Some(line),
+            _ => None,
+        }),
+        Effect::Transactions => transaction::first_error(reply),
+    };
+    let Some(line) = error else {
         return false;
     };
     let text = String::from_utf8_lossy(line);
@@ -132,8 +140,12 @@ impl LinkSupervisor {
             stream,
             addr,
             unwell,
+            clock,
         } = connected;
         let mut driver = self.pipe.drive(stream, number);
+        if let Some(sample) = clock {
+            self.pipe.add_sample(number, sample);
+        }
         self.attempts.send_replace(Attempt {
             number,
             failure: None,
@@ -174,8 +186,12 @@ impl LinkSupervisor {
         loop {
             sleep(PROBE_INTERVAL).await;
             let challenge = Challenge::new();
+            let asked = std::time::Instant::now();
             let ping = self.pipe.request(|commands| {
                 commands.whole(&[b"PING", challenge.as_bytes()]);
+                if self.place.clock() == ClockUse::Estimated {
+                    commands.whole(&[b"TIME"]);
+                }
             });
             let answer = match ping {
                 Ok(request) => request.await.map_err(StoreError::from),
@@ -183,7 +199,12 @@ impl LinkSupervisor {
             };
             match answer {
                 Ok(reply) => {
-                    if is_reason_to_retire(&reply) {
+                    let mut replies = Replies::new(&reply);
+                    replies.pass(1);
+                    if let Some(sample) = Sample::read(asked, &mut replies) {
+                        self.pipe.add_sample(number, sample);
+                    }
+                    if is_reason_to_retire(Effect::Read, &reply) {
                         self.pipe.retire(number);
                     }
                     match challenge.judge(&reply) {
@@ -288,6 +309,7 @@ mod tests {
             stream: Box::new(Buggy),
             addr,
             unwell: None,
+            clock: None,
         };
         let broken = supervisor.serve(connected, 1).await;
         assert!(matches!(broken, Broken::Panicked), "{broken}");

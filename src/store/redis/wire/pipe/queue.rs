@@ -9,6 +9,7 @@ use std::{
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::super::clock::RedisClock;
 use crate::store::failure::{Outcome, StoreError, WriteError};
 
 /// The connection that new requests go to, if there is one. Clones share it.
@@ -43,6 +44,8 @@ pub(super) struct PipeState {
     pub(super) answered: usize,
     /// Is set while the driver waits.
     pub(super) driver: Option<Waker>,
+    /// The clock of the server.
+    pub(super) clock: RedisClock,
     /// Whether the connection gets no new requests any more.
     pub(super) retired: bool,
 }
