@@ -17,6 +17,9 @@ use crate::{
     store::StoreError,
 };
 
+/// How many ids may wait for the task before further requests are refused.
+const MAX_WAITING_IDS: usize = 100_000;
+
 /// Opens watches. Clones belong to the same process.
 #[derive(Debug, Clone)]
 pub(crate) struct WatchHub {
@@ -24,6 +27,8 @@ pub(crate) struct WatchHub {
     /// too.
     requests: mpsc::UnboundedSender<WatchRequest>,
     places: Arc<AtomicUsize>,
+    /// How many ids there are in requests that the task has not taken.
+    waiting_ids: Arc<AtomicUsize>,
     settings: WatchSettings,
     pub(crate) counts: Arc<WatchCounts>,
 }
@@ -51,6 +56,21 @@ pub(super) struct OpenWatch {
     pub(super) target: Target,
     pub(super) outbox: Arc<Outbox>,
     pub(super) place: WatchPlace,
+    /// For as long as the request waits.
+    pub(super) waiting: WaitingIds,
+}
+
+/// Ids that wait for the task.
+#[derive(Debug)]
+pub(super) struct WaitingIds {
+    all: Arc<AtomicUsize>,
+    ids: usize,
+}
+
+impl Drop for WaitingIds {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.ids, Ordering::Relaxed);
+    }
 }
 
 /// The place of one watch, until the table has removed the watch.
@@ -70,6 +90,7 @@ impl WatchHub {
         let hub = Self {
             requests,
             places: Arc::default(),
+            waiting_ids: Arc::default(),
             settings,
             counts: Arc::default(),
         };
@@ -91,12 +112,14 @@ impl WatchHub {
             debug_assert!(ids.iter().all(|id| Id::try_from(id.as_str()).is_ok()));
         }
         let place = self.take_place()?;
+        let waiting = self.wait(&target)?;
         let outbox = Arc::<Outbox>::default();
         let open = OpenWatch {
             namespace: namespace.as_str().to_owned(),
             target,
             outbox: Arc::clone(&outbox),
             place,
+            waiting,
         };
         let sent = self.requests.send(WatchRequest::Open(open));
         // Without its task, the server is ending.
@@ -105,6 +128,26 @@ impl WatchHub {
             outbox,
             requests: self.requests.clone(),
         })
+    }
+
+    /// Counts the ids of a request. Refuses them if too many wait already, because each takes
+    /// memory until the task looks at it.
+    fn wait(&self, target: &Target) -> Result<WaitingIds, WatchLimit> {
+        let ids = match target {
+            Target::Ids(ids) => ids.len(),
+            Target::All => 0,
+        };
+        let before = self.waiting_ids.fetch_add(ids, Ordering::Relaxed);
+        let waiting = WaitingIds {
+            all: Arc::clone(&self.waiting_ids),
+            ids,
+        };
+        match before {
+            0..=MAX_WAITING_IDS => Ok(waiting),
+            _ => Err(WatchLimit::Ids {
+                max: MAX_WAITING_IDS,
+            }),
+        }
     }
 
     fn take_place(&self) -> Result<WatchPlace, WatchLimit> {

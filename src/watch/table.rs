@@ -130,6 +130,7 @@ impl Table {
             target,
             outbox,
             place,
+            waiting: _waiting,
         } = open;
         let place_of = self.namespaces.place(&namespace);
         let number = place_of.ok_or(WatchLimit::Namespaces {
