@@ -328,7 +328,7 @@ fn random_command(pipe: &mut redis::Pipeline) {
         let most = [1, 5, 40, 300, 2_000, 10_000][fastrand::usize(..6)];
         fastrand::i64(1..=most)
     };
-    let value = || fastrand::i64(..5);
+    let value = || fastrand::i64(0..5);
     match fastrand::u32(..100) {
         0..45 => pipe.cmd("SET").arg(key()).arg(value()).arg("PX").arg(ttl()),
         45..55 => pipe.cmd("SET").arg(key()).arg(value()),
