@@ -357,6 +357,12 @@ fn watch_readings(watches: &WatchHub) -> Vec<Reading> {
         let counts = Arc::clone(&watches.counts);
         Reading::counter(name, help, move || count(&counts).load(Ordering::Relaxed))
     };
+    let seconds = |name, help, nanos: Count| {
+        let counts = Arc::clone(&watches.counts);
+        Reading::seconds(name, help, move || {
+            Duration::from_nanos(nanos(&counts).load(Ordering::Relaxed)).as_secs_f64()
+        })
+    };
     vec![
         gauge("dyndata_watches", "Open watches", |counts| &counts.watches),
         gauge(
@@ -388,6 +394,16 @@ fn watch_readings(watches: &WatchHub) -> Vec<Reading> {
             "dyndata_watch_resyncs",
             "Watches that needed a new snapshot because changes may have been missed",
             |counts| &counts.resyncs,
+        ),
+        counter(
+            "dyndata_watch_lags",
+            "Changes that the store announced and whose lag is known",
+            |counts| &counts.lags,
+        ),
+        seconds(
+            "dyndata_watch_lag_seconds",
+            "Time from the first announcement of a change to the read that found it, summed up",
+            |counts| &counts.lag_nanos,
         ),
     ]
 }
