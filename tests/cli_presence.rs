@@ -192,6 +192,18 @@ fn watch_prints_the_snapshot_and_then_each_change() {
 }
 
 #[test]
+fn watch_all_prints_every_id_that_comes_and_goes() {
+    let server = TestServer::start(&[INDEXED]);
+    succeed(&server.addr, &["mark", "a", "1"]);
+    let watching = Watching::start(&server.addr, &["--all"]);
+    watching.expect(&["a\t1"]);
+    succeed(&server.addr, &["mark", "b", "2"]);
+    watching.expect(&["b\t2"]);
+    succeed(&server.addr, &["unmark", "a"]);
+    watching.expect(&["a\t(not marked)"]);
+}
+
+#[test]
 fn watch_prints_messages_as_json_lines() {
     let server = TestServer::start(&[]);
     let watching = Watching::start(&server.addr, &["a", "--output", "json"]);
