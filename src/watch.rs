@@ -9,7 +9,9 @@
 //! |---|---|
 //! | [`hub`] | the workers' access: opens watches, counts them |
 //! | [`outbox`] | what one watcher has not been sent yet |
-//! | [`table`] | the watched ids, and which of them have to be read |
+//! | [`table`] | what follows when the store says something, or when something was read |
+//! | [`watched`] | what is watched, and by whom |
+//! | [`ids`] | the ids, and which of them have to be read |
 //! | [`places`] | the namespaces of the table, and the parts of the store |
 //! | [`task`] | the task: requests of workers, changes, reads, timers |
 //! | [`counts`] | what the metrics show |
@@ -38,6 +40,7 @@ mod places;
 pub(crate) mod settings;
 mod table;
 mod task;
+mod watched;
 
 pub(crate) use self::{
     counts::WatchCounts,

@@ -26,8 +26,8 @@ pub(crate) struct WatchCounts {
     pub(crate) lag_nanos: AtomicU64,
     /// Changes with such a time.
     pub(crate) lags: AtomicU64,
-    /// How long the oldest id that has to be read has waited.
-    pub(crate) oldest_dirty_nanos: AtomicU64,
+    /// How long the first id of those that have to be read has waited.
+    pub(crate) oldest_wait_millis: AtomicU64,
 }
 
 impl WatchCounts {
@@ -45,8 +45,8 @@ impl WatchCounts {
     }
 
     pub(super) fn waiting(&self, oldest: Duration) {
-        self.oldest_dirty_nanos
-            .store(nanos(oldest), Ordering::Relaxed);
+        let millis = u64::try_from(oldest.as_millis()).unwrap_or(u64::MAX);
+        self.oldest_wait_millis.store(millis, Ordering::Relaxed);
     }
 }
 

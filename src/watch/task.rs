@@ -14,7 +14,8 @@ use super::{
     hub::{WatchHub, WatchRequest},
     ids::BatchItem,
     settings::WatchSettings,
-    table::{MAX_IDS, Table},
+    table::Table,
+    watched::MAX_IDS,
 };
 use crate::{
     log_limit::LogLimit,
