@@ -21,6 +21,7 @@ mod security;
 pub(crate) mod settings;
 pub(crate) mod shutdown;
 mod stores;
+mod watches;
 mod worker;
 
 use std::{
@@ -62,7 +63,7 @@ use crate::{
     store::LinkState,
     systemd::Inherited,
     trace::Tracing,
-    watch::{WatchCounts, WatchHub, WatchTask},
+    watch::{WatchHub, WatchTask},
 };
 
 /// How long the first attempt to connect to the store may delay accepting.
@@ -216,7 +217,7 @@ impl Bound {
         let refused = Arc::<AtomicU64>::default();
         if let Some(admin) = admin {
             let mut readings = stores.readings();
-            readings.extend(watch_readings(&watches));
+            readings.extend(watches::readings(&watches));
             readings.extend(security.reading());
             readings.extend(process::readings());
             readings.extend(connection_readings(&refused, &liveness));
@@ -340,70 +341,6 @@ fn connection_readings(refused: &Arc<AtomicU64>, liveness: &Liveness) -> [Readin
             "dyndata_workers_moving",
             "Workers whose event loop is not stuck",
             move || i64::try_from(liveness.moving()).unwrap_or(i64::MAX),
-        ),
-    ]
-}
-
-/// The metrics of watches.
-fn watch_readings(watches: &WatchHub) -> Vec<Reading> {
-    type Count = fn(&WatchCounts) -> &AtomicU64;
-    let gauge = |name, help, count: Count| {
-        let counts = Arc::clone(&watches.counts);
-        Reading::gauge(name, help, move || {
-            i64::try_from(count(&counts).load(Ordering::Relaxed)).unwrap_or(i64::MAX)
-        })
-    };
-    let counter = |name, help, count: Count| {
-        let counts = Arc::clone(&watches.counts);
-        Reading::counter(name, help, move || count(&counts).load(Ordering::Relaxed))
-    };
-    let seconds = |name, help, nanos: Count| {
-        let counts = Arc::clone(&watches.counts);
-        Reading::seconds(name, help, move || {
-            Duration::from_nanos(nanos(&counts).load(Ordering::Relaxed)).as_secs_f64()
-        })
-    };
-    vec![
-        gauge("dyndata_watches", "Open watches", |counts| &counts.watches),
-        gauge(
-            "dyndata_watched_ids",
-            "Distinct ids that are watched",
-            |counts| &counts.ids,
-        ),
-        counter(
-            "dyndata_watch_pushes",
-            "Keys of watched namespaces that the store said may have changed",
-            |counts| &counts.pushes,
-        ),
-        counter(
-            "dyndata_watch_reads",
-            "Reads of watched ids, after a change, at an expiry or once a minute",
-            |counts| &counts.reads,
-        ),
-        counter(
-            "dyndata_watch_changes",
-            "Changes of watched ids that were found",
-            |counts| &counts.changes,
-        ),
-        counter(
-            "dyndata_watch_events",
-            "Changes of watched ids, each counted once for each of its watchers",
-            |counts| &counts.events,
-        ),
-        counter(
-            "dyndata_watch_resyncs",
-            "Watches that needed a new snapshot because changes may have been missed",
-            |counts| &counts.resyncs,
-        ),
-        counter(
-            "dyndata_watch_lags",
-            "Changes that the store announced and whose lag is known",
-            |counts| &counts.lags,
-        ),
-        seconds(
-            "dyndata_watch_lag_seconds",
-            "Time from the first announcement of a change to the read that found it, summed up",
-            |counts| &counts.lag_nanos,
         ),
     ]
 }
