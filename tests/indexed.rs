@@ -12,14 +12,14 @@ use std::{
 
 use dyndata::proto::{
     BatchMarkRequest, BatchUnmarkRequest, CountRequest, IncrementRequest, ListRequest,
-    ListResponse, MarkIfRequest, TouchRequest, UnmarkRequest, Value,
+    ListResponse, MarkIfRequest, MarkRequest, TouchRequest, UnmarkRequest, Value,
     batch_mark_request::{Item, item},
     mark_if_request,
     value::Kind,
 };
 use support::{
     Client, INDEXED, Redis, TestServer, assert_error, assert_outcome, batch, cluster, int, mark,
-    namespace, use_indexed_namespace,
+    millis, namespace, now, seconds_since_epoch, use_indexed_namespace,
 };
 use tonic::Code::{ResourceExhausted, Unavailable};
 
@@ -133,6 +133,44 @@ async fn a_mark_in_an_indexed_namespace_is_one_transaction() {
     assert!(commands[1].contains("\"PXAT\""), "{}", commands[1]);
     let index = "\"dyn_data_index:{online.";
     assert!(commands[2].contains(index), "{}", commands[2]);
+}
+
+/// The index has the expiry of the value itself, and no caller is promised a later one.
+#[tokio::test]
+async fn value_index_and_reply_agree_about_the_expiry() {
+    use_indexed_namespace();
+    let redis = Redis::start();
+    let server = TestServer::on_redis(&redis, INDEXED).await;
+    let mut client = server.client().await;
+    for number in 0..200 {
+        let id = number.to_string();
+        let ttl = fastrand::u64(5_000..100_000);
+        let request = MarkRequest {
+            ttl: Some(millis(ttl)),
+            ..mark(&id, int(1))
+        };
+        let started = now();
+        let promised = client.mark(request).await.expect("marks");
+        let promised = seconds_since_epoch(&promised.expect("always set"));
+        let shard = crc16::State::<crc16::XMODEM>::calculate(id.as_bytes()) % 64;
+        let key = format!("dyn_data:{{online.{shard}}}/{id}");
+        let index = format!("dyn_data_index:{{online.{shard}}}");
+        let score: f64 =
+            redis::from_redis_value(redis.must(&["ZSCORE", &index, &id])).expect("a score");
+        let expiry: i64 =
+            redis::from_redis_value(redis.must(&["PEXPIRETIME", &key])).expect("a time");
+        assert_eq!(score, expiry as f64, "{id}");
+        // Redis keeps a value during the whole millisecond of its expiry.
+        let ends = (expiry + 1) as f64 / 1000.0;
+        assert!(promised <= ends, "{id}: {promised}, {ends}");
+        let least = started + ttl as f64 / 1000.0;
+        assert!(ends < least + 0.5, "{id}: {least}, {ends}");
+        // Half of them are written before the next probe, and half after it.
+        if number == 100 {
+            tokio::time::sleep(Duration::from_millis(1200)).await;
+        }
+    }
+    server.stop().await;
 }
 
 /// The rights are those that `docs/security.md` gives to dyndata's Redis user.
