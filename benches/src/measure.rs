@@ -311,14 +311,15 @@ impl Bench {
             let (before, after) = (found.before, found.after);
             let us = |duration: Duration| duration.as_nanos() as f64 / 1e3;
             let quantile = |times: &Histogram<u64>, quantile| {
-                rounded(times.value_at_quantile(quantile) as f64 / 1e3)
+                (!times.is_empty()).then(|| rounded(times.value_at_quantile(quantile) as f64 / 1e3))
             };
             let row = Watch {
                 watchers,
                 events_per_second: rounded(
                     found.events as f64 / (after.0 - before.0).as_secs_f64(),
                 ),
-                server_us_per_event: rounded(us(after.1 - before.1) / found.events.max(1) as f64),
+                server_us_per_event: (found.events > 0)
+                    .then(|| rounded(us(after.1 - before.1) / found.events as f64)),
                 redis_us_per_mark: rounded(us(after.2 - before.2) / found.marks as f64),
                 change_p50_us: quantile(&found.changes, 0.5),
                 change_p99_us: quantile(&found.changes, 0.99),

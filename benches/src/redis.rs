@@ -12,8 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::{
     keys::KeySet,
     process::{BOUND, CpuClock, bounded},
-    redis_server,
-    watch,
+    redis_server, watch,
     workload::TTL,
 };
 

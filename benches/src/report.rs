@@ -89,18 +89,19 @@ fn calls(rows: &[Row]) -> String {
         ]
     };
     let shape = TARGET_SHAPE.to_string();
+    let list = Operation::List.to_string();
     let is_shown = |cell: &CellRow| {
         cell.subject == Kind::Dyndata
             && cell.purpose == Purpose::Comparison
             && cell.generator == Generator::Own
-            && cell.shape == shape
+            && (cell.shape == shape || cell.operation == list)
     };
     let lines = rows.iter().filter_map(|row| match row {
         Row::Cell(cell) if is_shown(cell) => Some(line(cell)),
         _ => None,
     });
     let headings = [
-        "10x20, own generator",
+        "10x20 (List 10x1), own generator",
         "CPU per call, us",
         "of Redis",
         "calls/s",
@@ -110,16 +111,19 @@ fn calls(rows: &[Row]) -> String {
 
 /// What Watch costs, and how late its events are.
 fn watch(rows: &[Row]) -> String {
+    // There are no events without watchers.
+    let measured =
+        |figure: Option<f64>, text: fn(f64) -> String| figure.map_or_else(String::new, text);
     let line = |found: &Watch| {
         vec![
             thousands(found.watchers as f64),
             thousands(found.events_per_second),
-            format!("{:.2}", found.server_us_per_event),
+            measured(found.server_us_per_event, |us| format!("{us:.2}")),
             format!("{:.2}", found.redis_us_per_mark),
-            thousands(found.change_p50_us),
-            thousands(found.change_p99_us),
-            thousands(found.expiry_p50_us),
-            thousands(found.expiry_p99_us),
+            measured(found.change_p50_us, thousands),
+            measured(found.change_p99_us, thousands),
+            measured(found.expiry_p50_us, thousands),
+            measured(found.expiry_p99_us, thousands),
         ]
     };
     let headings = [

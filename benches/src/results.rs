@@ -134,14 +134,14 @@ pub struct Watch {
     pub watchers: usize,
     pub events_per_second: f64,
     /// Of the process that watches.
-    pub server_us_per_event: f64,
+    pub server_us_per_event: Option<f64>,
     pub redis_us_per_mark: f64,
     /// From the acknowledgement of a Mark to its event.
-    pub change_p50_us: f64,
-    pub change_p99_us: f64,
+    pub change_p50_us: Option<f64>,
+    pub change_p99_us: Option<f64>,
     /// From the expiry of a value to its event.
-    pub expiry_p50_us: f64,
-    pub expiry_p99_us: f64,
+    pub expiry_p50_us: Option<f64>,
+    pub expiry_p99_us: Option<f64>,
 }
 
 /// A row that could not be measured.
