@@ -62,6 +62,7 @@ printf 'export %s=%q\n' >./env \
     DYNDATA_CLIENT_TLS_CA "$directory/ca.pem" \
     DYNDATA_TOKEN_FILE "$directory/token"
 
-# The flag --indexed-namespaces goes before the variable.
+# The flag --indexed-namespaces goes before the variable. With an empty variable, nothing is indexed.
 export DYNDATA_INDEXED_NAMESPACES=${DYNDATA_INDEXED_NAMESPACES-online}
+test -n "$DYNDATA_INDEXED_NAMESPACES" || unset DYNDATA_INDEXED_NAMESPACES
 exec "$dyndata" serve --tls-cert cert.pem --tls-key key.pem --access-file access.toml "$@"

@@ -8,13 +8,14 @@ from support.processes import BUF, ROOT, TOOLS, Dyndata, clean_environment
 class ExampleServer(Dyndata):
     """examples/serve.sh on a Redis. It makes its credentials in a directory unless they are there."""
 
-    def __init__(self, binary, credentials, redis_port, *settings):
+    def __init__(self, binary, credentials, redis_port, *settings, **environment):
         super().__init__(
             [ROOT / "examples/serve.sh"],
             f"--redis-url=redis://127.0.0.1:{redis_port}",
             *settings,
             DYNDATA=str(binary),
             EXAMPLES_DIRECTORY=str(credentials),
+            **environment,
         )
         self.credentials = credentials
 
