@@ -250,9 +250,11 @@ def stub():
         grpc.ssl_channel_credentials(authorities), grpc.access_token_call_credentials(token)
     )
     options = [
-        # Pings find a connection that has died without a word, on which a Watch would wait.
+        # A Watch may wait on a connection that has died without a word. Pings find that, also while no
+        # window sends heartbeats.
         ("grpc.keepalive_time_ms", 10_000),
-        ("grpc.keepalive_timeout_ms", 5_000),
+        ("grpc.http2.ping_timeout_ms", 5_000),
+        ("grpc.http2.max_pings_without_data", 0),
         # gRPC's own limit is two minutes.
         ("grpc.max_reconnect_backoff_ms", MAX_BACKOFF_SECONDS * 1000),
     ]

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import re
+import signal
 import socket
 import sys
 import time
@@ -198,6 +199,17 @@ def test_a_window_connects_again_when_the_application_comes_back(server, relay, 
         shows(window, ["Ada"])
         wait_until(lambda: not window.text("#problem"), "the heartbeat does not work again")
         window.open("about:blank")
+
+
+def test_a_dyndata_that_does_not_answer_is_noticed(server, first):
+    """The connection stays open, so that only its silence tells."""
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        wait_until(lambda: first.text("#connection") == LOST, "the window hides that its list is old")
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: first.text("#connection") == "Connected", "the page does not connect again")
+    shows(first, ["Ada"])
 
 
 def test_values_that_redis_has_lost_come_back_with_the_next_heartbeat(first, second, store):
