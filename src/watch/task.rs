@@ -31,6 +31,9 @@ const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(50);
 /// How often watchers are told that nothing is missing. A bit less than ten seconds, because the
 /// feed says so once a second.
 const ALIVE_INTERVAL: Duration = Duration::from_millis(9_500);
+/// How long the feed goes on after the last watch. So a caller who begins and ends watches all the
+/// time does not make the store connect all the time.
+const LINGER: Duration = Duration::from_secs(1);
 /// How often ids that are gone are removed.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -42,6 +45,8 @@ pub(crate) struct WatchTask {
     table: Table,
     /// What the feed tracks.
     tracked: Vec<String>,
+    /// Since when nobody watches, while the feed goes on.
+    idle_since: Option<Instant>,
     reads: Reads,
     /// The listing of a namespace that is on its way.
     listing: Option<Listing>,
@@ -88,6 +93,7 @@ impl WatchTask {
             table: Table::new(feed.parts(), max_reply_bytes, counts),
             feed,
             tracked: Vec::new(),
+            idle_since: None,
             reads: Reads {
                 running: None,
                 next: now,
@@ -112,14 +118,22 @@ impl WatchTask {
                 event = self.feed.next() => self.take_in(event),
                 (batch, readings) = self.reads.ended() => self.end_read(batch, readings),
                 (namespace, ids) = listed(&mut self.listing) => self.end_listing(&namespace, ids),
-                () = sleep_until(wake), if !self.table.is_idle() => {}
+                () = sleep_until(wake), if !self.is_stopped() => {}
             }
             self.advance();
         }
     }
 
+    /// Whether the feed has stopped and nobody watches.
+    fn is_stopped(&self) -> bool {
+        self.table.is_idle() && self.idle_since.is_none()
+    }
+
     /// When there is something to do without a request or an event.
     fn next_wake(&self) -> Instant {
+        if let Some(since) = self.idle_since {
+            return since + LINGER;
+        }
         let mut wake = self.next_sweep;
         if let Some(due) = self.table.next_due() {
             wake = wake.min(due);
@@ -149,7 +163,10 @@ impl WatchTask {
         let now = Instant::now();
         match event {
             ChangeEvent::Began { parts, namespaces } => {
-                tracing::info!("noticing changes for watches; reading what is watched");
+                static LOG: LogLimit = LogLimit::new();
+                if let Some(unlogged) = LOG.admit() {
+                    tracing::info!(unlogged, "noticing changes; reading what is watched");
+                }
                 self.listing = None;
                 self.table.began(&parts, &namespaces, now);
                 self.reads.next = now;
@@ -165,7 +182,13 @@ impl WatchTask {
             }
             ChangeEvent::Changed(keys) => self.table.changed(&keys, &self.feed, now),
             ChangeEvent::AllChanged(parts) => {
-                tracing::info!("everything may have changed; reading all that is watched");
+                static LOG: LogLimit = LogLimit::new();
+                if let Some(unlogged) = LOG.admit() {
+                    tracing::info!(
+                        unlogged,
+                        "everything may have changed; reading what is watched"
+                    );
+                }
                 self.table.mark_all(&parts, now);
             }
             ChangeEvent::Complete => {
@@ -239,7 +262,10 @@ impl WatchTask {
     /// Lets the feed track what the table has.
     fn follow_table(&mut self) {
         if self.table.is_idle() {
-            if !self.tracked.is_empty() || !self.table.namespaces().is_empty() {
+            let now = Instant::now();
+            let has_namespaces = !self.tracked.is_empty() || !self.table.namespaces().is_empty();
+            if has_namespaces && now - *self.idle_since.get_or_insert(now) >= LINGER {
+                self.idle_since = None;
                 self.tracked.clear();
                 self.feed.track(Arc::default());
                 self.table.reset(self.feed.parts());
@@ -248,6 +274,7 @@ impl WatchTask {
             }
             return;
         }
+        self.idle_since = None;
         let namespaces = self.table.namespaces();
         if namespaces != self.tracked {
             self.feed.track(namespaces.clone().into());
