@@ -16,7 +16,7 @@ use std::{
 use dyndata::proto::entry;
 use support::{
     PATIENCE, Redis, TestServer, cluster, eventually, int, mark, read,
-    watching::{Watching, ids},
+    watching::{Watching, all, ids},
 };
 
 const KEYS: usize = 300;
@@ -392,6 +392,72 @@ async fn whatever_is_written_a_watcher_ends_up_with_it() {
         agrees(watching, &redis, keys, Duration::from_secs(3)).await;
     }
     server.stop().await;
+}
+
+/// Watches of a whole namespace.
+mod whole {
+    use super::*;
+
+    async fn server(redis: &[Redis]) -> TestServer {
+        let mode = match redis {
+            [_] => "--redis-mode=standalone",
+            _ => "--redis-mode=cluster",
+        };
+        let urls = cluster::url_flag(redis);
+        let server = TestServer::start(&[mode, &urls, "--indexed-namespaces=on"]);
+        server.ready().await;
+        server
+    }
+
+    fn expected(value: i64, count: usize) -> BTreeMap<String, entry::Value> {
+        let names = names().into_iter().take(count);
+        names
+            .map(|name| (name, entry::Value::IntValue(value)))
+            .collect()
+    }
+
+    async fn follows(watching: &mut Watching, value: i64, count: usize) {
+        watching
+            .until("all changes", |watching| {
+                watching.present() == expected(value, count)
+            })
+            .await;
+    }
+
+    async fn is_followed(redis: &[Redis]) {
+        let server = server(redis).await;
+        marks(&server, &names()[..100], 1).await;
+        let mut client = server.client().await;
+        let mut watching = Watching::begin(&mut client.0, all("on")).await;
+        assert_eq!(watching.present(), expected(1, 100));
+        marks(&server, &names()[..150], 2).await;
+        follows(&mut watching, 2, 150).await;
+        for server in redis {
+            server.must(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        }
+        marks(&server, &names()[..200], 3).await;
+        follows(&mut watching, 3, 200).await;
+        assert!(watching.snapshots > 1);
+        for server in redis {
+            server.must(&["FLUSHALL"]);
+        }
+        watching
+            .until("all are gone", |watching| watching.present().is_empty())
+            .await;
+        marks(&server, &names()[..50], 4).await;
+        follows(&mut watching, 4, 50).await;
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_namespace_is_followed() {
+        is_followed(&[Redis::start()]).await;
+    }
+
+    #[tokio::test]
+    async fn a_namespace_is_followed_in_a_cluster() {
+        is_followed(&cluster::masters()).await;
+    }
 }
 
 mod sentinel {
