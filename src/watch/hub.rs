@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::{
     counts::WatchCounts,
-    outbox::{Outbox, Part, WatchEnd, WatchLimit},
+    outbox::{Outbox, Part, Queued, WatchEnd, WatchLimit},
     settings::WatchSettings,
 };
 use crate::{
@@ -29,6 +29,7 @@ pub(crate) struct WatchHub {
     places: Arc<AtomicUsize>,
     /// How many ids there are in requests that the task has not taken.
     waiting_ids: Arc<AtomicUsize>,
+    queued: Queued,
     settings: WatchSettings,
     pub(crate) counts: Arc<WatchCounts>,
 }
@@ -91,6 +92,7 @@ impl WatchHub {
             requests,
             places: Arc::default(),
             waiting_ids: Arc::default(),
+            queued: Queued::default(),
             settings,
             counts: Arc::default(),
         };
@@ -113,7 +115,7 @@ impl WatchHub {
         }
         let place = self.take_place()?;
         let waiting = self.wait(&target)?;
-        let outbox = Arc::<Outbox>::default();
+        let outbox = Arc::new(Outbox::new(self.queued.clone()));
         let open = OpenWatch {
             namespace: namespace.as_str().to_owned(),
             target,

@@ -4,10 +4,16 @@
 //! thread. An outbox holds no values. It has the ids that have changed, each at most once, and the
 //! stream reads what they hold when it sends them. So a slow watcher takes bounded memory, and
 //! skips the states in between.
+//!
+//! All outboxes together have a limit, too. Beyond it, snapshots wait, and a watcher with many
+//! changes to take gets a new snapshot instead of them.
 
 use std::{
     collections::{HashSet, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -15,6 +21,12 @@ use thiserror::Error;
 use tokio::sync::Notify;
 
 use crate::store::StoreError;
+
+/// How many ids all outboxes may have together. Each takes about 30 bytes. The largest snapshot has
+/// a fifth of them.
+const MAX_QUEUED: usize = 500_000;
+/// An outbox may always have this many ids.
+const FAIR_QUEUED: usize = 500;
 
 /// The limit of watches that is reached.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
@@ -56,10 +68,29 @@ impl SharedEntry {
     }
 }
 
+/// How many ids all outboxes have together. Clones share the count.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Queued(Arc<AtomicUsize>);
+
+impl Queued {
+    fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn changed(&self, before: usize, after: usize) {
+        if after > before {
+            self.0.fetch_add(after - before, Ordering::Relaxed);
+        } else {
+            self.0.fetch_sub(before - after, Ordering::Relaxed);
+        }
+    }
+}
+
 /// The outbox of one watcher.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     state: Mutex<OutboxState>,
+    queued: Queued,
     /// Wakes the stream of the watcher.
     wake: Notify,
     /// The number of the watch in the table, once it has one.
@@ -73,6 +104,8 @@ struct OutboxState {
     /// Their numbers.
     queued: HashSet<u32>,
     snapshot: Snapshot,
+    /// Whether a part of a snapshot has been sent whose end will not come.
+    is_cut: bool,
     /// Whether to say that nothing is missing, after the queue.
     alive: bool,
     end: Option<WatchEnd>,
@@ -88,6 +121,8 @@ enum Snapshot {
         ids: usize,
         /// Whether ids without a value are left out.
         skips_absent: bool,
+        /// Whether a part of it has been sent.
+        is_begun: bool,
     },
 }
 
@@ -113,6 +148,20 @@ pub(crate) enum PartKind {
 }
 
 impl Outbox {
+    pub(super) fn new(queued: Queued) -> Self {
+        Self {
+            queued,
+            state: Mutex::default(),
+            wake: Notify::default(),
+            number: OnceLock::default(),
+        }
+    }
+
+    /// Whether there is room for a snapshot of `ids` ids.
+    pub(super) fn has_room(&self, ids: usize) -> bool {
+        ids <= FAIR_QUEUED || self.queued.count() + ids <= MAX_QUEUED
+    }
+
     /// Starts a snapshot of these ids. It replaces all that was to be sent.
     pub(super) fn begin_snapshot(
         &self,
@@ -120,27 +169,42 @@ impl Outbox {
         skips_absent: bool,
     ) {
         let mut state = self.lock();
+        state.cut();
+        let before = state.queue.len();
         state.queue = ids.collect();
         state.queued = state.queue.iter().map(|(number, _)| *number).collect();
+        self.queued.changed(before, state.queue.len());
         state.snapshot = Snapshot::Left {
             ids: state.queue.len(),
             skips_absent,
+            is_begun: false,
         };
         state.alive = false;
         drop(state);
         self.wake.notify_one();
     }
 
-    /// An id has changed.
-    pub(super) fn push(&self, number: u32, entry: &Arc<SharedEntry>) {
+    /// An id has changed. Returns false if there is no room for it. The outbox is empty then, and
+    /// the watcher needs a new snapshot.
+    pub(super) fn push(&self, number: u32, entry: &Arc<SharedEntry>) -> bool {
         let mut state = self.lock();
         // What was said before this change would no longer be true.
         state.alive = false;
-        if state.queued.insert(number) {
-            state.queue.push_back((number, Arc::clone(entry)));
-            drop(state);
-            self.wake.notify_one();
+        if !state.queued.insert(number) {
+            return true;
         }
+        let before = state.queue.len();
+        let has_room = before < FAIR_QUEUED || self.queued.count() < MAX_QUEUED;
+        if has_room {
+            state.queue.push_back((number, Arc::clone(entry)));
+        } else {
+            state.cut();
+            state.clear();
+        }
+        self.queued.changed(before, state.queue.len());
+        drop(state);
+        self.wake.notify_one();
+        has_room
     }
 
     /// Nothing is missing besides what is in the outbox.
@@ -158,8 +222,8 @@ impl Outbox {
     pub(super) fn end(&self, why: WatchEnd) {
         let mut state = self.lock();
         state.end.get_or_insert(why);
-        state.queue = VecDeque::new();
-        state.queued = HashSet::new();
+        self.queued.changed(state.queue.len(), 0);
+        state.clear();
         drop(state);
         self.wake.notify_one();
     }
@@ -181,10 +245,20 @@ impl Outbox {
         if let Some(why) = state.end {
             return Err(why);
         }
+        if std::mem::take(&mut state.is_cut) {
+            // Its parts must not count for the next snapshot.
+            return Ok(Some(Part {
+                kind: PartKind::SnapshotEnd,
+                entries: Vec::new(),
+            }));
+        }
         let (mut left, skips_absent) = match state.snapshot {
             Snapshot::Sent => (usize::MAX, false),
-            Snapshot::Left { ids, skips_absent } => (ids, skips_absent),
+            Snapshot::Left {
+                ids, skips_absent, ..
+            } => (ids, skips_absent),
         };
+        let before = state.queue.len();
         let (mut entries, mut bytes) = (Vec::new(), 0);
         while left > 0
             && let Some((number, entry)) = state.queue.front()
@@ -204,6 +278,7 @@ impl Outbox {
             state.queue.pop_front();
             left -= 1;
         }
+        self.queued.changed(before, state.queue.len());
         if state.queue.is_empty() {
             // A long queue is rare. Its memory is not kept.
             state.queue.shrink_to(64);
@@ -214,8 +289,8 @@ impl Outbox {
                 state.snapshot = Snapshot::Sent;
                 PartKind::SnapshotEnd
             }
-            Snapshot::Left { ids, .. } => {
-                *ids = left;
+            Snapshot::Left { ids, is_begun, .. } => {
+                (*ids, *is_begun) = (left, true);
                 PartKind::Snapshot
             }
             Snapshot::Sent if !entries.is_empty() => PartKind::Changes,
@@ -227,6 +302,35 @@ impl Outbox {
 
     fn lock(&self) -> MutexGuard<'_, OutboxState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        let left = self.lock().queue.len();
+        self.queued.changed(left, 0);
+    }
+}
+
+impl OutboxState {
+    /// Gives up the snapshot that is being sent. Its parts would count for the next one. That does no
+    /// harm if the next one has the same ids, with or without a value.
+    fn cut(&mut self) {
+        let snapshot = std::mem::take(&mut self.snapshot);
+        self.is_cut |= matches!(
+            snapshot,
+            Snapshot::Left {
+                is_begun: true,
+                skips_absent: true,
+                ..
+            }
+        );
+    }
+
+    /// Forgets what was to be sent, with its memory.
+    fn clear(&mut self) {
+        self.queue = VecDeque::new();
+        self.queued = HashSet::new();
     }
 }
 
@@ -301,5 +405,41 @@ mod tests {
             outbox.take(5).map(|_| ()),
             Err(WatchEnd::Store(StoreError::Unavailable))
         );
+    }
+    #[test]
+    fn a_snapshot_that_is_cut_short_ends_before_the_next_one() {
+        let outbox = Outbox::default();
+        let [a, b] = [entry("aaaa"), entry("bbbb")];
+        outbox.begin_snapshot([(0, a), (1, Arc::clone(&b))].into_iter(), true);
+        assert_eq!(
+            taken(&outbox, 5),
+            Some((PartKind::Snapshot, vec!["aaaa".into()]))
+        );
+        outbox.begin_snapshot([(1, b)].into_iter(), true);
+        assert_eq!(taken(&outbox, 5), Some((PartKind::SnapshotEnd, vec![])));
+        assert_eq!(
+            taken(&outbox, 5),
+            Some((PartKind::SnapshotEnd, vec!["bbbb".into()]))
+        );
+        assert_eq!(taken(&outbox, 5), None);
+    }
+
+    #[test]
+    fn all_outboxes_share_a_limit_and_each_has_some_room() {
+        let queued = Queued::default();
+        let a = entry("a");
+        let ids = |count: u32| (0..count).map(|number| (number, Arc::clone(&a)));
+        let full = Outbox::new(queued.clone());
+        full.begin_snapshot(ids(MAX_QUEUED as u32), false);
+        let other = Outbox::new(queued.clone());
+        assert!(!other.has_room(FAIR_QUEUED + 1) && other.has_room(FAIR_QUEUED));
+        other.begin_snapshot(ids(FAIR_QUEUED as u32 - 1), false);
+        assert!(other.push(900, &a) && other.push(900, &a));
+        assert!(!other.push(901, &a));
+        assert_eq!(queued.count(), MAX_QUEUED);
+        assert_eq!(taken(&other, 5), None);
+        drop(full);
+        assert_eq!(queued.count(), 0);
+        assert!(other.has_room(MAX_QUEUED));
     }
 }

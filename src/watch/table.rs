@@ -334,6 +334,7 @@ impl Table {
             entry.is_present = is_present;
         }
         drop(entry);
+        let mut overflowed = Vec::new();
         if is_changed {
             let mut events = 0;
             let all = &self.watched.namespaces.0[namespace].all;
@@ -341,7 +342,9 @@ impl Table {
                 if let Some(watch) = self.watched.watches.get(*watcher as usize)
                     && watch.progress == Progress::Live
                 {
-                    watch.outbox.push(item.number, &id.entry);
+                    if !watch.outbox.push(item.number, &id.entry) {
+                        overflowed.push(*watcher);
+                    }
                     events += 1;
                 }
             }
@@ -363,6 +366,9 @@ impl Table {
         self.watched
             .ids
             .schedule(item.number, ids::due(sent, left, REREAD));
+        for watcher in overflowed {
+            self.watched.overflowed(watcher);
+        }
         for watcher in watchers {
             if let Some(watch) = self.watched.watches.get_mut(watcher as usize) {
                 watch.missing -= 1;
@@ -376,6 +382,16 @@ impl Table {
         if is_changed {
             self.watched.check_sizes(item.number, namespace);
         }
+    }
+
+    /// Whether snapshots wait for room.
+    pub(super) fn has_waiting(&self) -> bool {
+        self.watched.has_waiting()
+    }
+
+    /// Gives the watches that wait for room their snapshots, as far as there is room now.
+    pub(super) fn serve_waiting(&mut self) {
+        self.watched.serve_waiting();
     }
 
     /// Asks for the watchers to be told that nothing is missing, once everything that is dirty now

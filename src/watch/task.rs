@@ -34,6 +34,8 @@ const ALIVE_INTERVAL: Duration = Duration::from_millis(9_500);
 /// How long the feed goes on after the last watch. So a caller who begins and ends watches all the
 /// time does not make the store connect all the time.
 const LINGER: Duration = Duration::from_secs(1);
+/// How often snapshots that wait for room are tried.
+const ROOM_INTERVAL: Duration = Duration::from_millis(20);
 /// How often ids that are gone are removed.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -53,6 +55,8 @@ pub(crate) struct WatchTask {
     /// When the next one may be sent.
     next_listing: Instant,
     next_alive: Instant,
+    /// When the snapshots that wait for room are tried.
+    next_room: Instant,
     next_sweep: Instant,
 }
 
@@ -101,6 +105,7 @@ impl WatchTask {
             listing: None,
             next_listing: now,
             next_alive: now,
+            next_room: now,
             next_sweep: now,
         };
         (task, hub)
@@ -114,6 +119,8 @@ impl WatchTask {
                 request = self.requests.recv() => {
                     let Some(request) = request else { return };
                     self.serve(request);
+                    // A watch of many ids takes milliseconds. The worker of this thread comes next.
+                    tokio::task::yield_now().await;
                 }
                 event = self.feed.next() => self.take_in(event),
                 (batch, readings) = self.reads.ended() => self.end_read(batch, readings),
@@ -140,6 +147,9 @@ impl WatchTask {
         }
         if !self.table.is_clean() && self.reads.running.is_none() {
             wake = wake.min(self.reads.next);
+        }
+        if self.table.has_waiting() {
+            wake = wake.min(self.next_room);
         }
         if self.listing.is_none() && self.table.to_list().is_some() {
             wake = wake.min(self.next_listing);
@@ -253,6 +263,10 @@ impl WatchTask {
             }
         }
         self.list(now);
+        if self.table.has_waiting() && now >= self.next_room {
+            self.table.serve_waiting();
+            self.next_room = now + ROOM_INTERVAL;
+        }
         if now >= self.next_sweep {
             self.table.sweep(now);
             self.next_sweep = now + SWEEP_INTERVAL;

@@ -4,7 +4,10 @@
 //! A watch is *live* once it has its snapshot. It stops being live when changes of one of its ids
 //! may have been missed, and gets a new snapshot when all its ids have been read again.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+};
 
 use bytes::Bytes;
 use slab::Slab;
@@ -37,6 +40,8 @@ pub(super) struct Watched {
     pub(super) namespaces: Namespaces,
     pub(super) parts: PartStates,
     pub(super) watches: Slab<Watch>,
+    /// The watches whose snapshots wait for room, the one that has waited longest first.
+    waiting: VecDeque<u32>,
     /// What the encoded entries take together.
     pub(super) value_bytes: usize,
     /// A message with one entry may have this many bytes.
@@ -55,6 +60,8 @@ pub(super) struct Watch {
     /// How many of `ids` are not known.
     pub(super) missing: usize,
     pub(super) progress: Progress,
+    /// Whether it is among those that wait for room.
+    is_waiting: bool,
     _place: WatchPlace,
 }
 
@@ -74,6 +81,7 @@ impl Watched {
             namespaces: Namespaces::default(),
             parts: PartStates::new(parts),
             watches: Slab::new(),
+            waiting: VecDeque::new(),
             value_bytes: 0,
             max_reply_bytes,
             counts,
@@ -144,6 +152,7 @@ impl Watched {
             ids,
             missing,
             progress: Progress::Starting,
+            is_waiting: false,
             _place: place,
         });
         self.go_live(watch);
@@ -399,6 +408,11 @@ impl Watched {
         if watch.progress == Progress::Live || !is_complete {
             return;
         }
+        let ids = watch.ids.as_ref().map_or(self.ids.len(), |ids| ids.len());
+        if !watch.outbox.has_room(ids) {
+            self.wait_for_room(number);
+            return;
+        }
         watch.progress = Progress::Live;
         match &watch.ids {
             Some(ids) => {
@@ -413,6 +427,36 @@ impl Watched {
                 });
                 let entries = known.map(|(number, id)| (number, Arc::clone(&id.entry)));
                 watch.outbox.begin_snapshot(entries, true);
+            }
+        }
+    }
+
+    /// A change had no room in the outbox of a watch. It gets a new snapshot instead.
+    pub(super) fn overflowed(&mut self, number: u32) {
+        fall_behind(&mut self.watches, number, &self.counts);
+        self.wait_for_room(number);
+    }
+
+    fn wait_for_room(&mut self, number: u32) {
+        if let Some(watch) = self.watches.get_mut(number as usize)
+            && !std::mem::replace(&mut watch.is_waiting, true)
+        {
+            self.waiting.push_back(number);
+        }
+    }
+
+    /// Whether snapshots wait for room.
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Gives the watches that wait for room their snapshots, as far as there is room now. The others
+    /// wait again, in the same order.
+    pub(super) fn serve_waiting(&mut self) {
+        for number in std::mem::take(&mut self.waiting) {
+            if let Some(watch) = self.watches.get_mut(number as usize) {
+                watch.is_waiting = false;
+                self.go_live(number);
             }
         }
     }
