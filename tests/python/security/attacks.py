@@ -12,6 +12,7 @@ from security import (
     holders,
     malformed,
     tls_attacks,
+    watches,
     writes,
 )
 from security.attacker import Attacker
@@ -86,6 +87,7 @@ SLOW = ("--send-timeout=2s",)
 # How much memory an attack by callers without credentials may take.
 LITTLE_MEBIBYTES = 32
 NOBODY = {"anonymous": True, "growth_mebibytes": LITTLE_MEBIBYTES}
+INDEXED = (*SLOW, f"--indexed-namespaces={watches.INDEXED}")
 OPEN_REFLECTION = ("--reflection=open",)
 # The attackers have one address. This keeps the limit for each peer out of the way.
 ANY_PEER = ("--max-connections-per-peer=10000",)
@@ -155,6 +157,15 @@ ATTACKS: dict[str, Attack] = {
         settings=SLOW,
         growth_mebibytes=LITTLE_MEBIBYTES,
     ),
+    "too-many-watches": Attack(
+        watches.too_many_watches, bounded, "1,000 stay, the rest refused", settings=INDEXED
+    ),
+    "watches-anonymous": Attack(watches.anonymous_watches, bounded, "UNAUTHENTICATED", **NOBODY),
+    "watches-unread": Attack(
+        watches.unread_watches, bounded, "reset after 2 s", seconds=4, settings=INDEXED
+    ),
+    "watches-reopened": Attack(watches.reopened_watches, bounded, "bounded", settings=INDEXED),
+    "lists-and-counts": Attack(watches.lists_and_counts, bounded, "statuses", settings=INDEXED),
     "endless-bodies": Attack(
         bodies.endless_bodies, bounded, "reset within 2 s and 4 MiB", seconds=7, **NOBODY
     ),

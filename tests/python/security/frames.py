@@ -34,9 +34,15 @@ BATCH_GET = "/dyndata.v1.DynData/BatchGet"
 BATCH_MARK = "/dyndata.v1.DynData/BatchMark"
 MARK_IF = "/dyndata.v1.DynData/MarkIf"
 INCREMENT = "/dyndata.v1.DynData/Increment"
+COUNT = "/dyndata.v1.DynData/Count"
+LIST = "/dyndata.v1.DynData/List"
+WATCH = "/dyndata.v1.DynData/Watch"
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+
+# The field of a Watch for all ids of its namespace.
+WATCH_ALL = b"\x18\x01"
 
 
 def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> bytes:
@@ -141,6 +147,11 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
+def namespace(name: str) -> bytes:
+    """The field of a namespace, with which each request begins that is not for the empty one."""
+    return length_delimited(1, name.encode())
+
+
 def get_request(id: str) -> bytes:
     return length_delimited(2, id.encode())
 
@@ -160,3 +171,8 @@ def batch_mark_request(ids: list[str], value: bytes) -> bytes:
     rest = length_delimited(4, value)
     items = (length_delimited(1, id.encode()) + rest for id in ids)
     return b"".join(length_delimited(2, item) for item in items)
+
+
+def watch_request(ids: list[str]) -> bytes:
+    """A Watch of these ids."""
+    return batch_get_request(ids)
