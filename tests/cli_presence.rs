@@ -15,8 +15,10 @@ use support::{PATIENCE, TestServer, eventually};
 const INDEXED: &str = "--indexed-namespaces=online";
 
 fn dyndata(addr: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_dyndata"));
+    // A shell starts what runs in its background without SIGINT, and `env` gives it back.
+    let mut command = Command::new("env");
     command
+        .args(["--default-signal=INT", env!("CARGO_BIN_EXE_dyndata")])
         .env_remove("REDIS_URL")
         .env("DYNDATA_ADDR", format!("http://{addr}"))
         .env("DYNDATA_NAMESPACE", "online")
