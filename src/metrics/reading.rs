@@ -20,6 +20,7 @@ pub(crate) enum ReadingKind {
     Gauge(Box<dyn Fn() -> i64 + Send + Sync>),
     Counter(Box<dyn Fn() -> u64 + Send + Sync>),
     Seconds(Box<dyn Fn() -> f64 + Send + Sync>),
+    GaugeSeconds(Box<dyn Fn() -> f64 + Send + Sync>),
 }
 
 impl Reading {
@@ -52,6 +53,16 @@ impl Reading {
         let kind = ReadingKind::Seconds(Box::new(read));
         Self { name, help, kind }
     }
+
+    /// A time that may fall, in seconds.
+    pub(crate) fn gauge_seconds(
+        name: &'static str,
+        help: &'static str,
+        read: impl Fn() -> f64 + Send + Sync + 'static,
+    ) -> Self {
+        let kind = ReadingKind::GaugeSeconds(Box::new(read));
+        Self { name, help, kind }
+    }
 }
 
 impl fmt::Debug for Reading {
@@ -66,7 +77,7 @@ impl Collector for Reading {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Self { name, help, kind } = self;
         let metric_type = match kind {
-            ReadingKind::Gauge(_) => MetricType::Gauge,
+            ReadingKind::Gauge(_) | ReadingKind::GaugeSeconds(_) => MetricType::Gauge,
             ReadingKind::Counter(_) | ReadingKind::Seconds(_) => MetricType::Counter,
         };
         let metric = encoder.encode_descriptor(name, help, None, metric_type)?;
@@ -74,6 +85,7 @@ impl Collector for Reading {
             ReadingKind::Gauge(read) => ConstGauge::new(read()).encode(metric),
             ReadingKind::Counter(read) => ConstCounter::new(read()).encode(metric),
             ReadingKind::Seconds(read) => ConstCounter::new(read()).encode(metric),
+            ReadingKind::GaugeSeconds(read) => ConstGauge::new(read()).encode(metric),
         }
     }
 }

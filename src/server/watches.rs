@@ -32,6 +32,11 @@ pub(super) fn readings(watches: &WatchHub) -> Vec<Reading> {
             Duration::from_nanos(nanos(&counts).load(Ordering::Relaxed)).as_secs_f64()
         })
     };
+    let counts = Arc::clone(&watches.counts);
+    let oldest_wait = move || {
+        let millis = counts.oldest_wait_millis.load(Ordering::Relaxed);
+        Duration::from_millis(millis).as_secs_f64()
+    };
     vec![
         gauge("dyndata_watches", "Open watches", |counts| &counts.watches),
         gauge(
@@ -74,10 +79,10 @@ pub(super) fn readings(watches: &WatchHub) -> Vec<Reading> {
             "Time from the first announcement of a change to the read that found it, summed up",
             |counts| &counts.lag_nanos,
         ),
-        gauge(
-            "dyndata_watch_oldest_read_wait_milliseconds",
+        Reading::gauge_seconds(
+            "dyndata_watch_oldest_read_wait_seconds",
             "How long the first id in the queue has waited to be read, once a second",
-            |counts| &counts.oldest_wait_millis,
+            oldest_wait,
         ),
     ]
 }
