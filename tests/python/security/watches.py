@@ -76,8 +76,10 @@ def anonymous_watches(attacker: Attacker) -> None:
     keep_open(attacker, 40, block, frames.message(frames.watch_request(["42"])), end=True)
     attacker.ends = started
     keep_open(attacker, 10, block, memoryview(body), calls=8)
-    ends = set(attacker.notes)
-    attacker.expect(ends == {f"ended with {UNAUTHENTICATED}"}, f"watches {', '.join(sorted(ends))}")
+    # The connections are full of streams, so one that begins too early may be reset as refused.
+    ends, refused = set(attacker.notes), f"ended with {UNAUTHENTICATED}"
+    expected = refused in ends and ends <= {refused, "ended with reset"}
+    attacker.expect(expected, f"watches {', '.join(sorted(ends))}")
 
 
 def unread_watches(attacker: Attacker) -> None:
