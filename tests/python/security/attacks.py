@@ -164,6 +164,16 @@ ATTACKS: dict[str, Attack] = {
     "watches-unread": Attack(
         watches.unread_watches, bounded, "reset after 2 s", seconds=4, settings=INDEXED
     ),
+    "watches-of-all-unread": Attack(
+        watches.unread_watches_of_all, bounded, "bounded", seconds=4, settings=INDEXED
+    ),
+    "watches-of-all-reopened": Attack(
+        watches.reopened_watches_of_all, bounded, "bounded", settings=INDEXED
+    ),
+    # 100,000 watched ids, and several requests of 4 MiB.
+    "watches-huge-lists": Attack(
+        watches.huge_lists, bounded, "statuses", settings=INDEXED, growth_mebibytes=96
+    ),
     "watches-reopened": Attack(watches.reopened_watches, bounded, "bounded", settings=INDEXED),
     "lists-and-counts": Attack(watches.lists_and_counts, bounded, "statuses", settings=INDEXED),
     "endless-bodies": Attack(

@@ -48,7 +48,8 @@ class OpenCalls:
         for stream in self._left.keys() & connection.over:
             del self._left[stream]
             answer = connection.answers.pop(stream, {})
-            said = answer.get("grpc-status") or answer.get(":status") or "reset"
+            said = answer.get("grpc-status") or answer.get(":status")
+            said = said or connection.reset_streams.get(stream, "nothing")
             self.ended[f"ended with {said}"] += 1
         begun = list(itertools.islice(self._ids, self._calls - len(self._left)))
         if begun:
@@ -188,7 +189,7 @@ def endless_bodies(attacker: Attacker) -> None:
                     if stream in connection.over:
                         after[stream] = after.get(stream, 0) + size
             connection.read_for(0.01)
-            if connection.reset_streams.issuperset(streams):
+            if connection.reset_streams.keys() >= set(streams):
                 break
         lasted = time.monotonic() - began
         for at, stream in enumerate(streams):

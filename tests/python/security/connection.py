@@ -51,7 +51,8 @@ class Connection:
         self.goaway: str | None = None
         self.frames_sent = 0
         self.resets: Counter[str] = Counter()
-        self.reset_streams: set[int] = set()
+        # The streams that the server has reset, each with the first code.
+        self.reset_streams: dict[int, str] = {}
         # The streams that the server has reset or ended.
         self.over: set[int] = set()
         self.answers: dict[int, dict[str, str]] = {}
@@ -238,8 +239,10 @@ class Connection:
             code = struct.unpack_from(">I", payload, 4)[0]
             self.goaway = f"{error(code)} {payload[8:].decode(errors='replace')}".strip()
         elif kind == frames.RST_STREAM and len(payload) == 4:
-            self.resets[error(struct.unpack(">I", payload)[0])] += 1
-            self.reset_streams.add(stream)
+            code = error(struct.unpack(">I", payload)[0])
+            self.resets[code] += 1
+            # What was on its way to a stream that is reset already gets another code.
+            self.reset_streams.setdefault(stream, code)
             self.over.add(stream)
         elif kind == frames.HEADERS:
             with contextlib.suppress(HPACKError):

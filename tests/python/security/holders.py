@@ -64,7 +64,7 @@ def slow_readers(attacker: Attacker, path: str, payload: bytes, connections: int
                 readers[at] = start()
                 continue
             refused = {at for at, said in connection.answers.items() if "grpc-status" in said}
-            if len(refused | connection.reset_streams) >= STREAMS:
+            if len(refused | connection.reset_streams.keys()) >= STREAMS:
                 # The server has refused or reset every stream, so this connection holds no memory any more.
                 attacker.let_go(connection)
                 readers[at] = start()
