@@ -4,12 +4,14 @@
 //! |---|---|
 //! | [`link`](mod@link) | one supervised connection, shared by the calls of one worker |
 //! | [`effect`] | what a request does to Redis |
+//! | [`backoff`] | the pauses between attempts to connect |
 //! | [`place`] | where a link leads: to a fixed address, or to the master |
 //! | [`sentinel`] | which server is the master now |
 //! | [`cluster`] | which node has which key, and a link to each master |
 //! | [`survey`] | asks several servers at once |
 //! | [`task`] | tasks that end with their owner |
 
+pub(super) mod backoff;
 pub(super) mod cluster;
 pub(super) mod effect;
 pub(super) mod link;

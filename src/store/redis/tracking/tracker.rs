@@ -1,18 +1,18 @@
 //! The task that keeps the two connections to one server: one that tracks, and one for reads.
 
-use std::{ops::RangeInclusive, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt as _;
 use redis::ConnectionAddr;
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, interval_at, sleep, sleep_until, timeout},
+    time::{Instant, interval_at, sleep, timeout},
 };
 
 use super::{
     super::{
         layout::KeyLayout,
-        servers::place::Place,
+        servers::{backoff::Backoff, place::Place},
         wire::{
             connect::Transport,
             failure::ConnectError,
@@ -26,11 +26,6 @@ use crate::store::changes::{ChangeEvent, Parts};
 
 /// How long one attempt to connect may take, with both connections.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// The pause before the first attempt to reconnect, and the longest pause.
-const BACKOFF: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(1);
-const GROWTH: f64 = 1.5;
-/// A connection that lasted this long was a good one. The backoff starts anew after it.
-const GOOD: Duration = Duration::from_secs(5);
 /// How often to ask for the role, and the sentinels for the master.
 const ROLE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a question may wait for its answer.
@@ -81,7 +76,7 @@ impl Tracker {
     }
 
     pub(super) async fn run(mut self) {
-        let mut pause = *BACKOFF.start();
+        let mut backoff = Backoff::new();
         loop {
             let mut began = Instant::now();
             let connected = timeout(CONNECT_TIMEOUT, self.connect()).await;
@@ -90,9 +85,7 @@ impl Tracker {
                     // A panic must not end the task, or nobody would notice changes any more.
                     let served = AssertUnwindSafe(self.serve(session)).catch_unwind();
                     let error = served.await.unwrap_or(ConnectError::OutOfStep);
-                    if began.elapsed() >= GOOD {
-                        pause = *BACKOFF.start();
-                    }
+                    backoff.lasted(began.elapsed());
                     began = Instant::now();
                     error
                 }
@@ -106,8 +99,7 @@ impl Tracker {
                 error: error.for_calls(),
             })
             .await;
-            sleep_until(began + pause.mul_f64(0.75 + 0.5 * fastrand::f64())).await;
-            pause = pause.mul_f64(GROWTH).min(*BACKOFF.end());
+            backoff.wait(began).await;
         }
     }
 

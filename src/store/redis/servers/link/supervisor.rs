@@ -4,13 +4,13 @@
 //! connection. It then connects again, and new requests fail until it has. The old connection goes
 //! on beside the new one until the requests in flight on it are answered or have timed out.
 
-use std::{collections::VecDeque, ops::RangeInclusive, panic::AssertUnwindSafe, time::Duration};
+use std::{collections::VecDeque, panic::AssertUnwindSafe, time::Duration};
 
 use futures_util::FutureExt as _;
 use redis::ConnectionAddr;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::super::{
@@ -23,6 +23,7 @@ use super::super::{
         resp::{Replies, Reply},
         transaction,
     },
+    backoff::Backoff,
     effect::Effect,
     place::Place,
     task::AbortOnDrop,
@@ -32,13 +33,6 @@ use crate::store::status::LinkState;
 
 /// How long one attempt to connect may take, including name resolution, TLS and PING.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// The pause before the first attempt to reconnect, and the longest pause.
-const BACKOFF: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(1);
-/// How much the pause grows with each attempt. With a factor of 2, the pauses of an outage of half
-/// a second outlast the four attempts of a common gRPC retry policy (`docs/resilience.md`).
-const GROWTH: f64 = 1.5;
-/// A connection that lasted this long was a good one. The backoff starts anew after it.
-const GOOD: Duration = Duration::from_secs(5);
 /// How often to send a PING, so that health knows the state of a link without calls.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum number of retired connections with requests in flight. More come about only if
@@ -104,7 +98,7 @@ impl LinkSupervisor {
     }
 
     pub(super) async fn run(mut self) {
-        let mut pause = *BACKOFF.start();
+        let mut backoff = Backoff::new();
         let mut number = 0;
         loop {
             number += 1;
@@ -114,9 +108,7 @@ impl LinkSupervisor {
                     let since = Instant::now();
                     let broken = self.serve(connected, number).await;
                     self.down(&broken.to_string());
-                    if since.elapsed() >= GOOD {
-                        pause = *BACKOFF.start();
-                    }
+                    backoff.lasted(since.elapsed());
                     if let Broken::Retired = broken {
                         // Not a failure. The minimum age of a connection bounds how often this
                         // happens.
@@ -127,10 +119,7 @@ impl LinkSupervisor {
                 Ok(Err(error)) => self.failed(number, error.for_calls(), &error.to_string()),
                 Err(_) => self.failed(number, StoreError::Unavailable, "connecting timed out"),
             }
-            // Jitter, so that workers and replicas do not all reconnect at the same time. The pause
-            // counts from the start of the attempt: a slow attempt was pause enough.
-            sleep_until(began + pause.mul_f64(0.75 + 0.5 * fastrand::f64())).await;
-            pause = pause.mul_f64(GROWTH).min(*BACKOFF.end());
+            backoff.wait(began).await;
         }
     }
 
