@@ -146,6 +146,15 @@ impl Ids {
         }
     }
 
+    /// Marks an id as dirty of which the store has said nothing.
+    pub(super) fn mark_unpushed(&mut self, number: u32, now: Instant) {
+        let dirty = Dirty {
+            since: now,
+            is_pushed: false,
+        };
+        self.mark(number, dirty);
+    }
+
     /// Takes up to `max` dirty ids to be read now. Clears their marks, so that a change which comes
     /// while they are read marks them again.
     pub(super) fn take_dirty(&mut self, max: usize) -> Vec<BatchItem> {
@@ -261,11 +270,7 @@ impl Ids {
             if let Some(id) = self.slots.get_mut(number as usize) {
                 id.due = None;
             }
-            let dirty = Dirty {
-                since: now,
-                is_pushed: false,
-            };
-            self.mark(number, dirty);
+            self.mark_unpushed(number, now);
         }
     }
 }

@@ -109,7 +109,7 @@ impl Table {
                 .collect()
         };
         for number in numbers {
-            self.watched.mark(number, now);
+            self.watched.ids.mark_unpushed(number, now);
         }
     }
 
@@ -221,7 +221,7 @@ impl Table {
             }
             let part = feed.part(&key);
             let id = self.watched.add(key.into(), id, number, part);
-            self.watched.mark(id, now);
+            self.watched.ids.mark_unpushed(id, now);
         }
         let state = &mut self.watched.namespaces.0[number];
         state.is_listed = true;
@@ -245,7 +245,7 @@ impl Table {
         let tracked = in_parts.filter(|(_, id)| self.watched.namespaces.0[id.namespace].is_tracked);
         let numbers: Vec<_> = tracked.map(|(number, _)| number).collect();
         for number in numbers {
-            self.watched.mark(number, now);
+            self.watched.ids.mark_unpushed(number, now);
         }
     }
 

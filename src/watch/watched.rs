@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::{
     counts::WatchCounts,
     hub::{OpenWatch, Target, WatchPlace},
-    ids::{Dirty, Ids, WatchedId},
+    ids::{Ids, WatchedId},
     outbox::{Outbox, WatchEnd, WatchLimit},
     places::{MAX_NAMESPACES, Namespaces, PartState, PartStates},
 };
@@ -136,11 +136,7 @@ impl Watched {
                         missing += 1;
                         let is_up = self.parts.get(watched.part) == PartState::Up;
                         if state.is_tracked && is_up {
-                            let dirty = Dirty {
-                                since: now,
-                                is_pushed: false,
-                            };
-                            self.ids.mark(*id, dirty);
+                            self.ids.mark_unpushed(*id, now);
                         }
                     }
                 }
@@ -333,14 +329,6 @@ impl Watched {
         for watcher in self.namespaces.0[namespace].all.clone() {
             self.end(watcher, why);
         }
-    }
-
-    pub(super) fn mark(&mut self, number: u32, now: Instant) {
-        let dirty = Dirty {
-            since: now,
-            is_pushed: false,
-        };
-        self.ids.mark(number, dirty);
     }
 
     /// Ends the watches that cannot begin, because one of their ids cannot be read.
