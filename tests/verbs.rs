@@ -30,34 +30,15 @@ use tonic::{
     Status,
 };
 
-on_every_store![
-    batch_mark_writes_the_last_item_of_each_id,
-    batch_mark_writes_nothing_if_one_item_is_invalid,
-    batch_mark_takes_a_thousand_items_and_no_more,
-    batch_mark_takes_large_values,
-    batch_mark_gives_each_item_its_own_ttl,
-    empty_batches_are_refused,
-    batch_unmark_counts_what_it_removes,
-    unmark_if_equal_needs_a_value,
-    values_of_different_types_differ,
-    conditions_that_are_false_are_refused,
-    a_condition_of_the_largest_value_is_taken_and_a_larger_one_refused,
-    mark_if_starts_the_time_to_live,
-    a_refused_mark_if_leaves_the_expiry,
-    touch_restarts_the_time_to_live_and_creates_nothing,
-    touch_answers_in_order_with_duplicates,
-    increment_counts_from_nothing_and_by_any_delta,
-    increment_keeps_or_restarts_the_expiry,
-    increment_stays_within_its_bounds,
-    increment_does_not_overflow,
-    an_empty_range_is_refused,
-    an_unknown_ttl_policy_is_refused,
-    concurrent_increments_are_all_counted,
-    one_of_many_locks_is_taken,
-    a_request_beyond_its_bound_is_refused,
-];
+/// Runs each case in a namespace without an index and in one with an index.
+macro_rules! in_both_namespaces {
+    ($($case:ident),* $(,)?) => {
+        on_every_store![$($case),*];
+        in_an_indexed_namespace![$($case),*];
+    };
+}
 
-in_an_indexed_namespace![
+in_both_namespaces![
     batch_mark_writes_the_last_item_of_each_id,
     batch_mark_writes_nothing_if_one_item_is_invalid,
     batch_mark_takes_a_thousand_items_and_no_more,
