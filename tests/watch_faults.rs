@@ -13,9 +13,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dyndata::proto::entry;
+use dyndata::proto::{MarkRequest, entry};
 use support::{
-    PATIENCE, Redis, TestServer, cluster, eventually, int, mark, read,
+    PATIENCE, Redis, TestServer, cluster, eventually, int, mark, millis, read,
     watching::{Watching, all, ids},
 };
 
@@ -202,6 +202,54 @@ async fn a_flush_empties_what_is_known() {
     marks(&server, &names()[5..9], 7).await;
     agrees(&mut watching, &redis, &names(), Duration::from_secs(3)).await;
     assert_eq!(watching.snapshots, 1, "these are changes");
+    server.stop().await;
+}
+
+/// Redis says nothing about SWAPDB. Watched ids are read again every 60 s, and the ids of a
+/// namespace that is watched as a whole are listed again.
+#[tokio::test]
+async fn a_swap_of_databases_is_seen_within_a_minute() {
+    let redis = Redis::start();
+    let mut databases = Vec::new();
+    for (database, value, ids) in [(0, 1, 0..20), (1, 2, 10..30)] {
+        let url = format!("--redis-url={}/{database}", redis.url());
+        let server = TestServer::start(&[&url, "--indexed-namespaces=on"]);
+        server.ready().await;
+        let mut client = server.client().await;
+        for id in ids {
+            let request = MarkRequest {
+                namespace: "on".to_owned(),
+                ttl: Some(millis(600_000)),
+                ..mark(&id.to_string(), int(value))
+            };
+            client.mark(request).await.expect("marks");
+        }
+        databases.push((server, client));
+    }
+    let (server, mut client) = databases.swap_remove(0);
+    let one = Watching::begin(&mut client.0, ids("on", names())).await;
+    let all = Watching::begin(&mut client.0, all("on")).await;
+    let before: BTreeMap<_, _> = (0..20)
+        .map(|id| (id.to_string(), entry::Value::IntValue(1)))
+        .collect();
+    // Some ids vanish, some have another value, and some appear.
+    let after: BTreeMap<_, _> = (10..30)
+        .map(|id| (id.to_string(), entry::Value::IntValue(2)))
+        .collect();
+    let swapped = Instant::now();
+    redis.must(&["SWAPDB", "0", "1"]);
+    for mut watching in [one, all] {
+        assert_eq!(watching.present(), before);
+        // Some time more, for a busy machine.
+        let left = Duration::from_secs(65).saturating_sub(swapped.elapsed());
+        watching
+            .within(left, "the other database", |watching| {
+                watching.present() == after
+            })
+            .await;
+        assert_eq!(watching.snapshots, 1, "these are changes");
+        assert!(watching.alive >= 4, "{}", watching.alive);
+    }
     server.stop().await;
 }
 

@@ -120,9 +120,14 @@ impl Watching {
 
     /// Takes messages until a condition holds.
     pub async fn until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
+        self.within(PATIENCE, what, holds).await;
+    }
+
+    /// Takes messages until a condition holds, for at most this time.
+    pub async fn within(&mut self, time: Duration, what: &str, holds: impl Fn(&Self) -> bool) {
         let start = Instant::now();
         while !holds(self) {
-            let left = PATIENCE.saturating_sub(start.elapsed());
+            let left = time.saturating_sub(start.elapsed());
             match tokio::time::timeout(left, self.message()).await {
                 Ok(message) => _ = message.expect("the watch goes on"),
                 Err(_) => panic!("never happened: {what}; known: {:?}", self.known),
