@@ -1,6 +1,7 @@
 //! What is counted and timed, and how `/metrics` shows it.
 //!
-//! Labels come from fixed sets only, so that no caller can create new time series.
+//! Labels come from fixed sets and from the settings only, so that no caller can create new time
+//! series.
 
 mod exposition;
 pub(crate) mod process;

@@ -6,8 +6,8 @@
 //! Every call may be dropped: the store stays consistent. A write whose call was dropped may still
 //! happen.
 //!
-//! [`failure`] has the errors, [`status`] says whether the store can be used, [`changes`] says what
-//! changes.
+//! [`failure`] has the errors, [`status`] says whether the store can be used, [`sweeps`] what the sweeps
+//! of indexes have found, [`changes`] says what changes.
 
 pub(crate) mod changes;
 pub(crate) mod failure;
@@ -15,6 +15,7 @@ pub(crate) mod memory;
 pub(crate) mod redis;
 pub(crate) mod settings;
 pub(crate) mod status;
+pub(crate) mod sweeps;
 
 use std::{sync::Arc, time::SystemTime};
 

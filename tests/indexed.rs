@@ -99,7 +99,9 @@ async fn commands(flags: &[&str]) -> Vec<String> {
             .iter()
             .any(|name| command.starts_with(name));
         // The sweep goes on meanwhile.
-        let is_of_the_sweep = command.contains("ZRANGEBYSCORE") || command.contains("LIMIT");
+        let is_of_the_sweep = ["ZRANGEBYSCORE", "LIMIT", "ZCOUNT"]
+            .iter()
+            .any(|word| command.contains(word));
         if !is_of_the_server && !is_of_the_sweep && !is_trim(command) {
             commands.push(command.to_owned());
         }

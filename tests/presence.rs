@@ -334,6 +334,98 @@ async fn what_has_expired_is_swept_from_the_index() {
     server.stop().await;
 }
 
+/// The line of the metric of marked ids.
+fn indexed_ids(namespace: &str, ids: u64) -> String {
+    format!(r#"dyndata_indexed_ids{{namespace="{namespace}"}} {ids}"#)
+}
+
+/// Waits until `/metrics` says how many ids are marked in the namespace `online`. The sweep takes
+/// about 10 seconds for its first round, and 15 at most.
+async fn wait_for_indexed_ids(server: &TestServer, ids: u64) {
+    let start = Instant::now();
+    let line = indexed_ids("online", ids);
+    loop {
+        let (_, metrics) = server.http("/metrics").await;
+        if metrics.lines().any(|have| have == line) {
+            return;
+        }
+        assert!(start.elapsed() < Duration::from_secs(30), "never: {line}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn the_metric_of_ids_follows(server: TestServer) {
+    use_indexed_namespace();
+    let mut client = server.client().await;
+    let ids: Vec<_> = (0..100).map(|number| format!("id {number}")).collect();
+    mark_many(&mut client, &ids).await;
+    wait_for_indexed_ids(&server, 100).await;
+    server.metric(&indexed_ids("devices", 0)).await;
+    // 20 leave, 30 expire, and 1 comes.
+    let request = BatchUnmarkRequest {
+        namespace: namespace(),
+        ids: ids[..20].to_vec(),
+    };
+    client.0.batch_unmark(request).await.expect("unmarks");
+    for id in &ids[20..50] {
+        client.mark(short(id, 1)).await.expect("marks");
+    }
+    client.mark(mark("new", int(1))).await.expect("marks");
+    wait_for_indexed_ids(&server, 51).await;
+    assert_eq!(count(&mut client).await, 51);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn the_metric_of_ids_follows_on_the_embedded_store() {
+    the_metric_of_ids_follows(TestServer::start(INDEXED)).await;
+}
+
+#[tokio::test]
+async fn the_metric_of_ids_follows_on_one_redis() {
+    let redis = Redis::start();
+    the_metric_of_ids_follows(TestServer::on_redis(&redis, INDEXED).await).await;
+}
+
+#[tokio::test]
+async fn the_metric_of_ids_follows_on_a_cluster() {
+    let nodes = cluster::masters();
+    the_metric_of_ids_follows(start_on_cluster(&nodes).await).await;
+}
+
+/// An old number would look like a current one.
+#[tokio::test]
+async fn the_metric_of_ids_is_absent_while_redis_is_away() {
+    use_indexed_namespace();
+    let mut redis = Redis::start_durable(&[]);
+    let server = TestServer::on_redis(&redis, INDEXED).await;
+    let mut client = server.client().await;
+    client.mark(mark("a", int(1))).await.expect("marks");
+    wait_for_indexed_ids(&server, 1).await;
+    redis.kill();
+    let is_shown = || async {
+        let (_, metrics) = server.http("/metrics").await;
+        metrics.contains("dyndata_indexed_ids{namespace=\"online\"}")
+    };
+    let start = Instant::now();
+    while is_shown().await {
+        assert!(start.elapsed() < Duration::from_secs(30), "still there");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    redis.run();
+    server.ready().await;
+    wait_for_indexed_ids(&server, 1).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn without_indexed_namespaces_there_is_no_metric_of_ids() {
+    let server = TestServer::start(&[]);
+    let (_, metrics) = server.http("/metrics").await;
+    assert!(!metrics.contains("dyndata_indexed_ids"), "{metrics}");
+    server.stop().await;
+}
+
 /// What one call did to one id.
 #[derive(Debug, Clone, Copy)]
 struct Write {

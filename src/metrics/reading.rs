@@ -21,6 +21,10 @@ pub(crate) enum ReadingKind {
     Counter(Box<dyn Fn() -> u64 + Send + Sync>),
     Seconds(Box<dyn Fn() -> f64 + Send + Sync>),
     GaugeSeconds(Box<dyn Fn() -> f64 + Send + Sync>),
+    Gauges {
+        label: &'static str,
+        read: Box<dyn Fn() -> Vec<(String, u64)> + Send + Sync>,
+    },
 }
 
 impl Reading {
@@ -63,6 +67,19 @@ impl Reading {
         let kind = ReadingKind::GaugeSeconds(Box::new(read));
         Self { name, help, kind }
     }
+
+    /// Numbers that may fall, each with its own value of one label. There must be few such values, and
+    /// callers must not choose them.
+    pub(crate) fn gauges(
+        name: &'static str,
+        help: &'static str,
+        label: &'static str,
+        read: impl Fn() -> Vec<(String, u64)> + Send + Sync + 'static,
+    ) -> Self {
+        let read = Box::new(read);
+        let kind = ReadingKind::Gauges { label, read };
+        Self { name, help, kind }
+    }
 }
 
 impl fmt::Debug for Reading {
@@ -77,15 +94,25 @@ impl Collector for Reading {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Self { name, help, kind } = self;
         let metric_type = match kind {
-            ReadingKind::Gauge(_) | ReadingKind::GaugeSeconds(_) => MetricType::Gauge,
+            ReadingKind::Gauge(_) | ReadingKind::GaugeSeconds(_) | ReadingKind::Gauges { .. } => {
+                MetricType::Gauge
+            }
             ReadingKind::Counter(_) | ReadingKind::Seconds(_) => MetricType::Counter,
         };
-        let metric = encoder.encode_descriptor(name, help, None, metric_type)?;
+        let mut metric = encoder.encode_descriptor(name, help, None, metric_type)?;
         match kind {
             ReadingKind::Gauge(read) => ConstGauge::new(read()).encode(metric),
             ReadingKind::Counter(read) => ConstCounter::new(read()).encode(metric),
             ReadingKind::Seconds(read) => ConstCounter::new(read()).encode(metric),
             ReadingKind::GaugeSeconds(read) => ConstGauge::new(read()).encode(metric),
+            ReadingKind::Gauges { label, read } => {
+                for (value, number) in read() {
+                    let number = i64::try_from(number).unwrap_or(i64::MAX);
+                    let labels = [(*label, value.as_str())];
+                    ConstGauge::new(number).encode(metric.encode_family(&labels)?)?;
+                }
+                Ok(())
+            }
         }
     }
 }

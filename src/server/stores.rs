@@ -97,7 +97,8 @@ impl Stores {
             move || i64::try_from(read(&status)).unwrap_or(i64::MAX)
         };
         let connects = self.status().clone();
-        let (swept, failed) = (self.status().clone(), self.status().clone());
+        let sweeps = || Arc::clone(&self.status().sweeps);
+        let (swept, failed) = (sweeps(), sweeps());
         let mut readings = vec![
             Reading::gauge(
                 "dyndata_store_up",
@@ -122,14 +123,15 @@ impl Stores {
             Reading::counter(
                 "dyndata_index_swept_ids",
                 "Number of ids that this process has removed from the indexes in Redis after their expiry",
-                move || swept.swept_ids(),
+                move || swept.removed(),
             ),
             Reading::counter(
                 "dyndata_index_sweep_failures",
                 "Number of sweeps of an index in Redis that failed",
-                move || failed.sweep_failures(),
+                move || failed.failures(),
             ),
         ];
+        readings.extend(self.indexed_ids());
         if let Self::Memory { store, .. } = self {
             let store = Arc::clone(store);
             readings.push(Reading::gauge(
@@ -139,6 +141,28 @@ impl Stores {
             ));
         }
         readings
+    }
+
+    /// How many ids are marked in each indexed namespace, if there are any. With Redis, the sweep has
+    /// counted them, so that a scrape does not ask Redis.
+    fn indexed_ids(&self) -> Option<Reading> {
+        let read: Box<dyn Fn() -> Vec<(String, u64)> + Send + Sync> = match self {
+            Self::Memory { store, .. } if store.has_indexes() => {
+                let store = Arc::clone(store);
+                Box::new(move || store.counts())
+            }
+            Self::Redis { settings, status } if !settings.indexed.is_empty() => {
+                let sweeps = Arc::clone(&status.sweeps);
+                Box::new(move || sweeps.marked())
+            }
+            Self::Memory { .. } | Self::Redis { .. } => return None,
+        };
+        Some(Reading::gauges(
+            "dyndata_indexed_ids",
+            "Number of ids that are marked in each indexed namespace",
+            "namespace",
+            read,
+        ))
     }
 }
 

@@ -7,21 +7,17 @@ use std::sync::{
 
 use tokio::sync::watch;
 
+use super::sweeps::Sweeps;
+
 /// The state of all links to the store, and of the store as a whole. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct StoreStatus {
     links: Arc<Mutex<Vec<LinkState>>>,
     /// How often a link has come up.
     connects: Arc<AtomicU64>,
-    sweeps: Arc<Sweeps>,
+    /// What the sweeps of indexes have done.
+    pub(crate) sweeps: Arc<Sweeps>,
     summary: watch::Sender<LinkState>,
-}
-
-/// What the sweeps of indexes have done.
-#[derive(Debug, Default)]
-struct Sweeps {
-    ids: AtomicU64,
-    failures: AtomicU64,
 }
 
 /// Whether a link is up. If it is down, the reason is a text for the people who run the service.
@@ -80,24 +76,6 @@ impl StoreStatus {
     /// How often a link has come up.
     pub(crate) fn connects(&self) -> u64 {
         self.connects.load(Ordering::Relaxed)
-    }
-
-    /// Records that a sweep of an index has removed so many ids, or that it has failed.
-    pub(crate) fn swept<E>(&self, removed: &Result<u64, E>) {
-        match removed {
-            Ok(ids) => self.sweeps.ids.fetch_add(*ids, Ordering::Relaxed),
-            Err(_) => self.sweeps.failures.fetch_add(1, Ordering::Relaxed),
-        };
-    }
-
-    /// How many ids have been removed from indexes after their expiry.
-    pub(crate) fn swept_ids(&self) -> u64 {
-        self.sweeps.ids.load(Ordering::Relaxed)
-    }
-
-    /// How many sweeps of an index have failed.
-    pub(crate) fn sweep_failures(&self) -> u64 {
-        self.sweeps.failures.load(Ordering::Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<LinkState>> {

@@ -104,11 +104,26 @@ impl MemoryStore {
         self.indexed.contains(namespace)
     }
 
+    /// Whether there are indexed namespaces.
+    pub(crate) fn has_indexes(&self) -> bool {
+        !self.indexed.is_empty()
+    }
+
     /// How many ids of an indexed namespace are marked. Locks one shard at a time.
     pub(crate) fn count(&self, namespace: Namespace<'_>) -> u64 {
-        let Some(index) = self.indexed.position(namespace) else {
-            return 0;
-        };
+        let index = self.indexed.position(namespace);
+        index.map_or(0, |index| self.count_at(index))
+    }
+
+    /// How many ids are marked in each indexed namespace. Locks one shard at a time.
+    pub(crate) fn counts(&self) -> Vec<(String, u64)> {
+        let names = self.indexed.names().enumerate();
+        names
+            .map(|(index, name)| (name.to_owned(), self.count_at(index)))
+            .collect()
+    }
+
+    fn count_at(&self, index: usize) -> u64 {
         let counts = self.shards.iter().map(|shard| {
             let mut shard = lock(shard);
             let removed = shard.remove_expired(Instant::now());

@@ -1,5 +1,6 @@
 //! Removes from the indexes what has expired. Redis removes expired values by itself, but it does not
-//! know what the members of an index mean.
+//! know what the members of an index mean. In the same step it counts what has not expired, for
+//! `/metrics`.
 //!
 //! Each process sweeps every shard about every ten seconds. Several processes do no harm, because
 //! the second one finds nothing. Nobody waits for the sweep: Count and List look at the expiry of
@@ -21,7 +22,7 @@ use super::{
 };
 use crate::{
     model::{INDEX_SHARDS, Namespace},
-    store::{failure::StoreError, status::StoreStatus},
+    store::{failure::StoreError, status::StoreStatus, sweeps::Swept},
 };
 
 static TRIM: LazyLock<Script> =
@@ -55,12 +56,13 @@ pub(super) async fn run(store: RedisStore, status: StoreStatus) {
                 sleep((INTERVAL / visits).mul_f64(0.5 + fastrand::f64())).await;
                 // After a failure, the shard is swept in the next round.
                 loop {
-                    let removed = store.trim(namespace, shard).await;
-                    status.swept(&removed);
-                    if removed != Ok(MAX_STEP) {
+                    let step = store.trim(namespace, shard).await;
+                    status.sweeps.record(namespace, shard, &step);
+                    if step.is_ok_and(|swept| swept.removed == MAX_STEP) {
+                        sleep(BETWEEN_STEPS).await;
+                    } else {
                         break;
                     }
-                    sleep(BETWEEN_STEPS).await;
                 }
             }
         }
@@ -92,8 +94,8 @@ impl RedisStore {
         Ok(())
     }
 
-    /// Removes expired ids from the index of a shard. Returns how many were removed.
-    async fn trim(&self, namespace: Namespace<'_>, shard: u16) -> Result<u64, StoreError> {
+    /// Removes expired ids from the index of a shard, and counts the others.
+    async fn trim(&self, namespace: Namespace<'_>, shard: u16) -> Result<Swept, StoreError> {
         let slot = || cluster::slot(&self.layout.index_key(namespace, shard));
         let arity = Arity {
             keys: 1,
@@ -103,9 +105,18 @@ impl RedisStore {
             self.layout.write_index_key(namespace, shard, out);
             argument(out, itoa::Buffer::new().format(MAX_STEP).as_bytes());
         });
-        match Replies::new(&reply.await?).next() {
-            Some(Reply::Int(removed @ 0..)) => Ok(removed.unsigned_abs()),
-            reply => Err(failure::unexpected("trim", reply)),
+        let reply = reply.await?;
+        let mut replies = Replies::new(&reply);
+        match (replies.next(), replies.next(), replies.next()) {
+            (
+                Some(Reply::Array(2)),
+                Some(Reply::Int(removed @ 0..)),
+                Some(Reply::Int(marked @ 0..)),
+            ) => Ok(Swept {
+                removed: removed.unsigned_abs(),
+                marked: marked.unsigned_abs(),
+            }),
+            (reply, ..) => Err(failure::unexpected("trim", reply)),
         }
     }
 }
