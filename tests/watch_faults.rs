@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dyndata::proto::{MarkRequest, entry};
+use dyndata::proto::{BatchGetRequest, MarkRequest, entry};
 use support::{
     PATIENCE, Redis, TestServer, cluster, eventually, int, mark, millis, read,
     watching::{Watching, all, ids},
@@ -509,59 +509,148 @@ mod whole {
     }
 }
 
-mod sentinel {
-    use super::*;
+/// Failovers to a replica.
+mod failover {
+    use dyndata::proto::watch_response::Kind;
 
-    #[tokio::test]
-    async fn an_ordered_failover_is_followed() {
-        let master = Redis::start();
-        let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &master.port.to_string()]);
-        eventually("the replica follows", || {
-            replica
-                .text(&["INFO", "replication"])
-                .contains("master_link_status:up")
-        });
-        let config = format!(
-            "sentinel monitor mymaster 127.0.0.1 {} 2\n\
-             sentinel down-after-milliseconds mymaster 1000\n\
-             sentinel failover-timeout mymaster 5000\n",
-            master.port
-        );
-        let mut sentinels = [(); 3].map(|()| Redis::prepare(&[]));
-        for sentinel in &mut sentinels {
-            sentinel.run_as_sentinel(&config);
-        }
-        let knows = |sentinel: &Redis| {
-            let state = sentinel.text(&["INFO", "sentinel"]);
-            state.contains("slaves=1,sentinels=3")
+    use super::{
+        support::topology::{Cluster, Sentinels},
+        *,
+    };
+
+    async fn start(mode: &str, urls: &str) -> TestServer {
+        let flags = [
+            &format!("--redis-mode={mode}"),
+            &format!("--redis-url={urls}"),
+            "--indexed-namespaces=on",
+        ];
+        let server = TestServer::start(&flags);
+        server.ready().await;
+        server
+    }
+
+    /// The ids that a server has.
+    fn ids_in(redis: &Redis) -> Vec<String> {
+        let keys = redis.must(&["KEYS", "dyn_data:*"]);
+        let keys: Vec<String> = redis::from_redis_value(keys).expect("keys");
+        let id = |key: &String| key.rsplit('/').next().map(str::to_owned);
+        keys.iter().filter_map(id).collect()
+    }
+
+    /// What a reader gets of all names.
+    async fn read_all(server: &TestServer) -> BTreeMap<String, entry::Value> {
+        let mut client = server.client().await;
+        let request = BatchGetRequest {
+            namespace: "on".to_owned(),
+            ids: names(),
+            ..BatchGetRequest::default()
         };
         let start = Instant::now();
-        while !sentinels.iter().all(knows) {
-            assert!(start.elapsed() < 3 * PATIENCE, "the sentinels do not meet");
-            thread::sleep(Duration::from_millis(50));
-        }
-        let urls: Vec<_> = sentinels.iter().map(Redis::url).collect();
-        let urls = format!("--redis-url={}", urls.join(","));
-        let server = TestServer::start(&["--redis-mode=sentinel", &urls]);
-        server.ready().await;
-        marks(&server, &names()[..20], 1).await;
+        let entries = loop {
+            match client.batch_get(request.clone()).await {
+                Ok(entries) => break entries,
+                Err(status) => assert!(start.elapsed() < PATIENCE, "not read: {status}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        let present = entries.into_iter();
+        let present = present.filter_map(|entry| Some((entry.id, entry.value?)));
+        present.collect()
+    }
+
+    /// Kills a master that has acknowledged Marks which its replica does not have.
+    async fn a_killed_master_is_followed(
+        server: &TestServer,
+        nodes: &mut [Redis],
+        pair: [usize; 2],
+    ) {
+        let [master, replica] = nodes.get_disjoint_mut(pair).expect("two nodes");
+        marks(server, &names()[..60], 1).await;
+        eventually("the replica has all", || {
+            ids_in(replica).len() == ids_in(master).len()
+        });
+        let mut lost = ids_in(master);
+        lost.truncate(10);
         let mut client = server.client().await;
-        let mut watching = Watching::begin(&mut client.0, ids("on", names())).await;
-        sentinels[0].must(&["SENTINEL", "FAILOVER", "mymaster"]);
-        let start = Instant::now();
-        while is_replica(&replica) {
-            assert!(start.elapsed() < 3 * PATIENCE, "no failover");
-            thread::sleep(Duration::from_millis(20));
+        let mut watchers = [
+            Watching::begin(&mut client.0, ids("on", names())).await,
+            Watching::begin(&mut client.0, all("on")).await,
+        ];
+        replica.freeze();
+        master.must(&["CLIENT", "KILL", "TYPE", "replica"]);
+        marks(server, &lost, 2).await;
+        for watching in &mut watchers {
+            watching
+                .until("all changes", |watching| {
+                    let present = watching.present();
+                    lost.iter()
+                        .all(|id| present[id] == entry::Value::IntValue(2))
+                })
+                .await;
         }
-        watching.snapshot().await;
-        marks(&server, &names()[..40], 2).await;
-        agrees(&mut watching, &replica, &names(), Duration::from_secs(5)).await;
-        assert_eq!(trackers(&replica), 1);
+        master.kill();
+        replica.thaw();
+        marks(server, &lost[..1], 3).await;
+        let marked = Instant::now();
+        let held = read_all(server).await;
+        assert_eq!(held[&lost[0]], entry::Value::IntValue(3));
+        assert_eq!(held[&lost[1]], entry::Value::IntValue(1), "it was lost");
+        for watching in &mut watchers {
+            let before = watching.snapshots;
+            while watching.snapshots == before || watching.present() != held {
+                let left = Duration::from_secs(3).saturating_sub(marked.elapsed());
+                let message = tokio::time::timeout(left, watching.message()).await;
+                let message = message.expect("follows in time").expect("goes on");
+                // What is known may have been lost, so that a change must not come before a snapshot.
+                assert!(
+                    watching.snapshots > before || message.kind() != Kind::Changes,
+                    "{message:?}"
+                );
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_killed_master_with_sentinels_is_followed() {
+        let mut store = Sentinels::start();
+        let server = start("sentinel", &store.urls()).await;
+        let master = store.master();
+        a_killed_master_is_followed(&server, &mut store.redis, [master, 1 - master]).await;
         server.stop().await;
     }
 
-    fn is_replica(redis: &Redis) -> bool {
-        redis.text(&["INFO", "replication"]).contains("role:slave")
+    #[tokio::test]
+    async fn a_killed_master_in_a_cluster_is_followed() {
+        let mut store = Cluster::start();
+        let server = start("cluster", &store.urls()).await;
+        let pair = store.pairs()[0];
+        a_killed_master_is_followed(&server, &mut store.nodes, pair).await;
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn an_ordered_failover_with_sentinels_is_followed() {
+        let store = Sentinels::start();
+        let server = start("sentinel", &store.urls()).await;
+        marks(&server, &names()[..20], 1).await;
+        let mut client = server.client().await;
+        let mut watching = Watching::begin(&mut client.0, ids("on", names())).await;
+        let new = &store.redis[1 - store.master()];
+        store.order_failover();
+        watching.snapshot().await;
+        marks(&server, &names()[..40], 2).await;
+        // The Marks may have gone to the old master, which loses them.
+        let start = Instant::now();
+        while watching.present() != read_all(&server).await {
+            assert!(start.elapsed() < PATIENCE, "{:?}", watching.present());
+            while let Ok(message) =
+                tokio::time::timeout(Duration::from_millis(20), watching.message()).await
+            {
+                message.expect("the watch goes on");
+            }
+        }
+        assert_eq!(trackers(new), 1);
+        server.stop().await;
     }
 }
 

@@ -12,8 +12,10 @@ use crate::{
     report::Report,
     runner::{Case, Pace},
     standalone,
-    support::{Dyndata, Redis},
-    topology::{Cluster, Sentinels},
+    support::{
+        Dyndata, Redis,
+        topology::{Cluster, Sentinels},
+    },
     trial::{Losses, Trial},
     writers::Pressure,
 };

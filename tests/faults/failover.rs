@@ -1,10 +1,7 @@
 //! Failovers by sentinels and in a cluster. Redis replicates asynchronously, so a failover may lose
 //! acknowledged Marks. They are counted, and are no failure of the service.
 
-use std::{
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use std::{thread::sleep, time::Duration};
 
 use crate::{
     client::name,
@@ -12,8 +9,11 @@ use crate::{
     load::endings,
     report::Report,
     runner::{Case, Pace},
-    support::{Dyndata, Redis, eventually, redis_server::is_redis_6},
-    topology::{Cluster, DOWN_AFTER, Member, Sentinels, errors},
+    support::{
+        Dyndata, Redis, eventually,
+        redis_server::is_redis_6,
+        topology::{Cluster, DOWN_AFTER, Member, Sentinels, errors},
+    },
     trial::{Fault, Losses, Trial, during},
     writers::Pressure,
 };
@@ -112,32 +112,10 @@ fn kill_master(store: &mut Sentinels, trial: &mut Trial) {
     store.redis[master].run();
 }
 
-/// The old master goes on for a while, and loses everything that is written to it.
 fn order_failover(store: &mut Sentinels, trial: &mut Trial) {
     let (old, new) = (store.master(), 1 - store.master());
     let [old, new] = [&store.redis[old], &store.redis[new]];
-    let names = |sentinel: &Redis| -> Option<u16> {
-        let addr = sentinel.must(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]);
-        let (_, port) = redis::from_redis_value::<(String, u16)>(addr).ok()?;
-        Some(port)
-    };
-    for attempt in 0.. {
-        assert!(attempt < 30, "the sentinels order no failover");
-        // The sentinels refuse, or give up, until they know the replica well enough.
-        store.sentinels[0].try_to(&["SENTINEL", "FAILOVER", "mymaster"]);
-        let start = Instant::now();
-        let mut ordered = false;
-        while !ordered && start.elapsed() < Duration::from_secs(1) {
-            ordered = store
-                .sentinels
-                .iter()
-                .all(|sentinel| names(sentinel) == Some(new.port));
-            sleep(Duration::from_millis(5));
-        }
-        if ordered {
-            break;
-        }
-    }
+    store.order_failover();
     let named = trial.load.recorder.now();
     // Only the service sends GET.
     let gets = |redis: &Redis| {
@@ -189,20 +167,15 @@ fn clusters(pace: &Pace, losses: Losses, inject: InjectClusterFault) -> Report {
     trial.judge()
 }
 
-fn index_of(store: &Cluster, member: &Member) -> usize {
-    let place = store.nodes.iter().position(|node| node.port == member.port);
-    place.expect("a node of the cluster")
-}
-
 fn kill_a_master(store: &mut Cluster, trial: &mut Trial) {
-    let master = index_of(store, &store.masters()[0]);
+    let master = store.index(&store.masters()[0]);
     store.nodes[master].kill();
     trial.end_fault();
     store.nodes[master].run();
 }
 
 fn freeze_a_master(store: &mut Cluster, trial: &mut Trial) {
-    let master = index_of(store, &store.masters()[0]);
+    let master = store.index(&store.masters()[0]);
     store.nodes[master].freeze();
     trial.end_fault();
     store.nodes[master].thaw();
@@ -217,7 +190,7 @@ fn down(store: &mut Cluster, trial: &mut Trial) {
         .members(&store.nodes[0])
         .into_iter()
         .filter(|member| member.name != kept && !replicas.contains(&member.name))
-        .map(|member| index_of(store, &member))
+        .map(|member| store.index(&member))
         .collect();
     for &node in &gone {
         store.nodes[node].kill();

@@ -59,7 +59,6 @@ mod settings;
 mod standalone;
 mod starvation;
 mod tamper;
-mod topology;
 mod trial;
 mod writers;
 

@@ -12,8 +12,7 @@ use crate::{
     proxy::{Mode, Proxy},
     report::Report,
     runner::{Case, Pace},
-    support::{Dyndata, Redis},
-    topology::errors,
+    support::{Dyndata, Redis, topology::errors},
     trial::{Fault, Losses, Trial, during},
     writers::Pressure,
 };

@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod dyndata_process;
 pub mod redis_server;
 pub mod scripted_proxy;
+pub mod topology;
 pub mod watching;
 
 use std::{

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{Redis, eventually, redis_server::DURABLE};
+use super::redis_server::{DURABLE, Redis, eventually};
 
 /// After this time without an answer, a master is down, or a node has failed.
 pub const DOWN_AFTER: Duration = Duration::from_secs(1);
@@ -86,6 +86,30 @@ impl Sentinels {
     pub fn master(&self) -> usize {
         usize::from(!is_master(&self.redis[0]))
     }
+
+    /// Has the sentinels make the replica the master, and waits until all of them say so. The old
+    /// master goes on for a while, and loses everything that is written to it.
+    pub fn order_failover(&self) {
+        let new = self.redis[1 - self.master()].port;
+        let named = |sentinel: &Redis| -> Option<u16> {
+            let addr = sentinel.must(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]);
+            let (_, port) = redis::from_redis_value::<(String, u16)>(addr).ok()?;
+            Some(port)
+        };
+        let is_named = || self.sentinels.iter().all(|it| named(it) == Some(new));
+        for _ in 0..30 {
+            // The sentinels refuse, or give up, until they know the replica well enough.
+            self.sentinels[0].try_to(&["SENTINEL", "FAILOVER", "mymaster"]);
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_secs(1) {
+                if is_named() {
+                    return;
+                }
+                sleep(Duration::from_millis(5));
+            }
+        }
+        panic!("the sentinels order no failover");
+    }
 }
 
 fn is_master(redis: &Redis) -> bool {
@@ -108,6 +132,8 @@ pub struct Member {
     pub name: String,
     pub port: u16,
     pub is_master: bool,
+    /// The name of the master of a replica.
+    pub follows: Option<String>,
     /// The ranges of slots of a master.
     pub slots: Vec<(u16, u16)>,
 }
@@ -206,6 +232,37 @@ impl Cluster {
         members.retain(|member| member.is_master && !member.slots.is_empty());
         members
     }
+
+    /// The indexes in `nodes` of each master that has slots, and of its replica.
+    pub fn pairs(&self) -> Vec<[usize; 2]> {
+        let members = self.members(&self.nodes[0]);
+        let replica = |master: &Member| {
+            let mut members = members.iter();
+            members.find(|member| member.follows.as_deref() == Some(&master.name))
+        };
+        let pair = |master: Member| {
+            let replica = replica(&master).expect("a replica");
+            [&master, replica].map(|member| self.index(member))
+        };
+        self.masters().into_iter().map(pair).collect()
+    }
+
+    /// The index of a member in `nodes`.
+    pub fn index(&self, member: &Member) -> usize {
+        let place = self.nodes.iter().position(|node| node.port == member.port);
+        place.expect("a node of the cluster")
+    }
+
+    /// Makes each replica the master of its slots, after it has received all writes.
+    pub fn order_failovers(&self) {
+        for [_, replica] in self.pairs() {
+            let replica = &self.nodes[replica];
+            eventually("a failover begins", || {
+                replica.command(&["CLUSTER", "FAILOVER"]).is_ok()
+            });
+            eventually("the failover ends", || is_master(replica));
+        }
+    }
 }
 
 impl Member {
@@ -215,7 +272,9 @@ impl Member {
         let name = words.next()?.to_owned();
         let port = words.next()?.split(['@', ':']).nth(1)?.parse().ok()?;
         let is_master = words.next()?.split(',').any(|flag| flag == "master");
-        let slots = words.skip(5).filter_map(|range| {
+        let follows = words.next().filter(|name| *name != "-");
+        let follows = follows.map(str::to_owned);
+        let slots = words.skip(4).filter_map(|range| {
             let (from, to) = range.split_once('-').unwrap_or((range, range));
             Some((from.parse().ok()?, to.parse().ok()?))
         });
@@ -223,6 +282,7 @@ impl Member {
             name,
             port,
             is_master,
+            follows,
             slots: slots.collect(),
         })
     }
