@@ -119,6 +119,8 @@ def unknown_metrics(documented):
     panels = json.loads((DEPLOY / "grafana/dyndata.json").read_text())["panels"]
     queries = [(panel["title"], target["expr"]) for panel in panels for target in panel.get("targets", [])]
     queries += [(rule["alert"], rule["expr"]) for rule in alerts()]
+    page = (ROOT / "src/admin/status.html").read_text()
+    queries += [("the status page", name) for name in re.findall(r'"((?:dyndata|grpc_server)_\w+)"', page)]
     for title, query in queries:
         used = set(METRIC.findall(query)) - {"grpc_service", "grpc_method", "grpc_code"}
         for name in sorted(used - known):
