@@ -13,8 +13,10 @@ use dyndata::proto::{
     batch_mark_request::{Item, item},
 };
 use support::{
-    Client, INDEXED, Redis, TestServer, assert_error, blamed_field, cluster, int, mark, millis,
-    namespace, now, seconds_since_epoch, use_indexed_namespace,
+    Client, INDEXED, PATIENCE, Redis, TestServer, assert_error, blamed_field, cluster, eventually,
+    int, mark, millis, namespace, now, seconds_since_epoch,
+    topology::{Cluster, Sentinels},
+    use_indexed_namespace,
 };
 use tokio::task::JoinSet;
 use tonic::{
@@ -73,17 +75,15 @@ async fn start_on_cluster(nodes: &[Redis]) -> TestServer {
     server
 }
 
-async fn count(client: &mut Client) -> i64 {
+async fn try_count(client: &mut Client) -> Result<i64, Status> {
     let request = CountRequest {
         namespace: namespace(),
     };
-    client
-        .0
-        .count(request)
-        .await
-        .expect("counts")
-        .into_inner()
-        .count
+    Ok(client.0.count(request).await?.into_inner().count)
+}
+
+async fn count(client: &mut Client) -> i64 {
+    try_count(client).await.expect("counts")
 }
 
 async fn page(client: &mut Client, size: i32, token: &str) -> Result<ListResponse, Status> {
@@ -297,6 +297,125 @@ async fn a_list_is_complete_across_a_restart_of_redis() {
     }
     assert_eq!(listed, ids.into_iter().collect());
     server.stop().await;
+}
+
+/// Has replicas take over between two pages. They have everything that was acknowledged.
+async fn lists_and_counts_are_complete_across_a_failover<S: Failover>(
+    server: TestServer,
+    store: S,
+) {
+    let mut client = server.client().await;
+    // More than 128 in each shard, which Redis does not keep in a plain list any more.
+    let ids: Vec<_> = (0..20_000).map(|number| format!("id {number}")).collect();
+    mark_many(&mut client, &ids).await;
+    let mut listed = BTreeSet::new();
+    let mut token = String::new();
+    for _ in 0..20 {
+        let page = page(&mut client, 100, &token).await.expect("lists");
+        listed.extend(ids_of(&page.entries));
+        token = page.next_page_token;
+    }
+    let replicas = store.replicas();
+    eventually("the replicas have all values and indexes", || {
+        let sizes = replicas.iter().map(|at| {
+            let size = store.servers()[*at].must(&["DBSIZE"]);
+            redis::from_redis_value::<i64>(size).expect("a number")
+        });
+        sizes.sum::<i64>() == 20_064
+    });
+    let failover = tokio::task::spawn_blocking(move || {
+        store.fail_over();
+        store
+    });
+    while !failover.is_finished() {
+        // A call may fail meanwhile, but not count wrong.
+        if let Ok(count) = try_count(&mut client).await {
+            assert_eq!(count, 20_000);
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let store = failover.await.expect("fails over");
+    let shard = crc16::State::<crc16::XMODEM>::calculate(ids[0].as_bytes()) % 64;
+    let key = format!("dyn_data:{{online.{shard}}}/{}", ids[0]);
+    let has_changed = |at: &usize| store.servers()[*at].text(&["GET", &key]) == "2";
+    let start = Instant::now();
+    // The old master may acknowledge Marks for a while.
+    while !replicas.iter().any(has_changed) {
+        assert!(start.elapsed() < PATIENCE, "the new masters are not used");
+        _ = client.mark(mark(&ids[0], int(2))).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    while !token.is_empty() {
+        match page(&mut client, 100, &token).await {
+            Ok(page) => {
+                listed.extend(ids_of(&page.entries));
+                token = page.next_page_token;
+            }
+            Err(status) => assert!(start.elapsed() < PATIENCE, "not listed: {status}"),
+        }
+    }
+    assert_eq!(count(&mut client).await, 20_000);
+    let missing = ids.iter().filter(|id| !listed.contains(*id)).count();
+    assert_eq!(missing, 0, "ids are missing in the list");
+    server.stop().await;
+}
+
+/// Servers with replicas that can take over.
+trait Failover: Send + 'static {
+    fn servers(&self) -> &[Redis];
+
+    /// The indexes of the replicas in `servers`.
+    fn replicas(&self) -> Vec<usize>;
+
+    /// Has the replicas take over, and waits until they have.
+    fn fail_over(&self);
+}
+
+impl Failover for Sentinels {
+    fn servers(&self) -> &[Redis] {
+        &self.redis
+    }
+
+    fn replicas(&self) -> Vec<usize> {
+        vec![1 - self.master()]
+    }
+
+    fn fail_over(&self) {
+        self.order_failover();
+    }
+}
+
+impl Failover for Cluster {
+    fn servers(&self) -> &[Redis] {
+        &self.nodes
+    }
+
+    fn replicas(&self) -> Vec<usize> {
+        let pairs = self.pairs().into_iter();
+        pairs.map(|[_, replica]| replica).collect()
+    }
+
+    fn fail_over(&self) {
+        self.order_failovers();
+    }
+}
+
+#[tokio::test]
+async fn lists_and_counts_are_complete_across_a_failover_of_sentinels() {
+    use_indexed_namespace();
+    let store = Sentinels::start();
+    let url = format!("--redis-url={}", store.urls());
+    let server = TestServer::start(&["--redis-mode=sentinel", &url, INDEXED[0]]);
+    server.ready().await;
+    lists_and_counts_are_complete_across_a_failover(server, store).await;
+}
+
+#[tokio::test]
+async fn lists_and_counts_are_complete_across_failovers_in_a_cluster() {
+    use_indexed_namespace();
+    let store = Cluster::start();
+    let server = start_on_cluster(&store.nodes).await;
+    lists_and_counts_are_complete_across_a_failover(server, store).await;
 }
 
 /// Nobody reads the index, and what has expired leaves it all the same.
