@@ -208,6 +208,43 @@ async fn the_rights_of_the_security_page_are_enough() {
     server.stop().await;
 }
 
+/// The value of a metric without labels, if `/metrics` has it.
+async fn metric(server: &TestServer, name: &str) -> Option<f64> {
+    let (_, metrics) = server.http("/metrics").await;
+    let mut lines = metrics.lines().filter_map(|line| line.split_once(' '));
+    let (_, value) = lines.find(|(found, _)| *found == name)?;
+    Some(value.parse().expect("a number"))
+}
+
+/// Redis and the server are on one machine, so their clocks are the same.
+#[tokio::test]
+async fn metrics_say_how_well_the_clock_of_redis_is_known() {
+    let redis = Redis::start();
+    let server = TestServer::on_redis(&redis, INDEXED).await;
+    let error = || metric(&server, "dyndata_store_clock_error_seconds");
+    let offset = || metric(&server, "dyndata_store_clock_offset_seconds");
+    let known = "dyndata_store_clocks_known";
+    // One for each worker.
+    server.metric(&format!("{known} 2")).await;
+    let seconds = error().await.expect("known");
+    assert!((0.0..=0.005).contains(&seconds), "{seconds}");
+    let seconds = offset().await.expect("known");
+    assert!(seconds.abs() < 0.01, "{seconds}");
+    // Samples are too old after three seconds.
+    redis.freeze();
+    server.metric(&format!("{known} 0")).await;
+    assert_eq!((error().await, offset().await), (None, None));
+    redis.thaw();
+    server.metric(&format!("{known} 2")).await;
+    assert!(error().await.is_some());
+    server.stop().await;
+
+    let server = TestServer::on_redis(&redis, &[]).await;
+    let (_, metrics) = server.http("/metrics").await;
+    assert!(!metrics.contains("dyndata_store_clock"), "{metrics}");
+    server.stop().await;
+}
+
 /// Ids that are all in shard 0.
 fn ids_of_shard_0() -> impl Iterator<Item = String> {
     let shard = |id: &str| crc16::State::<crc16::XMODEM>::calculate(id.as_bytes()) % 64;

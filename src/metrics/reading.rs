@@ -20,7 +20,7 @@ pub(crate) enum ReadingKind {
     Gauge(Box<dyn Fn() -> i64 + Send + Sync>),
     Counter(Box<dyn Fn() -> u64 + Send + Sync>),
     Seconds(Box<dyn Fn() -> f64 + Send + Sync>),
-    GaugeSeconds(Box<dyn Fn() -> f64 + Send + Sync>),
+    GaugeSeconds(Box<dyn Fn() -> Option<f64> + Send + Sync>),
     Gauges {
         label: &'static str,
         read: Box<dyn Fn() -> Vec<(String, u64)> + Send + Sync>,
@@ -64,6 +64,15 @@ impl Reading {
         help: &'static str,
         read: impl Fn() -> f64 + Send + Sync + 'static,
     ) -> Self {
+        Self::gauge_seconds_if_known(name, help, move || Some(read()))
+    }
+
+    /// A time that may fall, in seconds. It is absent while it is not known.
+    pub(crate) fn gauge_seconds_if_known(
+        name: &'static str,
+        help: &'static str,
+        read: impl Fn() -> Option<f64> + Send + Sync + 'static,
+    ) -> Self {
         let kind = ReadingKind::GaugeSeconds(Box::new(read));
         Self { name, help, kind }
     }
@@ -104,7 +113,10 @@ impl Collector for Reading {
             ReadingKind::Gauge(read) => ConstGauge::new(read()).encode(metric),
             ReadingKind::Counter(read) => ConstCounter::new(read()).encode(metric),
             ReadingKind::Seconds(read) => ConstCounter::new(read()).encode(metric),
-            ReadingKind::GaugeSeconds(read) => ConstGauge::new(read()).encode(metric),
+            ReadingKind::GaugeSeconds(read) => match read() {
+                Some(seconds) => ConstGauge::new(seconds).encode(metric),
+                None => Ok(()),
+            },
             ReadingKind::Gauges { label, read } => {
                 for (value, number) in read() {
                     let number = i64::try_from(number).unwrap_or(i64::MAX);

@@ -9,7 +9,7 @@ use crate::{
     store::{
         ChangeFeed, LinkState, Store, StoreStatus,
         memory::{MemoryChanges, MemoryStore, SWEEP_INTERVAL},
-        redis::{RedisChanges, RedisStore, settings::RedisSettings},
+        redis::{RedisChanges, RedisStore, ServerClocks, settings::RedisSettings},
         settings::StoreSettings,
     },
 };
@@ -23,6 +23,7 @@ pub(crate) enum Stores {
     Redis {
         settings: Box<RedisSettings>,
         status: StoreStatus,
+        clocks: ServerClocks,
     },
 }
 
@@ -58,6 +59,7 @@ impl Stores {
             StoreSettings::Redis(redis) => Self::Redis {
                 settings: redis.clone(),
                 status: StoreStatus::new(workers, connecting()),
+                clocks: ServerClocks::default(),
             },
         }
     }
@@ -74,9 +76,14 @@ impl Stores {
                 let store = Arc::clone(store);
                 Box::new(move || Store::Memory(store))
             }
-            Self::Redis { settings, status } => {
+            Self::Redis {
+                settings,
+                status,
+                clocks,
+            } => {
                 let (settings, status) = (settings.clone(), status.clone());
-                Box::new(move || Store::Redis(RedisStore::start(&settings, number, status)))
+                let clocks = clocks.clone();
+                Box::new(move || Store::Redis(RedisStore::start(&settings, number, status, clocks)))
             }
         }
     }
@@ -132,6 +139,7 @@ impl Stores {
             ),
         ];
         readings.extend(self.indexed_ids());
+        readings.extend(self.clocks());
         if let Self::Memory { store, .. } = self {
             let store = Arc::clone(store);
             readings.push(Reading::gauge(
@@ -151,7 +159,9 @@ impl Stores {
                 let store = Arc::clone(store);
                 Box::new(move || store.counts())
             }
-            Self::Redis { settings, status } if !settings.indexed.is_empty() => {
+            Self::Redis {
+                settings, status, ..
+            } if !settings.indexed.is_empty() => {
                 let sweeps = Arc::clone(&status.sweeps);
                 Box::new(move || sweeps.marked())
             }
@@ -163,6 +173,34 @@ impl Stores {
             "namespace",
             read,
         ))
+    }
+
+    /// How well the clocks of the Redis servers are known, if anybody uses them.
+    fn clocks(&self) -> Vec<Reading> {
+        let clocks = match self {
+            Self::Redis {
+                settings, clocks, ..
+            } if !settings.indexed.is_empty() => clocks,
+            Self::Memory { .. } | Self::Redis { .. } => return Vec::new(),
+        };
+        let (known, error, offset) = (clocks.clone(), clocks.clone(), clocks.clone());
+        vec![
+            Reading::gauge(
+                "dyndata_store_clocks_known",
+                "Number of links to Redis that know the clock of their server well enough to use it",
+                move || i64::try_from(known.known()).unwrap_or(i64::MAX),
+            ),
+            Reading::gauge_seconds_if_known(
+                "dyndata_store_clock_error_seconds",
+                "How wrong the worst of these estimates of a clock can be, in seconds",
+                move || error.error(),
+            ),
+            Reading::gauge_seconds_if_known(
+                "dyndata_store_clock_offset_seconds",
+                "How far the clock of Redis is ahead of the clock of this machine, in seconds",
+                move || offset.offset(),
+            ),
+        ]
     }
 }
 

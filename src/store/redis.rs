@@ -40,4 +40,5 @@ mod wire;
 pub(crate) use self::{
     store::RedisStore,
     tracking::{RedisChanges, RedisReader},
+    wire::server_clocks::ServerClocks,
 };

@@ -16,10 +16,7 @@ use super::{
     },
     settings::{RedisMode, RedisSettings},
     sweep,
-    wire::{
-        commands::Commands,
-        connect::{ClockUse, Connector},
-    },
+    wire::{commands::Commands, connect::Connector, server_clocks::ServerClocks},
 };
 use crate::{
     model::{Id, Namespace},
@@ -45,8 +42,14 @@ pub(super) enum Servers {
 
 impl RedisStore {
     /// Starts to connect on the current runtime, and reports to `status` as link number `worker`.
-    /// Calls fail at once while there is no connection.
-    pub(crate) fn start(settings: &RedisSettings, worker: usize, status: StoreStatus) -> Self {
+    /// Calls fail at once while there is no connection. `clocks` tells how well connections know the
+    /// clock of their server, if there are indexed namespaces.
+    pub(crate) fn start(
+        settings: &RedisSettings,
+        worker: usize,
+        status: StoreStatus,
+        clocks: ServerClocks,
+    ) -> Self {
         let RedisSettings {
             urls,
             mode,
@@ -58,13 +61,11 @@ impl RedisStore {
             key_format,
             indexed,
         } = settings;
+        let mut connector = Connector::new(urls.first(), password_file.clone(), tls.clone());
         // Only writes in indexed namespaces name times.
-        let clock = match indexed.is_empty() {
-            true => ClockUse::Unused,
-            false => ClockUse::Estimated,
-        };
-        let connector = Connector::new(urls.first(), password_file.clone(), tls.clone());
-        let connector = connector.with_clock(clock);
+        if !indexed.is_empty() {
+            connector = connector.with_clocks(clocks);
+        }
         let sweep_status = status.clone();
         let report = Box::new(move |state| status.set(worker, state));
         let servers = match mode {

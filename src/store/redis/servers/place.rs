@@ -6,8 +6,9 @@ use redis::ConnectionAddr;
 
 use super::{
     super::wire::{
-        connect::{ClockUse, Connected, Connector},
+        connect::{Connected, Connector},
         failure::ConnectError,
+        server_clocks::ServerClocks,
     },
     sentinel::Sentinels,
 };
@@ -50,9 +51,9 @@ impl Place {
         }
     }
 
-    /// Whether connections estimate the clock of the server.
-    pub(super) fn clock(&self) -> ClockUse {
-        self.connector.clock()
+    /// For the estimates of clocks, if connections estimate the clock of the server.
+    pub(super) fn clocks(&self) -> Option<&ServerClocks> {
+        self.connector.clocks()
     }
 
     /// Connects to the server. Cancel-safe: dropping the call closes the connection.

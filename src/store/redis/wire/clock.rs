@@ -79,6 +79,13 @@ impl RedisClock {
     /// What Redis's clock shows at most, in milliseconds since the epoch, if that is known well
     /// enough.
     pub(crate) fn latest_millis(&self, now: Instant) -> Option<u64> {
+        let (_, latest) = self.bounds(now)?;
+        Some(latest.div_ceil(1000))
+    }
+
+    /// What Redis's clock shows at least and at most, in microseconds since the epoch, if that is known
+    /// well enough.
+    pub(super) fn bounds(&self, now: Instant) -> Option<(u64, u64)> {
         let recent = self.samples.iter().filter(|sample| {
             let age = now.saturating_duration_since(sample.answered);
             age < MAX_AGE
@@ -88,7 +95,7 @@ impl RedisClock {
             .reduce(|(a, b), (c, d)| (a.max(c), b.min(d)))?;
         let is_contradiction = earliest > latest + MAX_CONTRADICTION;
         let is_vague = latest > earliest + MAX_WIDTH;
-        (!is_contradiction && !is_vague).then(|| latest.div_ceil(1000))
+        (!is_contradiction && !is_vague).then_some((earliest, latest))
     }
 }
 

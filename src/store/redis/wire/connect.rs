@@ -19,6 +19,7 @@ use super::{
     failure::{self, ConnectError},
     handshake::{self, Greeted},
     resp::{Replies, Reply},
+    server_clocks::ServerClocks,
     tls::{RedisTls, RedisTlsFiles},
     url::RedisUrl,
 };
@@ -39,16 +40,8 @@ pub(crate) struct Connector {
     identity: RedisConnectionInfo,
     password_file: Option<PathBuf>,
     tls: Option<RedisTls>,
-    clock: ClockUse,
-}
-
-/// Whether writes name times by the clock of a data node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ClockUse {
-    /// They do not, so nobody looks at it.
-    Unused,
-    /// They do, so each connection estimates it.
-    Estimated,
+    /// For the estimates of clocks, if connections estimate the clock of their server.
+    clocks: Option<ServerClocks>,
 }
 
 /// A connection that is authenticated, on the right database, and answered a PING.
@@ -69,18 +62,20 @@ impl Connector {
             identity: url.identity().clone(),
             password_file,
             tls: url.is_tls().then(|| RedisTls::new(tls)),
-            clock: ClockUse::Unused,
+            clocks: None,
         }
     }
 
-    /// The same, with connections that estimate the clock of their server or do not.
-    pub(crate) fn with_clock(self, clock: ClockUse) -> Self {
-        Self { clock, ..self }
+    /// The same, with connections that estimate the clock of their server. `clocks` then tells how
+    /// well.
+    pub(crate) fn with_clocks(self, clocks: ServerClocks) -> Self {
+        let clocks = Some(clocks);
+        Self { clocks, ..self }
     }
 
-    /// Whether connections estimate the clock of their server.
-    pub(crate) fn clock(&self) -> ClockUse {
-        self.clock
+    /// For the estimates of clocks, if connections estimate the clock of their server.
+    pub(crate) fn clocks(&self) -> Option<&ServerClocks> {
+        self.clocks.as_ref()
     }
 
     /// The address of a host and port. It says whether to use TLS.
@@ -113,9 +108,9 @@ impl Connector {
             unwell,
             replies,
         } = handshake::greet(stream, &identity, questions).await?;
-        let (stream, clock) = match self.clock {
-            ClockUse::Unused => (stream, None),
-            ClockUse::Estimated => handshake::look_at_clock(stream).await?,
+        let (stream, clock) = match self.clocks {
+            None => (stream, None),
+            Some(_) => handshake::look_at_clock(stream).await?,
         };
         let connected = Connected {
             stream,

@@ -16,11 +16,12 @@ use tokio::{
 use super::super::{
     super::wire::{
         clock::Sample,
-        connect::{ClockUse, Connected, Transport},
+        connect::{Connected, Transport},
         failure,
         ping::{Challenge, ServerHealth},
         pipe::{Broken, Driver, Pipe},
         resp::{Replies, Reply},
+        server_clocks::{ClockCopy, ServerClocks},
         transaction,
     },
     backoff::Backoff,
@@ -76,6 +77,8 @@ pub(super) struct LinkSupervisor {
     attempts: watch::Sender<Attempt>,
     report: Report,
     last_state: Option<LinkState>,
+    /// What the metrics see of the server's clock, if connections estimate it.
+    clock: Option<ClockCopy>,
     /// The drivers of retired connections, the oldest first.
     retired: VecDeque<AbortOnDrop>,
 }
@@ -88,6 +91,7 @@ impl LinkSupervisor {
         report: Report,
     ) -> Self {
         Self {
+            clock: place.clocks().map(ServerClocks::add_link),
             place,
             pipe,
             attempts,
@@ -133,7 +137,7 @@ impl LinkSupervisor {
         } = connected;
         let mut driver = self.pipe.drive(stream, number);
         if let Some(sample) = clock {
-            self.pipe.add_sample(number, sample);
+            self.add_sample(number, sample);
         }
         self.attempts.send_replace(Attempt {
             number,
@@ -154,6 +158,9 @@ impl LinkSupervisor {
         // fails all requests on the connection.
         let served = AssertUnwindSafe(served).catch_unwind();
         let broken = served.await.unwrap_or(Broken::Panicked);
+        if let Some(clock) = &self.clock {
+            clock.forget();
+        }
         if let Broken::Retired = broken {
             self.retire(driver);
         }
@@ -178,7 +185,7 @@ impl LinkSupervisor {
             let asked = std::time::Instant::now();
             let ping = self.pipe.request(|commands| {
                 commands.whole(&[b"PING", challenge.as_bytes()]);
-                if self.place.clock() == ClockUse::Estimated {
+                if self.clock.is_some() {
                     commands.whole(&[b"TIME"]);
                 }
             });
@@ -191,7 +198,7 @@ impl LinkSupervisor {
                     let mut replies = Replies::new(&reply);
                     replies.pass(1);
                     if let Some(sample) = Sample::read(asked, &mut replies) {
-                        self.pipe.add_sample(number, sample);
+                        self.add_sample(number, sample);
                     }
                     if is_reason_to_retire(Effect::Read, &reply) {
                         self.pipe.retire(number);
@@ -210,6 +217,14 @@ impl LinkSupervisor {
                 tracing::warn!(%addr, "the sentinels name another master");
                 self.pipe.retire(number);
             }
+        }
+    }
+
+    /// Adds a sample of the clock of the server at the end of connection `number`.
+    fn add_sample(&self, number: u64, sample: Sample) {
+        self.pipe.add_sample(number, sample);
+        if let Some(clock) = &self.clock {
+            clock.add(sample);
         }
     }
 
