@@ -11,10 +11,11 @@ use dyndata::proto::{
     BatchMarkRequest, BatchUnmarkRequest, CountRequest, Entry, IncrementRequest, ListRequest,
     ListResponse, MarkRequest, TouchRequest, UnmarkRequest,
     batch_mark_request::{Item, item},
+    dyn_data_client::DynDataClient,
 };
 use support::{
-    Client, INDEXED, PATIENCE, Redis, TestServer, assert_error, blamed_field, cluster, eventually,
-    int, mark, millis, namespace, now, seconds_since_epoch,
+    Client, Dyndata, INDEXED, PATIENCE, Redis, TestServer, assert_error, blamed_field, cluster,
+    eventually, int, mark, millis, namespace, now, seconds_since_epoch,
     topology::{Cluster, Sentinels},
     use_indexed_namespace,
 };
@@ -554,96 +555,215 @@ struct Write {
     ttl: Option<Duration>,
 }
 
-/// Times at which an id is marked, from the writes of its only writer.
-#[derive(Debug, Default)]
-struct Life {
-    writes: Vec<Write>,
-}
+/// The writes of an id by its only writer.
+type Life = Vec<Write>;
 
 /// How far the clock of Redis, which has whole milliseconds, may be from ours.
 const CLOCK: Duration = Duration::from_millis(2);
 
-impl Life {
-    /// Whether the id is certainly marked from `from` to `to`.
-    fn is_marked_throughout(&self, from: Instant, to: Instant) -> bool {
-        // Since when and until when the id is certainly marked, if it is.
-        let mut until: Option<(Instant, Instant)> = None;
-        for (at, write) in self.writes.iter().enumerate() {
-            let Write {
-                started,
-                ended,
-                ttl,
-            } = *write;
-            let next = self.writes.get(at + 1);
-            let Some(ttl) = ttl else {
-                until = None;
-                continue;
-            };
-            // While the call runs, the old value or the new one is there, if both live long enough.
-            let lives = |end: Instant| end >= ended + CLOCK;
-            let expiry = (started + ttl).checked_sub(CLOCK).expect("late enough");
-            let begin = match until {
-                Some((begin, end)) if lives(end) && lives(expiry) => begin,
-                _ => ended,
-            };
-            until = Some((begin, expiry));
-            let end = next.map_or(expiry, |next| expiry.min(next.started));
-            if begin <= from && to <= end {
-                return true;
-            }
+/// Two moments and the time between them.
+type Span = (Instant, Instant);
+
+/// When an id is certainly marked.
+fn certainly_marked(life: &Life) -> Vec<Span> {
+    let mut spans: Vec<Span> = Vec::new();
+    // Since when and until when the id is certainly marked, if it is.
+    let mut until: Option<Span> = None;
+    for (at, write) in life.iter().enumerate() {
+        let Write {
+            started,
+            ended,
+            ttl,
+        } = *write;
+        let Some(ttl) = ttl else {
+            until = None;
+            continue;
+        };
+        // While the call runs, the old value or the new one is there, if both live long enough.
+        let lives = |end: Instant| end >= ended + CLOCK;
+        let expiry = (started + ttl).checked_sub(CLOCK).expect("late enough");
+        let begin = match until {
+            Some((begin, end)) if lives(end) && lives(expiry) => begin,
+            _ => ended,
+        };
+        until = Some((begin, expiry));
+        let next = life.get(at + 1);
+        let end = next.map_or(expiry, |next| expiry.min(next.started));
+        match spans.last_mut() {
+            Some(last) if last.0 == begin => last.1 = end,
+            _ if begin <= end => spans.push((begin, end)),
+            _ => {}
         }
-        false
+    }
+    spans
+}
+
+/// When an id may be marked.
+fn possibly_marked(life: &Life) -> Vec<Span> {
+    let mut spans: Vec<Span> = Vec::new();
+    for (at, write) in life.iter().enumerate() {
+        let Some(ttl) = write.ttl else {
+            continue;
+        };
+        let expiry = write.ended + ttl + CLOCK;
+        let next = life.get(at + 1);
+        let end = next.map_or(expiry, |next| expiry.min(next.ended));
+        match spans.last_mut() {
+            Some(last) if write.started <= last.1 => last.1 = end.max(last.1),
+            _ => spans.push((write.started, end)),
+        }
+    }
+    spans
+}
+
+/// Spans of many ids, sorted so that counting does not have to look at each of them. Those of one id
+/// do not touch each other.
+struct Spans {
+    by_begin: Vec<Span>,
+    ends: Vec<Instant>,
+    /// The times between two spans of one id, by their begin.
+    gaps: Vec<Span>,
+}
+
+impl Spans {
+    fn of(ids: impl Iterator<Item = Vec<Span>>) -> Self {
+        let (mut by_begin, mut gaps) = (Vec::new(), Vec::new());
+        for spans in ids {
+            gaps.extend(spans.windows(2).map(|pair| (pair[0].1, pair[1].0)));
+            by_begin.extend(spans);
+        }
+        let mut ends: Vec<_> = by_begin.iter().map(|span| span.1).collect();
+        by_begin.sort_unstable();
+        ends.sort_unstable();
+        gaps.sort_unstable();
+        Self {
+            by_begin,
+            ends,
+            gaps,
+        }
     }
 
-    /// Whether the id may be marked at some moment from `from` to `to`.
-    fn may_be_marked(&self, from: Instant, to: Instant) -> bool {
-        self.writes.iter().enumerate().any(|(at, write)| {
-            let Some(ttl) = write.ttl else {
-                return false;
+    /// How many ids have a span that contains this one.
+    fn around(&self, (from, to): Span) -> usize {
+        let begun = self.by_begin.partition_point(|span| span.0 <= from);
+        let ended = self.ends.partition_point(|end| *end < to);
+        let later = self.by_begin[begun..].iter();
+        let later = later.take_while(|span| span.0 < to);
+        // Those that have ended and have not begun in time.
+        let within = later.filter(|span| span.1 < to).count();
+        begun + within - ended
+    }
+
+    /// How many ids have a span that has a moment of this one.
+    fn touching(&self, (from, to): Span) -> usize {
+        let begun = self.by_begin.partition_point(|span| span.0 <= to);
+        let ended = self.ends.partition_point(|end| *end < from);
+        let later = self.gaps.partition_point(|gap| gap.0 < from);
+        let later = self.gaps[later..].iter();
+        let later = later.take_while(|gap| gap.0 <= to);
+        // An id with a span before a gap and one after it counts once.
+        let again = later.filter(|gap| gap.1 <= to).count();
+        begun - ended - again
+    }
+}
+
+#[test]
+fn sorted_spans_are_counted_like_those_of_each_id() {
+    let start = Instant::now();
+    let moment = |millis: u64| start + Duration::from_millis(millis);
+    for _ in 0..200 {
+        let spans_of_id = || {
+            let mut times: Vec<_> = (0..6).map(|_| fastrand::u64(..30)).collect();
+            times.sort_unstable();
+            times.dedup();
+            let pairs = times.chunks_exact(2);
+            pairs
+                .map(|pair| (moment(pair[0]), moment(pair[1])))
+                .collect()
+        };
+        let ids: Vec<Vec<Span>> = (0..20).map(|_| spans_of_id()).collect();
+        let sorted = Spans::of(ids.iter().cloned());
+        for _ in 0..50 {
+            let from = fastrand::u64(..30);
+            let span = (moment(from), moment(fastrand::u64(from..30)));
+            let count = |matches: fn(Span, Span) -> bool| {
+                let has = |spans: &&Vec<Span>| spans.iter().any(|it| matches(*it, span));
+                ids.iter().filter(has).count()
             };
-            let expiry = write.ended + ttl + CLOCK;
-            let next = self.writes.get(at + 1);
-            let end = next.map_or(expiry, |next| expiry.min(next.ended));
-            write.started <= to && from <= end
-        })
+            let around = count(|it, span| it.0 <= span.0 && span.1 <= it.1);
+            assert_eq!(sorted.around(span), around);
+            let touching = count(|it, span| it.0 <= span.1 && span.0 <= it.1);
+            assert_eq!(sorted.touching(span), touching);
+        }
+    }
+}
+
+/// How much the test of Count writes.
+#[derive(Clone, Copy)]
+struct Scale {
+    ids_of_writer: usize,
+    longest_ttl: Duration,
+    time: Duration,
+}
+
+impl Scale {
+    const WRITERS: usize = 8;
+
+    /// Small, unless `DYNDATA_TEST_COUNT_IDS` says how many ids to write.
+    fn of_environment() -> Self {
+        let Ok(ids) = std::env::var("DYNDATA_TEST_COUNT_IDS") else {
+            return Self {
+                ids_of_writer: 40,
+                longest_ttl: Duration::from_secs(2),
+                time: Duration::from_secs(4),
+            };
+        };
+        let ids: usize = ids.parse().expect("a number");
+        Self {
+            ids_of_writer: ids.div_ceil(Self::WRITERS),
+            longest_ttl: Duration::from_secs(10),
+            time: Duration::from_secs(40),
+        }
+    }
+
+    fn ttl(self) -> Duration {
+        Duration::from_millis(fastrand::u64(50..self.longest_ttl.as_millis() as u64))
     }
 }
 
 /// Two processes write ids at random and count them.
-async fn every_count_is_within_its_bounds(servers: [TestServer; 2]) {
-    const WRITERS: usize = 8;
-    const IDS: usize = 40;
-    let end = Instant::now() + Duration::from_secs(4);
+async fn every_count_is_within_its_bounds(servers: [Dyndata; 2]) {
+    let scale = Scale::of_environment();
+    let end = Instant::now() + scale.time;
     let mut writers = JoinSet::new();
     let mut counters = JoinSet::new();
-    for writer in 0..WRITERS {
-        let mut client = servers[writer % 2].client().await;
+    for writer in 0..Scale::WRITERS {
+        let mut client = client_of(&servers[writer % 2]).await;
         writers.spawn(async move {
-            let mut lives: Vec<_> = (0..IDS).map(|_| Life::default()).collect();
+            let mut lives = vec![Life::new(); scale.ids_of_writer];
             while Instant::now() < end {
-                let at = fastrand::usize(..IDS);
-                let id = format!("{writer} {at}");
-                let ttl = Duration::from_millis(fastrand::u64(50..2000));
                 let started = Instant::now();
-                let ttl = write(&mut client, &id, ttl).await;
+                let written = write(&mut client, writer, scale).await;
                 let ended = Instant::now();
-                lives[at].writes.push(Write {
-                    started,
-                    ended,
-                    ttl,
-                });
+                for (at, ttl) in written {
+                    lives[at].push(Write {
+                        started,
+                        ended,
+                        ttl,
+                    });
+                }
             }
             lives
         });
     }
     for server in &servers {
-        let mut client = server.client().await;
+        let mut client = client_of(server).await;
         counters.spawn(async move {
             let mut counts = Vec::new();
             while Instant::now() < end {
                 let from = Instant::now();
                 let count = count(&mut client).await;
-                counts.push((from, Instant::now(), count));
+                counts.push(((from, Instant::now()), count));
                 tokio::time::sleep(Duration::from_millis(3)).await;
             }
             counts
@@ -652,57 +772,97 @@ async fn every_count_is_within_its_bounds(servers: [TestServer; 2]) {
     let lives: Vec<_> = writers.join_all().await.into_iter().flatten().collect();
     let counts: Vec<_> = counters.join_all().await.into_iter().flatten().collect();
     assert!(counts.len() > 100, "{}", counts.len());
-    let mut spread = 0;
-    for (from, to, count) in counts.iter().copied() {
-        let least = lives
-            .iter()
-            .filter(|life| life.is_marked_throughout(from, to));
-        let most = lives.iter().filter(|life| life.may_be_marked(from, to));
-        let (least, most) = (least.count() as i64, most.count() as i64);
+    let certain = Spans::of(lives.iter().map(certainly_marked));
+    let possible = Spans::of(lives.iter().map(possibly_marked));
+    let mut widths = Vec::new();
+    for (span, count) in counts.iter().copied() {
+        let least = certain.around(span) as i64;
+        let most = possible.touching(span) as i64;
         assert!(
             (least..=most).contains(&count),
             "{least} <= {count} <= {most}"
         );
-        spread += most - least;
+        widths.push(most - least);
     }
+    report(&lives, &counts, &widths);
     // Bounds that are far apart would check nothing.
-    let spread = spread as f64 / counts.len() as f64;
-    assert!(spread < 40.0, "{spread}");
-    for server in servers {
-        server.stop().await;
-    }
+    let width = widths.iter().sum::<i64>() as f64 / widths.len() as f64;
+    assert!(width < 40.0 + lives.len() as f64 / 50.0, "{width}");
 }
 
-/// Writes an id in one of several ways. Returns the time to live if it is marked then.
-async fn write(client: &mut Client, id: &str, ttl: Duration) -> Option<Duration> {
-    let millis = millis(u64::try_from(ttl.as_millis()).expect("short"));
+/// Says what was checked, for those who want to know with `--nocapture`.
+#[expect(clippy::print_stdout, reason = "the test shows it only if asked to")]
+fn report(lives: &[Life], counts: &[(Span, i64)], widths: &[i64]) {
+    let writes = lives.iter().map(Vec::len).sum::<usize>();
+    let counts: Vec<_> = counts.iter().map(|(_, count)| count).collect();
+    println!(
+        "{} ids, {writes} writes, {} counts of up to {} ids; bounds {} to {} apart, {} on average",
+        lives.len(),
+        counts.len(),
+        counts.iter().max().expect("some"),
+        widths.iter().min().expect("some"),
+        widths.iter().max().expect("some"),
+        widths.iter().sum::<i64>() / widths.len() as i64,
+    );
+}
+
+async fn client_of(server: &Dyndata) -> Client {
+    let client = DynDataClient::connect(format!("http://{}", server.addr)).await;
+    Client(client.expect("connects"))
+}
+
+/// Writes ids of a writer in one of several ways. Returns their numbers, and their times to live if
+/// they are marked then.
+async fn write(client: &mut Client, writer: usize, scale: Scale) -> Vec<(usize, Option<Duration>)> {
+    let id = |at: usize| format!("{writer} {at}");
+    let in_millis = |ttl: Duration| millis(ttl.as_millis() as u64);
+    let at = fastrand::usize(..scale.ids_of_writer);
+    let ttl = scale.ttl();
+    // So many ids are never marked one by one.
+    let batch = scale.ids_of_writer / 100;
     match fastrand::u8(..4) {
         0 => {
             let request = UnmarkRequest {
                 namespace: namespace(),
-                id: id.to_owned(),
+                id: id(at),
                 if_equal: None,
             };
             client.0.unmark(request).await.expect("unmarks");
-            None
+            vec![(at, None)]
         }
         1 => {
             let request = IncrementRequest {
                 namespace: namespace(),
-                id: id.to_owned(),
-                ttl: Some(millis),
+                id: id(at),
+                ttl: Some(in_millis(ttl)),
                 ..IncrementRequest::default()
             };
             client.0.increment(request).await.expect("counts");
-            Some(ttl)
+            vec![(at, Some(ttl))]
+        }
+        2 if batch > 0 => {
+            let numbers = (at..at + batch).map(|at| at % scale.ids_of_writer);
+            let written: Vec<_> = numbers.map(|at| (at, scale.ttl())).collect();
+            let marks = written.iter().map(|(at, ttl)| Item {
+                id: id(*at),
+                value: Some(item::Value::IntValue(1)),
+                ttl: Some(in_millis(*ttl)),
+            });
+            let request = BatchMarkRequest {
+                namespace: namespace(),
+                marks: marks.collect(),
+            };
+            client.0.batch_mark(request).await.expect("marks");
+            let written = written.into_iter();
+            written.map(|(at, ttl)| (at, Some(ttl))).collect()
         }
         _ => {
             let request = MarkRequest {
-                ttl: Some(millis),
-                ..mark(id, int(1))
+                ttl: Some(in_millis(ttl)),
+                ..mark(&id(at), int(1))
             };
             client.mark(request).await.expect("marks");
-            Some(ttl)
+            vec![(at, Some(ttl))]
         }
     }
 }
@@ -711,10 +871,7 @@ async fn write(client: &mut Client, id: &str, ttl: Duration) -> Option<Duration>
 async fn every_count_on_one_redis_is_within_its_bounds() {
     use_indexed_namespace();
     let redis = Redis::start();
-    let servers = [
-        TestServer::on_redis(&redis, INDEXED).await,
-        TestServer::on_redis(&redis, INDEXED).await,
-    ];
+    let servers = [(); 2].map(|()| Dyndata::on(&redis.url(), INDEXED));
     every_count_is_within_its_bounds(servers).await;
 }
 
@@ -722,9 +879,11 @@ async fn every_count_on_one_redis_is_within_its_bounds() {
 async fn every_count_on_a_cluster_is_within_its_bounds() {
     use_indexed_namespace();
     let nodes = cluster::masters();
-    let servers = [
-        start_on_cluster(&nodes).await,
-        start_on_cluster(&nodes).await,
-    ];
+    let url = cluster::url_flag(&nodes);
+    let servers = [(); 2].map(|()| {
+        let server = Dyndata::start(&["--redis-mode=cluster", &url, INDEXED[0]]);
+        server.ready();
+        server
+    });
     every_count_is_within_its_bounds(servers).await;
 }

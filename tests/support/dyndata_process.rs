@@ -64,7 +64,10 @@ impl Dyndata {
                 command.arg(default);
             }
         }
-        if let Some(namespace) = super::namespace_of_environment() {
+        let names_indexed = |argument: &&str| argument.starts_with("--indexed-namespaces");
+        if let Some(namespace) = super::namespace_of_environment()
+            && !arguments.iter().any(names_indexed)
+        {
             command.arg(format!("--indexed-namespaces={namespace}"));
         }
         let process = command
