@@ -11,7 +11,10 @@
 //! | [`outbox`] | what one watcher has not been sent yet |
 //! | [`table`] | what follows when the store says something, or when something was read |
 //! | [`watched`] | what is watched, and by whom |
+//! | [`watches`] | one watch, and how far it is |
 //! | [`ids`] | the ids, and which of them have to be read |
+//! | [`pending`], [`steps`] | adding and removing many ids, a piece at a time |
+//! | [`snapshots`] | making snapshots, a piece at a time, and waiting for room |
 //! | [`places`] | the namespaces of the table, and the parts of the store |
 //! | [`task`] | the task: requests of workers, changes, reads, timers |
 //! | [`counts`] | what the metrics show |
@@ -36,11 +39,15 @@ mod counts;
 mod hub;
 mod ids;
 mod outbox;
+mod pending;
 mod places;
 pub(crate) mod settings;
+mod snapshots;
+mod steps;
 mod table;
 mod task;
 mod watched;
+mod watches;
 
 pub(crate) use self::{
     counts::WatchCounts,

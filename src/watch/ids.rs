@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
+    ops::Range,
     sync::Arc,
     time::Duration,
 };
@@ -112,6 +113,16 @@ impl Ids {
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &WatchedId)> {
         // There are far fewer ids than a u32 can count.
         self.slots.iter().map(|(number, id)| (number as u32, id))
+    }
+
+    /// The ids with these numbers.
+    pub(super) fn range(&self, numbers: Range<usize>) -> impl Iterator<Item = (u32, &WatchedId)> {
+        numbers.filter_map(|number| Some((number as u32, self.slots.get(number)?)))
+    }
+
+    /// All numbers are less than this.
+    pub(super) fn range_end(&self) -> usize {
+        self.slots.capacity()
     }
 
     /// Adds an id that is not there.

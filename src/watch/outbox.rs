@@ -116,6 +116,11 @@ struct OutboxState {
 enum Snapshot {
     #[default]
     Sent,
+    /// The ids of the queue belong to it, and more are to come.
+    Begun {
+        /// Whether ids without a value are left out.
+        skips_absent: bool,
+    },
     /// This many ids at the front of the queue belong to it.
     Left {
         ids: usize,
@@ -162,24 +167,49 @@ impl Outbox {
         ids <= FAIR_QUEUED || self.queued.count() + ids <= MAX_QUEUED
     }
 
-    /// Starts a snapshot of these ids. It replaces all that was to be sent.
-    pub(super) fn begin_snapshot(
-        &self,
-        ids: impl Iterator<Item = (u32, Arc<SharedEntry>)>,
-        skips_absent: bool,
-    ) {
+    /// Begins a snapshot. It replaces all that was to be sent. Ids that change before its end belong
+    /// to it, too.
+    pub(super) fn begin_snapshot(&self, skips_absent: bool) {
         let mut state = self.lock();
         state.cut();
-        let before = state.queue.len();
-        state.queue = ids.collect();
-        state.queued = state.queue.iter().map(|(number, _)| *number).collect();
-        self.queued.changed(before, state.queue.len());
-        state.snapshot = Snapshot::Left {
-            ids: state.queue.len(),
-            skips_absent,
-            is_begun: false,
-        };
+        self.queued.changed(state.queue.len(), 0);
+        state.clear();
+        state.snapshot = Snapshot::Begun { skips_absent };
         state.alive = false;
+    }
+
+    /// Adds ids to a snapshot that has begun. Returns false if there is no room for them. The outbox
+    /// is empty then, and the watcher needs a new snapshot.
+    pub(super) fn extend_snapshot(
+        &self,
+        ids: impl Iterator<Item = (u32, Arc<SharedEntry>)>,
+    ) -> bool {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let before = state.queue.len();
+        let new = ids.filter(|(number, _)| state.queued.insert(*number));
+        state.queue.extend(new);
+        let after = state.queue.len();
+        self.queued.changed(before, after);
+        let has_room = after <= FAIR_QUEUED || self.queued.count() <= MAX_QUEUED;
+        if !has_room {
+            state.cut();
+            state.clear();
+            self.queued.changed(after, 0);
+        }
+        has_room
+    }
+
+    /// The snapshot that has begun has all its ids now.
+    pub(super) fn end_snapshot(&self) {
+        let mut state = self.lock();
+        if let Snapshot::Begun { skips_absent } = state.snapshot {
+            state.snapshot = Snapshot::Left {
+                ids: state.queue.len(),
+                skips_absent,
+                is_begun: false,
+            };
+        }
         drop(state);
         self.wake.notify_one();
     }
@@ -254,6 +284,7 @@ impl Outbox {
         }
         let (mut left, skips_absent) = match state.snapshot {
             Snapshot::Sent => (usize::MAX, false),
+            Snapshot::Begun { .. } => return Ok(None),
             Snapshot::Left {
                 ids, skips_absent, ..
             } => (ids, skips_absent),
@@ -295,7 +326,7 @@ impl Outbox {
             }
             Snapshot::Sent if !entries.is_empty() => PartKind::Changes,
             Snapshot::Sent if std::mem::take(&mut state.alive) => PartKind::Alive,
-            Snapshot::Sent => return Ok(None),
+            Snapshot::Sent | Snapshot::Begun { .. } => return Ok(None),
         };
         Ok(Some(Part { kind, entries }))
     }
@@ -346,6 +377,16 @@ mod tests {
         Arc::new(SharedEntry(Mutex::new(state)))
     }
 
+    fn snapshot(
+        outbox: &Outbox,
+        ids: impl IntoIterator<Item = (u32, Arc<SharedEntry>)>,
+        skips_absent: bool,
+    ) {
+        outbox.begin_snapshot(skips_absent);
+        assert!(outbox.extend_snapshot(ids.into_iter()));
+        outbox.end_snapshot();
+    }
+
     fn taken(outbox: &Outbox, max_bytes: usize) -> Option<(PartKind, Vec<Bytes>)> {
         let part = outbox.take(max_bytes).expect("has not ended");
         part.map(|part| (part.kind, part.entries))
@@ -356,7 +397,7 @@ mod tests {
         let outbox = Outbox::default();
         let [a, b, c] = [entry("aaaa"), entry("bbbb"), entry("-c")];
         let ids = [(0, Arc::clone(&a)), (1, Arc::clone(&b)), (2, c)];
-        outbox.begin_snapshot(ids.into_iter(), true);
+        snapshot(&outbox, ids, true);
         outbox.push_alive();
         assert_eq!(
             taken(&outbox, 5),
@@ -383,7 +424,7 @@ mod tests {
     #[test]
     fn an_empty_snapshot_is_one_part() {
         let outbox = Outbox::default();
-        outbox.begin_snapshot([(0, entry("-a"))].into_iter(), true);
+        snapshot(&outbox, [(0, entry("-a"))], true);
         assert_eq!(taken(&outbox, 5), Some((PartKind::SnapshotEnd, vec![])));
         assert_eq!(taken(&outbox, 5), None);
     }
@@ -406,16 +447,57 @@ mod tests {
             Err(WatchEnd::Store(StoreError::Unavailable))
         );
     }
+
+    #[test]
+    fn what_changes_while_a_snapshot_is_made_belongs_to_it() {
+        let outbox = Outbox::default();
+        let [a, b, gone] = [entry("a"), entry("b"), entry("-c")];
+        outbox.push(9, &a);
+        outbox.begin_snapshot(true);
+        assert!(outbox.extend_snapshot([(0, Arc::clone(&a))].into_iter()));
+        // One id that is there, one that comes later, and one that would not come.
+        for (number, entry) in [(0, &a), (1, &b), (2, &gone)] {
+            assert!(outbox.push(number, entry));
+        }
+        outbox.push_alive();
+        assert_eq!(taken(&outbox, 99), None, "the snapshot is not complete");
+        assert!(outbox.extend_snapshot([(1, b)].into_iter()));
+        outbox.end_snapshot();
+        let all = vec!["a".into(), "b".into()];
+        assert_eq!(taken(&outbox, 99), Some((PartKind::SnapshotEnd, all)));
+        assert_eq!(taken(&outbox, 99), Some((PartKind::Alive, vec![])));
+    }
+
+    #[test]
+    fn a_snapshot_for_which_no_room_is_left_is_given_up() {
+        let queued = Queued::default();
+        let a = entry("a");
+        let ids = |count: usize| (0..count as u32).map(|number| (number, Arc::clone(&a)));
+        let full = Outbox::new(queued.clone());
+        snapshot(&full, ids(MAX_QUEUED - FAIR_QUEUED), false);
+        let other = Outbox::new(queued.clone());
+        other.begin_snapshot(false);
+        assert!(other.extend_snapshot(ids(FAIR_QUEUED)));
+        assert!(!other.extend_snapshot(ids(FAIR_QUEUED + 1)));
+        assert_eq!(queued.count(), MAX_QUEUED - FAIR_QUEUED);
+        assert_eq!(taken(&other, 5), None);
+        snapshot(&other, ids(1), false);
+        assert_eq!(
+            taken(&other, 5),
+            Some((PartKind::SnapshotEnd, vec!["a".into()]))
+        );
+    }
+
     #[test]
     fn a_snapshot_that_is_cut_short_ends_before_the_next_one() {
         let outbox = Outbox::default();
         let [a, b] = [entry("aaaa"), entry("bbbb")];
-        outbox.begin_snapshot([(0, a), (1, Arc::clone(&b))].into_iter(), true);
+        snapshot(&outbox, [(0, a), (1, Arc::clone(&b))], true);
         assert_eq!(
             taken(&outbox, 5),
             Some((PartKind::Snapshot, vec!["aaaa".into()]))
         );
-        outbox.begin_snapshot([(1, b)].into_iter(), true);
+        snapshot(&outbox, [(1, b)], true);
         assert_eq!(taken(&outbox, 5), Some((PartKind::SnapshotEnd, vec![])));
         assert_eq!(
             taken(&outbox, 5),
@@ -430,10 +512,10 @@ mod tests {
         let a = entry("a");
         let ids = |count: u32| (0..count).map(|number| (number, Arc::clone(&a)));
         let full = Outbox::new(queued.clone());
-        full.begin_snapshot(ids(MAX_QUEUED as u32), false);
+        snapshot(&full, ids(MAX_QUEUED as u32), false);
         let other = Outbox::new(queued.clone());
         assert!(!other.has_room(FAIR_QUEUED + 1) && other.has_room(FAIR_QUEUED));
-        other.begin_snapshot(ids(FAIR_QUEUED as u32 - 1), false);
+        snapshot(&other, ids(FAIR_QUEUED as u32 - 1), false);
         assert!(other.push(900, &a) && other.push(900, &a));
         assert!(!other.push(901, &a));
         assert_eq!(queued.count(), MAX_QUEUED);

@@ -17,13 +17,22 @@ pub(super) struct WatchedNamespace {
     pub(super) watches: usize,
     /// The watches of the whole namespace.
     pub(super) all: Vec<u32>,
-    /// Whether the table has every id that has a value. Only needed for watches of the whole
-    /// namespace.
-    pub(super) is_listed: bool,
+    /// Only for watches of the whole namespace.
+    pub(super) listing: Listing,
     /// When the ids were listed the last time.
     pub(super) listed_at: Instant,
     /// How many ids have to be read before the snapshot of the whole namespace is complete.
     pub(super) awaited: usize,
+}
+
+/// Whether the table has every id of a namespace that has a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Listing {
+    /// The ids have to be listed.
+    Needed,
+    /// The ids are being listed, or those that were listed are being added.
+    Running,
+    Done,
 }
 
 impl WatchedNamespace {
@@ -33,7 +42,7 @@ impl WatchedNamespace {
             is_tracked: false,
             watches: 0,
             all: Vec::new(),
-            is_listed: false,
+            listing: Listing::Needed,
             listed_at: Instant::now(),
             awaited: 0,
         }
@@ -41,7 +50,7 @@ impl WatchedNamespace {
 
     /// Whether everything about the whole namespace is known.
     pub(super) fn is_complete(&self) -> bool {
-        self.is_tracked && self.is_listed && self.awaited == 0
+        self.is_tracked && self.listing == Listing::Done && self.awaited == 0
     }
 }
 

@@ -12,12 +12,14 @@ use super::{
     hub::OpenWatch,
     ids::{self, BatchItem, Dirty, WatchedId},
     outbox::{Outbox, WatchLimit},
-    places::{PartState, WatchedNamespace},
-    watched::{MAX_IDS, Progress, Watched},
+    pending::{Addition, Removal},
+    places::{Listing, PartState, WatchedNamespace},
+    watched::{MAX_IDS, Watched},
+    watches::Progress,
 };
 use crate::{
     codec::replies::EntryField,
-    model::{Found, Id, Namespace, Value},
+    model::{Found, Id, Value},
     store::{ChangeFeed, Parts, Reading, StoreError},
 };
 
@@ -31,8 +33,6 @@ pub(super) struct Table {
     /// The mark up to which everything has to be read before the watchers are told that nothing is
     /// missing.
     alive_after: Option<u64>,
-    /// Ids without a value that are only kept for watches of their whole namespace.
-    gone: Vec<u32>,
 }
 
 impl Table {
@@ -40,7 +40,6 @@ impl Table {
         Self {
             watched: Watched::new(parts, max_reply_bytes, counts),
             alive_after: None,
-            gone: Vec::new(),
         }
     }
 
@@ -51,7 +50,26 @@ impl Table {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.watched.watches.is_empty()
+        self.watched.watches.is_empty() && !self.is_adding_or_removing()
+    }
+
+    /// Whether ids are still to be added or removed. Requests have to wait for that.
+    pub(super) fn is_adding_or_removing(&self) -> bool {
+        !self.watched.pending.is_empty()
+    }
+
+    /// Whether there is work that is done in steps.
+    pub(super) fn has_work(&self) -> bool {
+        self.is_adding_or_removing() || self.watched.snapshots.has_work()
+    }
+
+    /// Does a step of the work. Snapshots come after the ids.
+    pub(super) fn work(&mut self, feed: &ChangeFeed, now: Instant) {
+        if self.is_adding_or_removing() {
+            self.watched.step(feed, now);
+        } else {
+            self.watched.make_snapshots();
+        }
     }
 
     /// Forgets everything besides the counts. To be called when the feed stops.
@@ -64,10 +82,10 @@ impl Table {
         self.watched.count();
     }
 
-    /// Adds a watch, or ends it at once.
-    pub(super) fn open(&mut self, open: OpenWatch, feed: &ChangeFeed, now: Instant) {
+    /// Adds a watch, or ends it at once. To be called while no ids are added or removed.
+    pub(super) fn open(&mut self, open: OpenWatch) {
         let outbox = Arc::clone(&open.outbox);
-        if let Err(why) = self.watched.try_open(open, feed, now) {
+        if let Err(why) = self.watched.try_open(open) {
             outbox.end(why);
         }
         self.watched.count();
@@ -160,7 +178,7 @@ impl Table {
         let is_watched =
             |namespace: &WatchedNamespace| namespace.name == name && !namespace.all.is_empty();
         let namespace = self.watched.namespaces.0.iter().position(is_watched)?;
-        if self.watched.ids.len() >= MAX_IDS {
+        if self.watched.is_full() {
             self.watched
                 .end_all(namespace, WatchLimit::Ids { max: MAX_IDS }.into());
             return None;
@@ -171,71 +189,56 @@ impl Table {
         )
     }
 
-    /// A namespace whose ids have to be listed now.
-    pub(super) fn to_list(&self) -> Option<&str> {
-        if self.watched.parts.of_all() != PartState::Up {
-            return None;
-        }
-        let mut namespaces = self.watched.namespaces.0.iter();
-        let unlisted = namespaces.find(|namespace| {
-            !namespace.all.is_empty() && namespace.is_tracked && !namespace.is_listed
-        });
-        unlisted.map(|namespace| namespace.name.as_str())
+    /// The namespaces that are watched as a whole, and whose ids are not all known.
+    fn unlisted(&self) -> impl Iterator<Item = &WatchedNamespace> {
+        let is_up = self.watched.parts.of_all() == PartState::Up;
+        let namespaces = self.watched.namespaces.0.iter().filter(move |_| is_up);
+        namespaces.filter(|namespace| {
+            !namespace.all.is_empty() && namespace.is_tracked && namespace.listing != Listing::Done
+        })
     }
 
-    /// These ids are in a namespace.
-    pub(super) fn listed(
-        &mut self,
-        name: &str,
-        listed: Result<Vec<Box<str>>, StoreError>,
-        feed: &ChangeFeed,
-        now: Instant,
-    ) {
+    /// A namespace whose ids have to be listed now.
+    pub(super) fn to_list(&self) -> Option<&str> {
+        let mut unlisted = self.unlisted();
+        let needed = unlisted.find(|namespace| namespace.listing == Listing::Needed);
+        needed.map(|namespace| namespace.name.as_str())
+    }
+
+    /// The ids of a namespace are being listed.
+    pub(super) fn listing(&mut self, name: &str) {
+        if let Some(number) = self.watched.namespaces.find(name) {
+            self.watched.namespaces.0[number].listing = Listing::Running;
+        }
+    }
+
+    /// These ids are in a namespace. They do not count if they have to be listed again.
+    pub(super) fn listed(&mut self, name: &str, listed: Result<Vec<Box<str>>, StoreError>) {
         let Some(number) = self.watched.namespaces.find(name) else {
             return;
         };
-        let ids = match listed {
-            Ok(ids) => ids,
+        if self.watched.namespaces.0[number].listing != Listing::Running {
+            return;
+        }
+        match listed {
+            Ok(ids) => self.watched.pending.additions.push_back(Addition::Listed {
+                namespace: number,
+                ids: ids.into_iter(),
+            }),
             Err(error) => {
+                self.watched.list_again(number);
                 for watcher in self.watched.namespaces.0[number].all.clone() {
                     self.watched.end_if_starting(watcher, error);
                 }
-                return;
             }
-        };
-        let Ok(namespace) = Namespace::try_from(name) else {
-            return;
-        };
-        for id in &ids {
-            let Ok(id) = Id::try_from(&**id) else {
-                continue;
-            };
-            let key = feed.key(namespace, id);
-            if self.watched.ids.find(&key).is_some() {
-                continue;
-            }
-            if self.watched.ids.len() >= MAX_IDS {
-                self.watched
-                    .end_all(number, WatchLimit::Ids { max: MAX_IDS }.into());
-                return;
-            }
-            let part = feed.part(&key);
-            let id = self.watched.add(key.into(), id, number, part);
-            self.watched.ids.mark_unpushed(id, now);
         }
-        let state = &mut self.watched.namespaces.0[number];
-        state.is_listed = true;
-        state.listed_at = now;
-        state.awaited += self.watched.ids.await_unknown(number);
-        self.watched.all_go_live(number);
-        self.watched.count();
     }
 
     /// Every key of these parts may have changed.
     pub(super) fn mark_all(&mut self, parts: &Parts, now: Instant) {
-        for namespace in &mut self.watched.namespaces.0 {
+        for namespace in 0..self.watched.namespaces.0.len() {
             // There may be new ids.
-            namespace.is_listed = false;
+            self.watched.list_again(namespace);
         }
         let in_parts = self
             .watched
@@ -249,8 +252,11 @@ impl Table {
         }
     }
 
-    /// Ids that have to be read now.
+    /// Ids that have to be read now. None while ids are removed to make room for values.
     pub(super) fn take_dirty(&mut self, max: usize) -> Vec<BatchItem> {
+        if self.watched.has_too_many_bytes() && !self.watched.pending.removals.is_empty() {
+            return Vec::new();
+        }
         let batch = self.watched.ids.take_dirty(max);
         WatchCounts::add(&self.watched.counts.reads, batch.len());
         batch
@@ -361,7 +367,7 @@ impl Table {
             false => Vec::new(),
         };
         if !is_present && id.watchers.is_empty() {
-            self.gone.push(item.number);
+            self.watched.gone.push(item.number);
         }
         self.watched
             .ids
@@ -386,12 +392,12 @@ impl Table {
 
     /// Whether snapshots wait for room.
     pub(super) fn has_waiting(&self) -> bool {
-        self.watched.has_waiting()
+        self.watched.snapshots.has_waiting()
     }
 
-    /// Gives the watches that wait for room their snapshots, as far as there is room now.
-    pub(super) fn serve_waiting(&mut self) {
-        self.watched.serve_waiting();
+    /// Tries the snapshots that wait for room once more.
+    pub(super) fn try_waiting(&mut self) {
+        self.watched.snapshots.try_waiting();
     }
 
     /// Asks for the watchers to be told that nothing is missing, once everything that is dirty now
@@ -407,7 +413,7 @@ impl Table {
         let Some(mark) = self.alive_after else {
             return false;
         };
-        if !self.watched.ids.has_taken(mark) || self.to_list().is_some() {
+        if !self.watched.ids.has_taken(mark) || self.unlisted().next().is_some() {
             return false;
         }
         self.alive_after = None;
@@ -421,16 +427,18 @@ impl Table {
 
     /// Removes ids that are gone and that all watchers of their namespace have heard of.
     pub(super) fn sweep(&mut self, now: Instant) {
-        for number in std::mem::take(&mut self.gone) {
-            self.watched.remove_if_unwatched(number);
-            let id = self.watched.ids.get(number);
-            if id.is_some_and(|id| id.watchers.is_empty() && !id.entry.lock().is_present) {
-                self.gone.push(number);
-            }
+        let gone = std::mem::take(&mut self.watched.gone);
+        if !gone.is_empty() {
+            let ids = gone.into_iter();
+            self.watched
+                .pending
+                .removals
+                .push_back(Removal::Gone { ids });
         }
-        for namespace in &mut self.watched.namespaces.0 {
-            if now - namespace.listed_at >= REREAD {
-                namespace.is_listed = false;
+        for number in 0..self.watched.namespaces.0.len() {
+            let namespace = &self.watched.namespaces.0[number];
+            if namespace.listing == Listing::Done && now - namespace.listed_at >= REREAD {
+                self.watched.list_again(number);
             }
         }
         let waiting = self.watched.ids.oldest_mark().map(|since| now - since);

@@ -115,19 +115,25 @@ impl WatchTask {
     pub(crate) async fn run(mut self) {
         loop {
             let wake = self.next_wake();
+            let (takes_requests, has_work) =
+                (!self.table.is_adding_or_removing(), self.table.has_work());
             tokio::select! {
-                request = self.requests.recv() => {
+                request = self.requests.recv(), if takes_requests => {
                     let Some(request) = request else { return };
                     self.serve(request);
-                    // A watch of many ids takes milliseconds. The worker of this thread comes next.
-                    tokio::task::yield_now().await;
                 }
                 event = self.feed.next() => self.take_in(event),
                 (batch, readings) = self.reads.ended() => self.end_read(batch, readings),
                 (namespace, ids) = listed(&mut self.listing) => self.end_listing(&namespace, ids),
                 () = sleep_until(wake), if !self.is_stopped() => {}
+                () = std::future::ready(()), if has_work => {}
             }
             self.advance();
+            if self.table.has_work() {
+                self.table.work(&self.feed, Instant::now());
+                // The worker of this thread comes next.
+                tokio::task::yield_now().await;
+            }
         }
     }
 
@@ -163,7 +169,7 @@ impl WatchTask {
                 if self.table.is_idle() {
                     self.next_alive = Instant::now() + ALIVE_INTERVAL;
                 }
-                self.table.open(open, &self.feed, Instant::now());
+                self.table.open(open);
             }
             WatchRequest::Close(outbox) => self.table.close(&outbox),
         }
@@ -228,8 +234,7 @@ impl WatchTask {
             }
             self.next_listing = Instant::now() + PAUSE_AFTER_FAILURE;
         }
-        self.table
-            .listed(namespace, ids, &self.feed, Instant::now());
+        self.table.listed(namespace, ids);
     }
 
     fn list(&mut self, now: Instant) {
@@ -240,6 +245,7 @@ impl WatchTask {
             return;
         };
         let namespace = namespace.to_owned();
+        self.table.listing(&namespace);
         self.listing = Some(Listing {
             ids: Box::pin(reader.list(namespace.clone(), MAX_IDS)),
             namespace,
@@ -264,7 +270,7 @@ impl WatchTask {
         }
         self.list(now);
         if self.table.has_waiting() && now >= self.next_room {
-            self.table.serve_waiting();
+            self.table.try_waiting();
             self.next_room = now + ROOM_INTERVAL;
         }
         if now >= self.next_sweep {

@@ -1,30 +1,28 @@
 //! What is watched, and by whom. The [`table`](super::table) says when something happens, and this
 //! module what follows for the ids and the watches.
 //!
-//! A watch is *live* once it has its snapshot. It stops being live when changes of one of its ids
-//! may have been missed, and gets a new snapshot when all its ids have been read again.
+//! To open or to close a watch of many ids takes long. Here it is only begun, and the
+//! [`steps`](super::steps) do the rest.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, atomic::Ordering},
-};
-
-use bytes::Bytes;
-use slab::Slab;
-use tokio::time::Instant;
+use std::sync::Arc;
 
 use super::{
     counts::WatchCounts,
-    hub::{OpenWatch, Target, WatchPlace},
+    hub::{OpenWatch, Target},
     ids::{Ids, WatchedId},
-    outbox::{Outbox, WatchEnd, WatchLimit},
-    places::{MAX_NAMESPACES, Namespaces, PartState, PartStates},
+    outbox::{WatchEnd, WatchLimit},
+    pending::{Addition, Pending, Removal},
+    places::{Listing, MAX_NAMESPACES, Namespaces, PartState, PartStates},
+    snapshots::Snapshots,
+    watches::{Progress, Watch, fall_behind},
 };
 use crate::{
     codec::replies::EntryField,
-    model::{Id, Namespace},
-    store::{ChangeFeed, Parts, StoreError},
+    model::Id,
+    store::{Parts, StoreError},
 };
+use bytes::Bytes;
+use slab::Slab;
 
 /// How many distinct ids a process watches at most.
 pub(super) const MAX_IDS: usize = 100_000;
@@ -40,8 +38,11 @@ pub(super) struct Watched {
     pub(super) namespaces: Namespaces,
     pub(super) parts: PartStates,
     pub(super) watches: Slab<Watch>,
-    /// The watches whose snapshots wait for room, the one that has waited longest first.
-    waiting: VecDeque<u32>,
+    pub(super) snapshots: Snapshots,
+    /// Ids to add and to remove.
+    pub(super) pending: Pending,
+    /// Ids without a value that are only kept for watches of their whole namespace.
+    pub(super) gone: Vec<u32>,
     /// What the encoded entries take together.
     pub(super) value_bytes: usize,
     /// A message with one entry may have this many bytes.
@@ -51,29 +52,6 @@ pub(super) struct Watched {
     pub(super) scratch: Vec<u8>,
 }
 
-#[derive(Debug)]
-pub(super) struct Watch {
-    pub(super) outbox: Arc<Outbox>,
-    pub(super) namespace: usize,
-    /// The ids, or `None` for the whole namespace.
-    pub(super) ids: Option<Box<[u32]>>,
-    /// How many of `ids` are not known.
-    pub(super) missing: usize,
-    pub(super) progress: Progress,
-    /// Whether it is among those that wait for room.
-    is_waiting: bool,
-    _place: WatchPlace,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Progress {
-    /// Has had no snapshot yet.
-    Starting,
-    /// Waits for a new snapshot.
-    Behind,
-    Live,
-}
-
 impl Watched {
     pub(super) fn new(parts: usize, max_reply_bytes: usize, counts: Arc<WatchCounts>) -> Self {
         Self {
@@ -81,7 +59,9 @@ impl Watched {
             namespaces: Namespaces::default(),
             parts: PartStates::new(parts),
             watches: Slab::new(),
-            waiting: VecDeque::new(),
+            snapshots: Snapshots::default(),
+            pending: Pending::default(),
+            gone: Vec::new(),
             value_bytes: 0,
             max_reply_bytes,
             counts,
@@ -89,121 +69,56 @@ impl Watched {
         }
     }
 
-    pub(super) fn try_open(
-        &mut self,
-        open: OpenWatch,
-        feed: &ChangeFeed,
-        now: Instant,
-    ) -> Result<(), WatchEnd> {
+    /// Begins to open a watch. To be called while nothing is pending.
+    pub(super) fn try_open(&mut self, open: OpenWatch) -> Result<(), WatchEnd> {
+        debug_assert!(self.pending.is_empty(), "numbers may still be in use");
         let OpenWatch {
             namespace,
             target,
             outbox,
             place,
-            waiting: _waiting,
+            waiting,
         } = open;
-        let place_of = self.namespaces.place(&namespace);
-        let number = place_of.ok_or(WatchLimit::Namespaces {
+        let number = self.namespaces.place(&namespace);
+        let number = number.ok_or(WatchLimit::Namespaces {
             max: MAX_NAMESPACES,
         })?;
-        // Both were checked before the request came here.
-        let namespace = Namespace::try_from(namespace.as_str()).map_err(|_| UNEXPECTED)?;
-        let ids = match &target {
-            Target::All => {
-                if let PartState::Down(error) = self.parts.of_all() {
-                    return Err(error.into());
-                }
-                None
-            }
-            Target::Ids(names) => Some(self.look_up(number, namespace, names, feed)?),
-        };
+        if let (Target::All, PartState::Down(error)) = (&target, self.parts.of_all()) {
+            return Err(error.into());
+        }
         let entry = self.watches.vacant_entry();
         // Far fewer watches than a u32 can count.
         let watch = entry.key() as u32;
         _ = outbox.number.set(watch);
-        let mut missing = 0;
         let state = &mut self.namespaces.0[number];
         state.watches += 1;
-        match &ids {
-            None => state.all.push(watch),
-            Some(ids) => {
-                for id in ids {
-                    let Some(watched) = self.ids.get_mut(*id) else {
-                        continue;
-                    };
-                    watched.watchers.push(watch);
-                    if !watched.is_known {
-                        missing += 1;
-                        let is_up = self.parts.get(watched.part) == PartState::Up;
-                        if state.is_tracked && is_up {
-                            self.ids.mark_unpushed(*id, now);
-                        }
-                    }
-                }
+        let ids = match target {
+            Target::All => {
+                state.all.push(watch);
+                None
             }
-        }
+            Target::Ids(names) => {
+                let room = Vec::with_capacity(names.len());
+                self.pending.additions.push_back(Addition::OfWatch {
+                    watch,
+                    ids: names.into_iter(),
+                    waiting,
+                });
+                Some(room)
+            }
+        };
         entry.insert(Watch {
             outbox,
             namespace: number,
+            is_opening: ids.is_some(),
             ids,
-            missing,
+            missing: 0,
             progress: Progress::Starting,
-            is_waiting: false,
+            is_queued: false,
             _place: place,
         });
         self.go_live(watch);
         Ok(())
-    }
-
-    /// The numbers of these ids, each once. Adds those that are new.
-    pub(super) fn look_up(
-        &mut self,
-        number: usize,
-        namespace: Namespace<'_>,
-        names: &[String],
-        feed: &ChangeFeed,
-    ) -> Result<Box<[u32]>, WatchEnd> {
-        let mut numbers = Vec::with_capacity(names.len());
-        let mut failed = None;
-        for name in names {
-            let Ok(id) = Id::try_from(name.as_str()) else {
-                return Err(UNEXPECTED);
-            };
-            let key = feed.key(namespace, id);
-            if let Some(known) = self.ids.find(&key) {
-                numbers.push(known);
-                continue;
-            }
-            let part = feed.part(&key);
-            if let PartState::Down(error) = self.parts.get(part) {
-                failed = Some(WatchEnd::from(error));
-                break;
-            }
-            if self.ids.len() == MAX_IDS {
-                failed = Some(WatchLimit::Ids { max: MAX_IDS }.into());
-                break;
-            }
-            numbers.push(self.add(key.into(), id, number, part));
-        }
-        numbers.sort_unstable();
-        numbers.dedup();
-        for known in &numbers {
-            let id = self.ids.get(*known).filter(|id| !id.is_known);
-            if let Some(id) = id
-                && let PartState::Down(error) = self.parts.get(id.part)
-            {
-                failed = Some(error.into());
-            }
-        }
-        match failed {
-            None => Ok(numbers.into()),
-            Some(why) => {
-                for number in numbers {
-                    self.remove_if_unwatched(number);
-                }
-                Err(why)
-            }
-        }
     }
 
     pub(super) fn add(&mut self, key: Arc<[u8]>, id: Id<'_>, namespace: usize, part: u16) -> u32 {
@@ -215,6 +130,7 @@ impl Watched {
         self.ids.insert(watched)
     }
 
+    /// Removes a watch. Its ids are removed later.
     pub(super) fn remove(&mut self, number: u32) {
         let Some(watch) = self.watches.try_remove(number as usize) else {
             return;
@@ -222,22 +138,40 @@ impl Watched {
         let namespace = &mut self.namespaces.0[watch.namespace];
         namespace.watches -= 1;
         match watch.ids {
-            Some(ids) => {
-                for id in ids {
-                    if let Some(watched) = self.ids.get_mut(id) {
-                        watched.watchers.retain(|watcher| *watcher != number);
-                    }
-                    self.remove_if_unwatched(id);
-                }
-            }
+            Some(ids) => self.pending.removals.push_back(Removal::OfWatch {
+                watch: number,
+                ids: ids.into_iter(),
+            }),
             None => {
                 namespace.all.retain(|watcher| *watcher != number);
                 if namespace.all.is_empty() {
-                    namespace.is_listed = false;
-                    self.remove_unwatched_ids(watch.namespace);
+                    // New ids are not noticed any more.
+                    self.list_again(watch.namespace);
+                    self.pending.removals.push_back(Removal::OfNamespace {
+                        namespace: watch.namespace,
+                        next: 0,
+                    });
                 }
             }
         }
+    }
+
+    /// The ids of a namespace have to be listed before its next snapshot. What is being listed does
+    /// not count.
+    pub(super) fn list_again(&mut self, namespace: usize) {
+        self.namespaces.0[namespace].listing = Listing::Needed;
+        self.pending.forget_listed(namespace);
+    }
+
+    /// Whether there is no room for a further id.
+    pub(super) fn is_full(&self) -> bool {
+        // What is to be removed takes no room from others.
+        self.ids.len() >= MAX_IDS && self.pending.removals.is_empty()
+    }
+
+    /// Whether the values take too much memory.
+    pub(super) fn has_too_many_bytes(&self) -> bool {
+        self.value_bytes > MAX_VALUE_BYTES
     }
 
     /// Ends a watch from this side.
@@ -245,14 +179,6 @@ impl Watched {
         if let Some(watch) = self.watches.get(number as usize) {
             watch.outbox.end(why);
             self.remove(number);
-        }
-    }
-
-    pub(super) fn remove_unwatched_ids(&mut self, namespace: usize) {
-        let of_namespace = self.ids.iter().filter(|(_, id)| id.namespace == namespace);
-        let numbers: Vec<_> = of_namespace.map(|(number, _)| number).collect();
-        for number in numbers {
-            self.remove_if_unwatched(number);
         }
     }
 
@@ -300,9 +226,9 @@ impl Watched {
 
     /// What was read of these parts does not count any more.
     pub(super) fn forget(&mut self, parts: &Parts) {
-        for namespace in &mut self.namespaces.0 {
-            namespace.is_listed = false;
-            for number in &namespace.all {
+        for namespace in 0..self.namespaces.0.len() {
+            self.list_again(namespace);
+            for number in &self.namespaces.0[namespace].all {
                 fall_behind(&mut self.watches, *number, &self.counts);
             }
         }
@@ -360,7 +286,7 @@ impl Watched {
                 max: self.max_reply_bytes,
             }
             .into()
-        } else if self.value_bytes > MAX_VALUE_BYTES {
+        } else if self.has_too_many_bytes() && self.pending.removals.is_empty() {
             WatchLimit::ValueBytes {
                 max: MAX_VALUE_BYTES,
             }
@@ -386,67 +312,20 @@ impl Watched {
 
     /// Gives a watch its snapshot, if it needs one and all of its ids are known.
     pub(super) fn go_live(&mut self, number: u32) {
-        let Some(watch) = self.watches.get_mut(number as usize) else {
-            return;
-        };
-        let is_complete = match &watch.ids {
-            Some(_) => watch.missing == 0,
-            None => self.namespaces.0[watch.namespace].is_complete(),
-        };
-        if watch.progress == Progress::Live || !is_complete {
-            return;
-        }
-        let ids = watch.ids.as_ref().map_or(self.ids.len(), |ids| ids.len());
-        if !watch.outbox.has_room(ids) {
-            self.wait_for_room(number);
-            return;
-        }
-        watch.progress = Progress::Live;
-        match &watch.ids {
-            Some(ids) => {
-                let entry = |id: &u32| Some((*id, Arc::clone(&self.ids.get(*id)?.entry)));
-                watch
-                    .outbox
-                    .begin_snapshot(ids.iter().filter_map(entry), false);
-            }
-            None => {
-                let known = self.ids.iter().filter(|(_, id)| {
-                    id.namespace == watch.namespace && id.is_known && id.entry.lock().is_present
-                });
-                let entries = known.map(|(number, id)| (number, Arc::clone(&id.entry)));
-                watch.outbox.begin_snapshot(entries, true);
-            }
-        }
+        self.snapshots
+            .go_live(number, &mut self.watches, &self.namespaces);
+    }
+
+    /// Makes the next piece of a snapshot.
+    pub(super) fn make_snapshots(&mut self) {
+        self.snapshots
+            .step(&mut self.watches, &self.ids, &self.namespaces);
     }
 
     /// A change had no room in the outbox of a watch. It gets a new snapshot instead.
     pub(super) fn overflowed(&mut self, number: u32) {
         fall_behind(&mut self.watches, number, &self.counts);
-        self.wait_for_room(number);
-    }
-
-    fn wait_for_room(&mut self, number: u32) {
-        if let Some(watch) = self.watches.get_mut(number as usize)
-            && !std::mem::replace(&mut watch.is_waiting, true)
-        {
-            self.waiting.push_back(number);
-        }
-    }
-
-    /// Whether snapshots wait for room.
-    pub(super) fn has_waiting(&self) -> bool {
-        !self.waiting.is_empty()
-    }
-
-    /// Gives the watches that wait for room their snapshots, as far as there is room now. The others
-    /// wait again, in the same order.
-    pub(super) fn serve_waiting(&mut self) {
-        for number in std::mem::take(&mut self.waiting) {
-            if let Some(watch) = self.watches.get_mut(number as usize) {
-                watch.is_waiting = false;
-                self.go_live(number);
-            }
-        }
+        self.snapshots.wait_for_room(number, &mut self.watches);
     }
 
     pub(super) fn count(&self) {
@@ -457,14 +336,4 @@ impl Watched {
 }
 
 /// What a bug of this program looks like to a caller.
-const UNEXPECTED: WatchEnd = WatchEnd::Store(StoreError::Unexpected);
-
-/// A watch needs a new snapshot.
-fn fall_behind(watches: &mut Slab<Watch>, number: u32, counts: &WatchCounts) {
-    if let Some(watch) = watches.get_mut(number as usize)
-        && watch.progress == Progress::Live
-    {
-        watch.progress = Progress::Behind;
-        counts.resyncs.fetch_add(1, Ordering::Relaxed);
-    }
-}
+pub(super) const UNEXPECTED: WatchEnd = WatchEnd::Store(StoreError::Unexpected);
