@@ -34,7 +34,9 @@ const IDLE_CONNECTIONS: usize = 1_000;
 /// Number of entries whose resident memory is measured.
 const STORED_ENTRIES: usize = 100_000;
 /// How long Marks are made for watchers.
-const WATCH_TIME: Duration = Duration::from_secs(10);
+const WATCH_TIME: Duration = Duration::from_secs(60);
+/// How many processes watch.
+const WATCHING: [usize; 3] = [0, 1, 4];
 /// A peer that has lost this many rows is left out. Each of them may take until its deadline.
 const LOST_ROWS: usize = 3;
 
@@ -295,44 +297,63 @@ impl Bench {
         ))
     }
 
-    /// Without watchers, and with them.
+    /// Without watchers, and with watchers of one process and of several.
     fn watch(&mut self) -> Result<String> {
         let mut lines = Vec::new();
-        for watchers in [0, watch::WATCHERS] {
-            let redis = self.servers.redis.clock;
-            let marking = self.servers.subject(Kind::Again)?.address;
-            let watching = self.servers.subject(Kind::Dyndata)?;
-            let (server, watching) = (watching.process.clock, watching.address);
-            let probe = || Ok((Instant::now(), server.now()?, redis.now()?));
-            let keys = KeySet::random(IDS);
-            let addresses = (marking, watching);
-            let found = watch::run(addresses, &keys, watchers, WATCH_TIME, probe)?;
-            self.servers.redis.check_known(&keys, &found.known)?;
-            let (before, after) = (found.before, found.after);
-            let us = |duration: Duration| duration.as_nanos() as f64 / 1e3;
-            let quantile = |times: &Histogram<u64>, quantile| {
-                (!times.is_empty()).then(|| rounded(times.value_at_quantile(quantile) as f64 / 1e3))
-            };
-            let row = Watch {
-                watchers,
-                events_per_second: rounded(
-                    found.events as f64 / (after.0 - before.0).as_secs_f64(),
-                ),
-                server_us_per_event: (found.events > 0)
-                    .then(|| rounded(us(after.1 - before.1) / found.events as f64)),
-                redis_us_per_mark: rounded(us(after.2 - before.2) / found.marks as f64),
-                change_p50_us: quantile(&found.changes, 0.5),
-                change_p99_us: quantile(&found.changes, 0.99),
-                expiry_p50_us: quantile(&found.expiries, 0.5),
-                expiry_p99_us: quantile(&found.expiries, 0.99),
-            };
-            lines.push(format!(
-                "{watchers} watchers: {:.0} events/s, Redis {:.2} us a Mark",
-                row.events_per_second, row.redis_us_per_mark
-            ));
-            self.results.watch.push(row);
+        for processes in WATCHING {
+            let line = self.watch_on(processes)?;
+            eprintln!("{line}");
+            lines.push(line);
         }
         Ok(lines.join("; "))
+    }
+
+    fn watch_on(&mut self, processes: usize) -> Result<String> {
+        let marking = self.servers.subject(Kind::Again)?.address;
+        let Servers {
+            programs,
+            redis,
+            keys,
+            scratch,
+            ..
+        } = &self.servers;
+        let start = || Subject::start_dyndata(programs, Some(redis.address), &[], keys, scratch);
+        let subjects: Vec<_> = (0..processes).map(|_| start()).collect::<Result<_>>()?;
+        let addresses: Vec<_> = subjects.iter().map(|subject| subject.address).collect();
+        let probe = || {
+            let used = subjects.iter().map(|subject| subject.process.clock.now());
+            let used = used.sum::<Result<Duration>>()?;
+            anyhow::Ok((Instant::now(), used, redis.clock.now()?))
+        };
+        let keys = KeySet::random(IDS);
+        let found = watch::run(marking, &addresses, &keys, WATCH_TIME, probe)?;
+        self.servers.redis.check_known(&keys, &found.known)?;
+        let (before, after) = (found.before, found.after);
+        let elapsed = after.0 - before.0;
+        let of_redis = after.2 - before.2;
+        let us = |duration: Duration| duration.as_nanos() as f64 / 1e3;
+        let quantile = |times: &Histogram<u64>, quantile| {
+            (!times.is_empty()).then(|| rounded(times.value_at_quantile(quantile) as f64 / 1e3))
+        };
+        let row = Watch {
+            processes,
+            watchers: found.known.len(),
+            events_per_second: rounded(found.events as f64 / elapsed.as_secs_f64()),
+            server_us_per_event: (found.events > 0)
+                .then(|| rounded(us(after.1 - before.1) / found.events as f64)),
+            redis_us_per_mark: rounded(us(of_redis) / found.marks as f64),
+            redis_cpu_share: rounded(of_redis.as_secs_f64() / elapsed.as_secs_f64()),
+            change_p50_us: quantile(&found.changes, 0.5),
+            change_p99_us: quantile(&found.changes, 0.99),
+            expiry_p50_us: quantile(&found.expiries, 0.5),
+            expiry_p99_us: quantile(&found.expiries, 0.99),
+        };
+        let line = format!(
+            "{processes} processes watch: {:.0} events/s, Redis {:.2} us a Mark",
+            row.events_per_second, row.redis_us_per_mark
+        );
+        self.results.watch.push(row);
+        Ok(line)
     }
 
     /// A server with default settings on the embedded store, after its start.

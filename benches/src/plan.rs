@@ -150,7 +150,7 @@ impl Step {
             Self::RedisRoundTrip => Duration::from_millis(150),
             Self::IdleMemory => Duration::from_secs(2),
             Self::EntriesMemory => Duration::from_secs(4),
-            Self::Watch => Duration::from_secs(40),
+            Self::Watch => Duration::from_secs(210),
         }
     }
 

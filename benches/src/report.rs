@@ -116,10 +116,11 @@ fn watch(rows: &[Row]) -> String {
         |figure: Option<f64>, text: fn(f64) -> String| figure.map_or_else(String::new, text);
     let line = |found: &Watch| {
         vec![
-            thousands(found.watchers as f64),
+            found.processes.to_string(),
             thousands(found.events_per_second),
             measured(found.server_us_per_event, |us| format!("{us:.2}")),
             format!("{:.2}", found.redis_us_per_mark),
+            format!("{:.1} %", found.redis_cpu_share * 100.0),
             measured(found.change_p50_us, thousands),
             measured(found.change_p99_us, thousands),
             measured(found.expiry_p50_us, thousands),
@@ -127,10 +128,11 @@ fn watch(rows: &[Row]) -> String {
         ]
     };
     let headings = [
-        "watchers",
+        "processes that watch",
         "events/s",
         "CPU per event, us",
         "of Redis per Mark",
+        "of Redis, of one core",
         "Mark to event, p50, us",
         "p99",
         "expiry to event, p50, us",

@@ -128,14 +128,18 @@ pub struct Entries {
     pub bytes_per_entry: f64,
 }
 
-/// Changes that one process tells its watchers, while another process makes them.
+/// Changes that processes tell their watchers, while another process makes them.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Watch {
+    /// How many processes watch. The watchers are spread over them.
+    pub processes: usize,
     pub watchers: usize,
     pub events_per_second: f64,
-    /// Of the process that watches.
+    /// Of the processes that watch.
     pub server_us_per_event: Option<f64>,
     pub redis_us_per_mark: f64,
+    /// How much of one core Redis used.
+    pub redis_cpu_share: f64,
     /// From the acknowledgement of a Mark to its event.
     pub change_p50_us: Option<f64>,
     pub change_p99_us: Option<f64>,

@@ -1,4 +1,5 @@
-//! The fan-out of Watch: many watchers of one process learn of the changes that another process makes.
+//! The fan-out of Watch: many watchers of some processes learn of the changes that another process
+//! makes.
 //!
 //! Every watcher watches some of the ids. Marks come at a fixed rate, and one in ten of them expires
 //! soon. At the end, what each watcher knows must be what Redis holds.
@@ -68,11 +69,11 @@ struct Shared {
     expiries: RefCell<Histogram<u64>>,
 }
 
-/// Marks ids on one process for `duration`, while this many clients watch on another.
+/// Marks ids on one process for `duration`, while [`WATCHERS`] clients watch on the others together.
 pub fn run<P>(
-    (marking, watching): (SocketAddr, SocketAddr),
+    marking: SocketAddr,
+    watching: &[SocketAddr],
     keys: &KeySet,
-    watchers: usize,
     duration: Duration,
     mut probe: impl FnMut() -> Result<P>,
 ) -> Result<Outcome<P>> {
@@ -87,11 +88,14 @@ pub fn run<P>(
     });
     let tasks = LocalSet::new();
     let run = tasks.run_until(async {
-        let mut known = Vec::with_capacity(watchers);
+        let mut known = Vec::new();
         let mut streams = JoinSet::new();
-        let clients = connect(watching).await?;
-        for number in 0..watchers {
-            let mut client = clients[number % CONNECTIONS].clone();
+        let mut clients = Vec::new();
+        for target in watching {
+            clients.extend(connect(*target).await?);
+        }
+        let watching = clients.iter().cycle().take(WATCHERS);
+        for (number, mut client) in watching.cloned().enumerate() {
             let ids = ids_of(&shared.keys, number);
             let request = WatchRequest {
                 ids,
