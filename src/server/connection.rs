@@ -227,9 +227,10 @@ where
 {
     while let Some(accepted) = ready!(connection.poll_accept(cx)) {
         let (request, respond) = accepted?;
-        let mut stream = Http2Stream::new(request, respond, calls, send_timeout);
+        // Boxed, because a task moves its future several times.
+        let mut stream = Box::new(Http2Stream::new(request, respond, calls, send_timeout));
         // A refused call needs no task, so that a flood of them is cheap.
-        if stream.is_refused() && Pin::new(&mut stream).poll(cx).is_ready() {
+        if stream.is_refused() && Pin::new(&mut *stream).poll(cx).is_ready() {
             continue;
         }
         // Ends with its call, its connection or the runtime.

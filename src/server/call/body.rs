@@ -20,15 +20,17 @@ const MAX_FRAME_BYTES: usize = 64 * 1024;
 pub(super) struct CallBody {
     kind: BodyKind,
     guard: Option<Guard>,
-    /// For a body whose bytes have no reservation of their own.
-    _reservation: Option<Reservation>,
 }
 
 enum BodyKind {
     Reply(ReplyBody),
     /// `None` after the end.
     Stream(Option<ReplyStream>),
-    Other(Body),
+    Other {
+        body: Body,
+        /// For a body whose bytes have no reservation of their own.
+        _reservation: Option<Reservation>,
+    },
 }
 
 impl CallBody {
@@ -37,7 +39,6 @@ impl CallBody {
         Self {
             kind: BodyKind::Reply(reply),
             guard,
-            _reservation: None,
         }
     }
 
@@ -46,7 +47,6 @@ impl CallBody {
         Self {
             kind: BodyKind::Stream(Some(stream)),
             guard,
-            _reservation: None,
         }
     }
 
@@ -54,9 +54,11 @@ impl CallBody {
     /// speak gRPC.
     pub(super) fn other(body: Body, reservation: Option<Reservation>) -> Self {
         Self {
-            kind: BodyKind::Other(body),
+            kind: BodyKind::Other {
+                body,
+                _reservation: reservation,
+            },
             guard: None,
-            _reservation: reservation,
         }
     }
 
@@ -125,7 +127,7 @@ impl HttpBody for CallBody {
                 *stream = None;
                 Poll::Ready(Some(Ok(Frame::trailers(self.end_stream(end)))))
             }
-            BodyKind::Other(body) => Pin::new(body).poll_frame(cx),
+            BodyKind::Other { body, .. } => Pin::new(body).poll_frame(cx),
         }
     }
 
@@ -133,14 +135,14 @@ impl HttpBody for CallBody {
         match &self.kind {
             BodyKind::Reply(reply) => reply.is_end_stream(),
             BodyKind::Stream(stream) => stream.is_none(),
-            BodyKind::Other(body) => body.is_end_stream(),
+            BodyKind::Other { body, .. } => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             BodyKind::Reply(_) | BodyKind::Stream(_) => SizeHint::default(),
-            BodyKind::Other(body) => body.size_hint(),
+            BodyKind::Other { body, .. } => body.size_hint(),
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::{
 
 /// Makes a call from the head of its request. The feeder is for a handler that reads the request as
 /// a stream.
-pub(super) fn begin(calls: &Arc<ConnectionCalls>, head: &Parts) -> (Call, Option<Feeder>) {
+pub(super) fn begin(calls: &Arc<ConnectionCalls>, head: &Parts) -> (Call, Option<Box<Feeder>>) {
     let worker = &calls.worker;
     let rpc = Rpc::from_path(head.uri.path());
     let tracing = worker.tracing.as_ref();
@@ -142,7 +142,7 @@ fn reflect(
     calls: &ConnectionCalls,
     headers: &HeaderMap,
     guard: &mut Guard,
-    feeder: &mut Option<Feeder>,
+    feeder: &mut Option<Box<Feeder>>,
 ) -> Result<CallState, Error> {
     match calls.worker.reflection {
         Reflection::Open => {}
@@ -153,7 +153,7 @@ fn reflect(
     let limits = calls.stream_limits(timeout, guard.started())?;
     let (sender, pieces) = feed();
     let replies = reflection::answer(pieces, calls.reply_encoder())?;
-    *feeder = Some(sender);
+    *feeder = Some(Box::new(sender));
     Ok(CallState::Stream(Some(ReplyStream::new(replies, limits))))
 }
 

@@ -40,8 +40,8 @@ const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 /// A stream, to be run to its end as a task.
 pub(crate) struct Http2Stream {
     request: RecvStream,
-    /// Set while a handler reads the request as a stream.
-    feeder: Option<Feeder>,
+    /// Set while a handler reads the request as a stream, which is rare.
+    feeder: Option<Box<Feeder>>,
     respond: SendResponse<Bytes>,
     step: Step,
     deadlines: Deadlines,

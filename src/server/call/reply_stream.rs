@@ -19,7 +19,7 @@ use crate::error::Error;
 /// The messages of one call, each with its prefix, until its status.
 pub(super) struct ReplyStream {
     messages: Messages,
-    limits: StreamLimits,
+    limits: Box<StreamLimits>,
     /// How many messages have come without a wait.
     in_a_row: usize,
 }
@@ -58,7 +58,7 @@ impl StreamLimits {
 impl ReplyStream {
     pub(super) fn new(
         messages: impl Stream<Item = Result<Bytes, Error>> + Send + 'static,
-        limits: StreamLimits,
+        limits: Box<StreamLimits>,
     ) -> Self {
         Self {
             messages: Box::pin(messages),
@@ -89,7 +89,7 @@ impl ReplyStream {
     fn poll_limits(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
         let StreamLimits {
             deadline, leave, ..
-        } = &mut self.limits;
+        } = &mut *self.limits;
         if let Some(deadline) = deadline
             && deadline.poll_passed(cx).is_ready()
         {

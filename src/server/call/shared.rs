@@ -149,11 +149,12 @@ impl ConnectionCalls {
         &self,
         timeout: Option<Duration>,
         started: Instant,
-    ) -> Result<StreamLimits, Error> {
+    ) -> Result<Box<StreamLimits>, Error> {
         let place = self.streams.take()?;
         let deadlines = &self.worker.deadlines;
         let deadline = timeout.map(|timeout| deadlines.enter(started + timeout));
-        Ok(StreamLimits::new(place, deadline, self.leaving.clone()))
+        let leaving = self.leaving.clone();
+        Ok(Box::new(StreamLimits::new(place, deadline, leaving)))
     }
 
     pub(super) fn reply_encoder(&self) -> ReplyEncoder {

@@ -76,13 +76,13 @@ pub(super) enum CallState {
     },
 }
 
-/// Who handles the message.
+/// Who handles the message. What only streams need is boxed, so that other calls are small.
 pub(super) enum Handler {
     Values(CallContext),
-    Watch(Box<CallContext>, StreamLimits),
+    Watch(Box<CallContext>, Box<StreamLimits>),
     HealthCheck,
     HealthList,
-    HealthWatch(StreamLimits),
+    HealthWatch(Box<StreamLimits>),
 }
 
 impl CallState {
