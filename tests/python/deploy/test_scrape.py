@@ -24,6 +24,8 @@ SECONDS = 15
 CALLERS = 4
 PAUSE_SECONDS = 0.005
 TOLERANCE = 0.01
+# They are marked before the callers begin, in an indexed namespace.
+PRESENT = ("ann", "bob", "cleo")
 
 # The requests of the callers, by method and by the code that the server must answer with. They are
 # encoded by hand: field 2 of each message is the id, field 3 of Mark the int.
@@ -130,7 +132,7 @@ def measured(release_binary, redis_port, tmp_path_factory):
     directory = tmp_path_factory.mktemp("prometheus")
     url = f"redis://127.0.0.1:{redis_port}"
     with (
-        Dyndata([release_binary, "serve"], f"--redis-url={url}") as server,
+        Dyndata([release_binary, "serve"], f"--redis-url={url}", "--indexed-namespaces=online") as server,
         prometheus(directory, server.admin) as scraper,
     ):
         yield measure(server, scraper)
@@ -138,6 +140,10 @@ def measured(release_binary, redis_port, tmp_path_factory):
 
 def measure(server, scraper):
     callers = [Caller(server.address) for _ in range(CALLERS)]
+    for name in PRESENT:
+        # Fields 1 to 3: namespace, id, int.
+        request = b"\x0a\x06online" + bytes([0x12, len(name)]) + name.encode() + b"\x18\x01"
+        callers[0].channel.unary_unary("/dyndata.v1.DynData/Mark")(request, timeout=5)
     # A counter of a code begins with its first call, so there is one of each before the counting.
     for caller in callers:
         caller.call_all()
@@ -166,6 +172,7 @@ PANELS = (
     "Errors per second, by code",
     "Store operations per second",
     "Store errors per second, by reason",
+    "Marked ids, by namespace",
 )
 
 
@@ -205,8 +212,9 @@ def expectations(counts):
     reasons = count(
         lambda method, code: "WRONG_TYPE", lambda method, code: code == "FailedPrecondition"
     )
-    labels = ("grpc_method", "grpc_code", "operation", "reason")
-    return dict(zip(PANELS, zip(labels, (methods, errors, stored, reasons))))
+    present = {"online": len(PRESENT)}
+    labels = ("grpc_method", "grpc_code", "operation", "reason", "namespace")
+    return dict(zip(PANELS, zip(labels, (methods, errors, stored, reasons, present))))
 
 
 def dashboard(start, end):
