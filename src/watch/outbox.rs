@@ -455,15 +455,15 @@ mod tests {
         outbox.push(9, &a);
         outbox.begin_snapshot(true);
         assert!(outbox.extend_snapshot([(0, Arc::clone(&a))].into_iter()));
-        // One id that is there, one that comes later, and one that would not come.
-        for (number, entry) in [(0, &a), (1, &b), (2, &gone)] {
+        // One id that is there, one that comes later, and two that do not come otherwise.
+        for (number, entry) in [(0, &a), (1, &b), (2, &gone), (3, &b)] {
             assert!(outbox.push(number, entry));
         }
         outbox.push_alive();
         assert_eq!(taken(&outbox, 99), None, "the snapshot is not complete");
         assert!(outbox.extend_snapshot([(1, b)].into_iter()));
         outbox.end_snapshot();
-        let all = vec!["a".into(), "b".into()];
+        let all = vec!["a".into(), "b".into(), "b".into()];
         assert_eq!(taken(&outbox, 99), Some((PartKind::SnapshotEnd, all)));
         assert_eq!(taken(&outbox, 99), Some((PartKind::Alive, vec![])));
     }

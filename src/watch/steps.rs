@@ -3,8 +3,9 @@
 //! Between two pieces, reads end and the store says what has changed, but no watch is opened or
 //! closed. What keeps the table right meanwhile:
 //!
-//! - An id that is added is marked as dirty at once. A watch gets its snapshot after its last id is
-//!   there, and after all of them have been read.
+//! - An id that is added is marked as dirty at once. A watch gets its snapshot after all of its ids
+//!   have been read.
+//! - No snapshot is made while ids are added. So each watch has all of its ids then.
 //! - The number of a watch that has ended is not used again before all its ids are rid of it, because
 //!   only a request opens a watch. The same holds for the number of a namespace.
 //! - An id that nobody watches any more, and that is not removed yet, is kept like the others. So a
@@ -109,9 +110,6 @@ impl Watched {
                         ids,
                         waiting,
                     });
-                }
-                if let Some(watch) = self.watches.get_mut(watch as usize) {
-                    watch.is_opening = false;
                 }
                 self.go_live(watch);
             }

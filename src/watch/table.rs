@@ -63,7 +63,7 @@ impl Table {
         self.is_adding_or_removing() || self.watched.snapshots.has_work()
     }
 
-    /// Does a step of the work. Snapshots come after the ids.
+    /// Does a step of the work. No snapshot is made before each watch has all of its ids.
     pub(super) fn work(&mut self, feed: &ChangeFeed, now: Instant) {
         if self.is_adding_or_removing() {
             self.watched.step(feed, now);

@@ -110,14 +110,16 @@ impl Watched {
         entry.insert(Watch {
             outbox,
             namespace: number,
-            is_opening: ids.is_some(),
             ids,
             missing: 0,
             progress: Progress::Starting,
             is_queued: false,
             _place: place,
         });
-        self.go_live(watch);
+        // A watch of ids goes live after the last one is there.
+        if self.watches[watch as usize].ids.is_none() {
+            self.go_live(watch);
+        }
         Ok(())
     }
 

@@ -15,8 +15,6 @@ pub(super) struct Watch {
     pub(super) namespace: usize,
     /// The ids, or `None` for the whole namespace.
     pub(super) ids: Option<Vec<u32>>,
-    /// Whether `ids` does not have all of its ids yet.
-    pub(super) is_opening: bool,
     /// How many of `ids` are not known.
     pub(super) missing: usize,
     pub(super) progress: Progress,
@@ -36,10 +34,11 @@ pub(super) enum Progress {
 }
 
 impl Watch {
-    /// Whether it needs a snapshot, and all of its ids are known.
+    /// Whether it needs a snapshot, and all of its ids are known. Does not see ids that are still to be
+    /// added.
     pub(super) fn can_go_live(&self, namespaces: &Namespaces) -> bool {
         let is_complete = match &self.ids {
-            Some(_) => !self.is_opening && self.missing == 0,
+            Some(_) => self.missing == 0,
             None => namespaces.0[self.namespace].is_complete(),
         };
         is_complete && self.progress != Progress::Live
