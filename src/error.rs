@@ -22,7 +22,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use thiserror::Error;
 use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -306,7 +306,9 @@ pub(crate) struct FailedCall {
 
 /// How often a caller's retry policy has sent a call before, as the caller says.
 pub(crate) fn previous_attempts(headers: &HeaderMap) -> u32 {
-    let attempts = headers.get("grpc-previous-rpc-attempts");
+    /// A constant, because a text is checked at each use.
+    const ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
+    let attempts = headers.get(ATTEMPTS);
     let attempts = attempts.and_then(|attempts| decimal::unsigned(attempts.as_bytes()));
     attempts.map_or(0, |attempts| u32::try_from(attempts).unwrap_or(0))
 }

@@ -13,6 +13,11 @@ use tonic::{Code, Status, body::Body};
 use super::{guard::Guard, reply_stream::ReplyStream};
 use crate::{budget::Reservation, error::Error};
 
+// Constants, because names and values are checked at each use otherwise.
+const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const OK: HeaderValue = HeaderValue::from_static("0");
+
 /// How much of a reply a client has to take within `--send-timeout`.
 const MAX_FRAME_BYTES: usize = 64 * 1024;
 
@@ -65,7 +70,7 @@ impl CallBody {
     /// The response that has this body and the head of a gRPC reply.
     pub(super) fn into_response(self) -> Response<Self> {
         let mut headers = HeaderMap::with_capacity(1);
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(CONTENT_TYPE, GRPC);
         let mut response = Response::new(self);
         *response.headers_mut() = headers;
         response
@@ -175,10 +180,7 @@ impl ReplyBody {
         }
         self.ended = true;
         let mut trailers = HeaderMap::with_capacity(1);
-        trailers.insert(
-            HeaderName::from_static("grpc-status"),
-            HeaderValue::from_static("0"),
-        );
+        trailers.insert(GRPC_STATUS, OK);
         Some(Frame::trailers(trailers))
     }
 
