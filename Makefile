@@ -3,7 +3,7 @@
 ## make run                    build the release binary and serve; on the embedded store unless REDIS_URL is set
 ## make test                   all Rust tests; needs redis-server and nothing else
 ## make test SUITE=NAME        another suite: clients, proxies, examples, docs, deploy, security; `all` is every suite
-## make test REDIS=6           the Rust tests of the API, of Redis and of faults, on Redis 6.2
+## make test REDIS=6           the Rust tests of the API, of presence, of Redis and of faults, on Redis 6.2
 ## make check                  formatting, lints, documentation, the proto contract, licences of dependencies
 ## make bench                  dyndata beside its peers, twenty minutes; QUICK=1: under three minutes;
 ##                             COUNTS=1: system calls and heap allocations per Get
@@ -40,7 +40,8 @@ test-rust:
 	tests/setup.sh $(if $(REDIS),redis-$(REDIS),rust)
 ifdef REDIS
 	PATH="$(CURDIR)/.tools/redis-$(REDIS):$$PATH"; redis-server --version && \
-	  $(TEST) $(CARGO) test --locked --test api --test matrix --test verbs --test redis --test faults
+	  $(TEST) $(CARGO) test --locked --test api --test matrix --test verbs --test redis --test faults \
+	    --test presence --test watch --test watch_faults --test indexed
 else
 	$(TEST) $(CARGO) test --locked
 endif

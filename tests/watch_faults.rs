@@ -655,7 +655,7 @@ mod failover {
 }
 
 mod in_cluster {
-    use super::*;
+    use super::{support::topology::take_over, *};
 
     async fn start(nodes: &[Redis]) -> TestServer {
         let urls = cluster::url_flag(nodes);
@@ -752,14 +752,7 @@ mod in_cluster {
         marks(&server, &names()[..50], 1).await;
         let mut client = server.client().await;
         let mut watching = Watching::begin(&mut client.0, ids("on", names())).await;
-        eventually("a failover begins", || {
-            replica.command(&["CLUSTER", "FAILOVER"]).is_ok()
-        });
-        eventually("the failover ends", || {
-            replica
-                .text(&["INFO", "replication"])
-                .contains("role:master")
-        });
+        take_over(&replica);
         marks(&server, &names()[..70], 2).await;
         watching
             .until("all changes", |watching| {

@@ -112,6 +112,23 @@ impl Sentinels {
     }
 }
 
+/// Makes a replica in a cluster the master of its slots, after it has received all writes.
+pub fn take_over(replica: &Redis) {
+    let start = Instant::now();
+    while !is_master(replica) {
+        assert!(start.elapsed() < PATIENCE, "the replica does not take over");
+        // The nodes refuse, or give up after five seconds, until they know each other well enough.
+        let wait = match replica.command(&["CLUSTER", "FAILOVER"]) {
+            Ok(_) => Duration::from_secs(6),
+            Err(_) => Duration::from_millis(20),
+        };
+        let asked = Instant::now();
+        while !is_master(replica) && asked.elapsed() < wait {
+            sleep(Duration::from_millis(5));
+        }
+    }
+}
+
 fn is_master(redis: &Redis) -> bool {
     redis.text(&["INFO", "replication"]).contains("role:master")
 }
@@ -256,11 +273,7 @@ impl Cluster {
     /// Makes each replica the master of its slots, after it has received all writes.
     pub fn order_failovers(&self) {
         for [_, replica] in self.pairs() {
-            let replica = &self.nodes[replica];
-            eventually("a failover begins", || {
-                replica.command(&["CLUSTER", "FAILOVER"]).is_ok()
-            });
-            eventually("the failover ends", || is_master(replica));
+            take_over(&self.nodes[replica]);
         }
     }
 }
