@@ -13,7 +13,9 @@ FIGURES = pytest.StashKey[list[str]]()
 
 def pytest_addoption(parser):
     parser.addoption("--dyndata", type=Path, help="test this program, not that of target/")
-    parser.addoption("--picture", action="store_true", help="write docs/online.png (suite examples)")
+    parser.addoption(
+        "--picture", action="store_true", help="write docs/online.png, docs/status-*.png (suite examples)"
+    )
     group = parser.getgroup("attacks")
     group.addoption("--seconds", type=float, default=2.5, help="of each attack; default 2.5")
     group.addoption("--seed", type=int, help="of what is random in the attacks")
