@@ -96,22 +96,17 @@ impl RedisStore {
         items: &[MarkItem<'_>],
     ) -> Result<EachReply, WriteError> {
         let ids: Vec<_> = items.iter().map(|item| item.id).collect();
-        let mut results = self
-            .transact_each(namespace, &ids, |at, commands| {
-                self.write_mark(namespace, &items[at], commands);
+        let results = self.transact_each(namespace, &ids, |at, commands| {
+            self.write_mark(namespace, &items[at], commands);
+        });
+        let results = results.await?;
+        let results = repeat_some(results, is_unknown, async |which| {
+            self.eval_each(&MARK, 3, namespace, &ids, which, |at, out| {
+                write_mark_arguments(&items[at], out);
             })
-            .await?;
-        let is_unknown = |at: &usize| results[*at].as_ref().is_ok_and(|it| is_unknown_script(it));
-        let unknown: Vec<_> = (0..items.len()).filter(is_unknown).collect();
-        if !unknown.is_empty() {
-            // Redis has not run the script for these.
-            let ids: Vec<_> = unknown.iter().map(|at| ids[*at]).collect();
-            let again = self.eval_each(&MARK, 3, namespace, &ids, |at, out| {
-                write_mark_arguments(&items[unknown[at]], out);
-            });
-            replace(&mut results, &unknown, Box::pin(again).await);
-        }
-        Ok(EachReply::Apart(results))
+            .await
+        });
+        Ok(EachReply::Apart(results.await))
     }
 
     /// Each reply begins with that of a DEL.
@@ -123,17 +118,15 @@ impl RedisStore {
         let results = self.transact_each(namespace, ids, |at, commands| {
             self.write_unmark(namespace, ids[at], commands);
         });
-        let mut results = results.await?;
-        let is_refused = |at: &usize| results[*at] == Err(OUT_OF_MEMORY);
-        let refused: Vec<_> = (0..ids.len()).filter(is_refused).collect();
-        if !refused.is_empty() {
-            let ids: Vec<_> = refused.iter().map(|at| ids[*at]).collect();
-            let again = self.eval_each(&UNMARK, 1, namespace, &ids, |at, out| {
+        let results = results.await?;
+        let is_refused = |result: &_| *result == Err(OUT_OF_MEMORY);
+        let results = repeat_some(results, is_refused, async |which| {
+            self.eval_each(&UNMARK, 1, namespace, ids, which, |at, out| {
                 argument(out, ids[at].as_str().as_bytes());
-            });
-            replace(&mut results, &refused, Box::pin(again).await);
-        }
-        Ok(EachReply::Apart(results))
+            })
+            .await
+        });
+        Ok(EachReply::Apart(results.await))
     }
 
     /// Writes a transaction that marks an id. The first of its two results is that of SET.
@@ -209,11 +202,10 @@ impl RedisStore {
         ids: &[Id<'_>],
         encode: impl Fn(usize, &mut Commands<'_>),
     ) -> Result<EachResult, WriteError> {
-        let everything: Vec<_> = (0..ids.len()).collect();
         let batch = WriteBatch {
             namespace,
             ids,
-            which: &everything,
+            which: &everything(ids),
             effect: Effect::Transactions,
             replies: transaction::REPLIES,
         };
@@ -229,24 +221,25 @@ impl RedisStore {
         ids: &[Id<'_>],
         ttl: Ttl,
     ) -> Result<EachReply, WriteError> {
-        let replies = self.eval_each(&TOUCH, 2, namespace, ids, |at, out| {
+        let which = everything(ids);
+        let replies = self.eval_each(&TOUCH, 2, namespace, ids, &which, |at, out| {
             argument(out, itoa::Buffer::new().format(ttl.as_millis()).as_bytes());
             argument(out, ids[at].as_str().as_bytes());
         });
         Ok(EachReply::Apart(replies.await?))
     }
 
-    /// Runs a script for each id, with the key of the id and the key of its index. `write` writes the
-    /// arguments.
+    /// Runs a script for the ids at some places, with the key of the id and the key of its index.
+    /// `write` writes the arguments.
     async fn eval_each(
         &self,
         script: &Script,
         arguments: usize,
         namespace: Namespace<'_>,
         ids: &[Id<'_>],
+        which: &[usize],
         write: impl Fn(usize, &mut Vec<u8>),
     ) -> Result<EachResult, WriteError> {
-        let everything: Vec<_> = (0..ids.len()).collect();
         let call = async |by, which: &[usize]| {
             let batch = WriteBatch {
                 namespace,
@@ -262,15 +255,12 @@ impl RedisStore {
             })
             .await
         };
-        let mut replies = call(CallBy::Hash, &everything).await?;
-        let is_unknown = |at: &usize| replies[*at].as_ref().is_ok_and(|it| is_unknown_script(it));
-        let unknown: Vec<_> = everything.into_iter().filter(is_unknown).collect();
-        if !unknown.is_empty() {
-            // Only these have not been run.
-            let again = Box::pin(call(CallBy::Text, &unknown)).await;
-            replace(&mut replies, &unknown, again);
-        }
-        Ok(replies)
+        let replies = call(CallBy::Hash, which).await?;
+        let replies = repeat_some(replies, is_unknown, async |unknown| {
+            let unknown: Vec<_> = unknown.iter().map(|at| which[*at]).collect();
+            call(CallBy::Text, &unknown).await
+        });
+        Ok(replies.await)
     }
 
     /// Sends what `encode` writes for each of some ids. Returns the replies of each of them.
@@ -345,16 +335,31 @@ fn write_mark_arguments(item: &MarkItem<'_>, out: &mut Vec<u8>) {
     argument(out, id.as_str().as_bytes());
 }
 
-/// Puts the results of a second attempt in the place of the first ones.
-fn replace(results: &mut EachResult, places: &[usize], again: Result<EachResult, WriteError>) {
-    match again {
-        Ok(again) => {
-            for (place, result) in places.iter().zip(again) {
-                results[*place] = result;
-            }
-        }
-        Err(failed) => places
-            .iter()
-            .for_each(|place| results[*place] = Err(failed)),
+fn everything(ids: &[Id<'_>]) -> Vec<usize> {
+    (0..ids.len()).collect()
+}
+
+/// Whether Redis has not run a script because it does not know the script.
+fn is_unknown(result: &Result<Bytes, WriteError>) -> bool {
+    result.as_ref().is_ok_and(|reply| is_unknown_script(reply))
+}
+
+/// Repeats the writes whose results say that Redis has not executed them. `repeat` gets the places of
+/// these results, and returns new ones.
+async fn repeat_some(
+    mut results: EachResult,
+    is_refused: impl Fn(&Result<Bytes, WriteError>) -> bool,
+    repeat: impl AsyncFnOnce(&[usize]) -> Result<EachResult, WriteError>,
+) -> EachResult {
+    let places = 0..results.len();
+    let places: Vec<_> = places.filter(|at| is_refused(&results[*at])).collect();
+    if places.is_empty() {
+        return results;
     }
+    let again = Box::pin(repeat(&places)).await;
+    let again = again.unwrap_or_else(|failed| vec![Err(failed); places.len()]);
+    for (place, result) in places.into_iter().zip(again) {
+        results[place] = result;
+    }
+    results
 }
