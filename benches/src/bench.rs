@@ -13,6 +13,7 @@ mod open_loop;
 mod operation;
 mod plan;
 mod plot;
+mod presence;
 mod process;
 mod ratelimit;
 mod redis;

@@ -15,12 +15,13 @@ use crate::{
     keys::{IDS, KeySet},
     load::{self, Protocol, closed_loop},
     memory, open_loop,
-    operation::Operation,
+    operation::{INDEXED, Operation},
     plan::{CellPlan, Step, TARGET_SHAPE},
+    presence,
     redis::Redis,
     results::{
-        Entries, Generator, Latency, Machine, Memory, Purpose, Results, Select, Watch, Workers,
-        rounded,
+        Entries, Generator, Latency, Machine, Memory, Presence, Purpose, Results, Select, Watch,
+        Workers, rounded,
     },
     servers::Servers,
     subjects::{Kind, Programs, Subject},
@@ -125,6 +126,7 @@ impl Bench {
             Step::IdleMemory => self.idle_memory(),
             Step::EntriesMemory => self.entries_memory(),
             Step::Watch => self.watch(),
+            Step::Presence(size) => self.presence(size),
         }
     }
 
@@ -353,6 +355,35 @@ impl Bench {
             row.events_per_second, row.redis_us_per_mark
         );
         self.results.watch.push(row);
+        Ok(line)
+    }
+
+    fn presence(&mut self, size: presence::Size) -> Result<String> {
+        let server = self.servers.subject(Kind::Dyndata)?.address;
+        let redis = &mut self.servers.redis;
+        redis.remove_index(INDEXED)?;
+        let found = presence::run(server, redis.address, size);
+        redis.remove_index(INDEXED)?;
+        let found = found?;
+        let us = |times: &Histogram<u64>, quantile| {
+            rounded(times.value_at_quantile(quantile) as f64 / 1e3)
+        };
+        let row = Presence {
+            ids: size.ids,
+            marks_per_second: size.rate,
+            count_p50_us: us(&found.counts, 0.5),
+            count_p99_us: us(&found.counts, 0.99),
+            ping_p50_us: us(&found.pings, 0.5),
+            ping_p99_us: us(&found.pings, 0.99),
+            list_seconds: rounded(found.listed_in.as_secs_f64()),
+            page_p50_us: us(&found.pages, 0.5),
+            page_p99_us: us(&found.pages, 0.99),
+        };
+        let line = format!(
+            "{} ids: Count p50 {:.0} us, p99 {:.0} us, List {:.2} s",
+            row.ids, row.count_p50_us, row.count_p99_us, row.list_seconds
+        );
+        self.results.presence.push(row);
         Ok(line)
     }
 

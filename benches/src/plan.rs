@@ -8,6 +8,7 @@ use crate::{
         self, BatchGet, BatchMark, BatchUnmark, Count, Get, Increment, Limit, List, Mark, MarkIf,
         MarkIndexed, Touch, Unmark,
     },
+    presence::{self, Size},
     results::{Generator, Purpose, Select},
     subjects::Kind,
 };
@@ -131,6 +132,7 @@ pub enum Step {
     IdleMemory,
     EntriesMemory,
     Watch,
+    Presence(Size),
 }
 
 impl Step {
@@ -151,6 +153,8 @@ impl Step {
             Self::IdleMemory => Duration::from_secs(2),
             Self::EntriesMemory => Duration::from_secs(4),
             Self::Watch => Duration::from_secs(210),
+            // To mark the ids, and for Count and List.
+            Self::Presence(size) => Duration::from_secs(5 + size.ids as u64 / 30_000),
         }
     }
 
@@ -158,7 +162,7 @@ impl Step {
     pub fn calls(self, name: &str) -> bool {
         match self {
             Self::Cell(plan) => plan.operation.to_string().starts_with(name),
-            Self::Watch => self.to_string().starts_with(name),
+            Self::Watch | Self::Presence(_) => self.to_string().starts_with(name),
             _ => false,
         }
     }
@@ -184,6 +188,7 @@ impl Display for Step {
             Self::IdleMemory => f.write_str("idle memory"),
             Self::EntriesMemory => f.write_str("memory with entries"),
             Self::Watch => f.write_str("Watch"),
+            Self::Presence(size) => write!(f, "Presence of {} ids", size.ids),
         }
     }
 }
@@ -259,6 +264,7 @@ fn full_steps(rounds: usize) -> Vec<(usize, Step)> {
     }
     steps.push((0, Step::EntriesMemory));
     steps.push((0, Step::Watch));
+    steps.extend(presence::SIZES.map(|size| (0, Step::Presence(size))));
     steps
 }
 

@@ -8,7 +8,7 @@ use crate::{
     measure::MEBIBYTE,
     operation::Operation,
     plan::{BATCH_GROWTH, CONNECTION_GROWTH, GROWTH_SUBJECTS, TARGET_SHAPE},
-    results::{CellRow, Generator, Latency, Lost, Purpose, Row, Spread, Watch, cpu},
+    results::{CellRow, Generator, Latency, Lost, Presence, Purpose, Row, Spread, Watch, cpu},
     subjects::Kind,
     targets::Target,
 };
@@ -56,6 +56,7 @@ fn page_tables(rows: &[Row]) -> Vec<(&'static str, String)> {
         ("latency", latency(rows)),
         ("calls", calls(rows)),
         ("watch", watch(rows)),
+        ("presence", presence(rows)),
         ("growth", growth(rows)),
     ];
     tables
@@ -140,6 +141,39 @@ fn watch(rows: &[Row]) -> String {
     ];
     let lines = rows.iter().filter_map(|row| match row {
         Row::Watch(found) => Some(line(found)),
+        _ => None,
+    });
+    table(&headings, lines)
+}
+
+/// How long Count and List of many ids take.
+fn presence(rows: &[Row]) -> String {
+    let line = |found: &Presence| {
+        vec![
+            thousands(found.ids as f64),
+            thousands(found.marks_per_second as f64),
+            thousands(found.count_p50_us),
+            thousands(found.count_p99_us),
+            thousands(found.ping_p50_us),
+            thousands(found.ping_p99_us),
+            format!("{:.2}", found.list_seconds),
+            thousands(found.page_p50_us),
+            thousands(found.page_p99_us),
+        ]
+    };
+    let headings = [
+        "ids",
+        "Marks/s",
+        "Count, p50, us",
+        "p99",
+        "PING, p50, us",
+        "p99",
+        "List, s",
+        "a page of it, p50, us",
+        "p99",
+    ];
+    let lines = rows.iter().filter_map(|row| match row {
+        Row::Presence(found) => Some(line(found)),
         _ => None,
     });
     table(&headings, lines)

@@ -26,6 +26,7 @@ pub struct Results {
     pub memory: Vec<Memory>,
     pub entries: Vec<Entries>,
     pub watch: Vec<Watch>,
+    pub presence: Vec<Presence>,
     pub lost: Vec<Lost>,
 }
 
@@ -148,6 +149,22 @@ pub struct Watch {
     pub expiry_p99_us: Option<f64>,
 }
 
+/// Count and List of many ids, while some of them are marked again.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Presence {
+    pub ids: usize,
+    pub marks_per_second: usize,
+    pub count_p50_us: f64,
+    pub count_p99_us: f64,
+    /// A PING of Redis after each Count.
+    pub ping_p50_us: f64,
+    pub ping_p99_us: f64,
+    /// Until all pages of a List had come, one after the other.
+    pub list_seconds: f64,
+    pub page_p50_us: f64,
+    pub page_p99_us: f64,
+}
+
 /// A row that could not be measured.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Lost {
@@ -167,6 +184,7 @@ pub enum Row {
     Latency(Latency),
     Entries(Entries),
     Watch(Watch),
+    Presence(Presence),
     Lost(Lost),
 }
 
@@ -317,6 +335,7 @@ impl Results {
         rows.extend(self.latency.iter().cloned().map(Row::Latency));
         rows.extend(self.entries.iter().cloned().map(Row::Entries));
         rows.extend(self.watch.iter().cloned().map(Row::Watch));
+        rows.extend(self.presence.iter().cloned().map(Row::Presence));
         rows.extend(self.lost.iter().cloned().map(Row::Lost));
         rows
     }
