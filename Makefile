@@ -5,7 +5,7 @@
 ## make test SUITE=NAME        another suite: clients, proxies, examples, docs, deploy, security; `all` is every suite
 ## make test REDIS=6           the Rust tests of the API, of presence, of Redis and of faults, on Redis 6.2
 ## make check                  formatting, lints, documentation, the proto contract, licences of dependencies
-## make bench                  dyndata beside its peers, twenty minutes; QUICK=1: under three minutes;
+## make bench                  dyndata beside its peers, half an hour; QUICK=1: under three minutes;
 ##                             COUNTS=1: system calls and heap allocations per Get
 ## make chaos                  failures of Redis in random order; SECONDS=600, and SEED=N repeats an order
 ## make attacks                attacks on a running server while well-behaved clients measure; SECONDS=30 each
