@@ -8,9 +8,10 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc::{Receiver, channel},
     thread,
+    time::Duration,
 };
 
-use support::{PATIENCE, TestServer, eventually};
+use support::{Dyndata, PATIENCE, TestServer, eventually, redis_server::signal};
 
 const INDEXED: &str = "--indexed-namespaces=online";
 
@@ -242,6 +243,25 @@ async fn watch_connects_again_and_says_that_a_new_snapshot_follows() {
     assert!(kill.expect("kill runs").success());
     assert_eq!(watching.end().signal(), Some(2));
     server.stop().await;
+}
+
+/// The server stands still, so that nothing closes the connection.
+#[test]
+fn watch_connects_again_when_the_server_is_silent() {
+    let server = Dyndata::start(&[]);
+    succeed(&server.addr, &["mark", "a", "1", "--ttl", "1h"]);
+    let watching = Watching::start(&server.addr, &["a"]);
+    watching.expect(&["a\t1"]);
+    signal(server.pid(), "STOP");
+    let error = watching.err.recv_timeout(Duration::from_secs(35));
+    let error = error.expect("a line within half a minute");
+    assert!(error.starts_with("the watch has ended: "), "{error}");
+    assert!(error.ends_with("; connecting again"), "{error}");
+    signal(server.pid(), "CONT");
+    assert_eq!(watching.error(), "a new snapshot follows");
+    watching.expect(&["a\t1"]);
+    succeed(&server.addr, &["mark", "a", "2"]);
+    watching.expect(&["a\t2"]);
 }
 
 #[test]
