@@ -18,8 +18,8 @@ use dyndata::proto::{
     value::Kind,
 };
 use support::{
-    Client, INDEXED, Redis, TestServer, assert_error, assert_outcome, batch, cluster, int, mark,
-    millis, namespace, now, seconds_since_epoch, use_indexed_namespace,
+    Client, INDEXED, Redis, TestServer, assert_error, assert_outcome, batch, cluster, int, key,
+    mark, millis, namespace, now, seconds_since_epoch, use_indexed_namespace,
     watching::{self, Watching},
 };
 use tonic::Code::{ResourceExhausted, Unavailable};
@@ -171,7 +171,7 @@ async fn value_index_and_reply_agree_about_the_expiry() {
         let promised = client.mark(request).await.expect("marks");
         let promised = seconds_since_epoch(&promised.expect("always set"));
         let shard = crc16::State::<crc16::XMODEM>::calculate(id.as_bytes()) % 64;
-        let key = format!("dyn_data:{{online.{shard}}}/{id}");
+        let key = key(&id);
         let index = format!("dyn_data_index:{{online.{shard}}}");
         let score: f64 =
             redis::from_redis_value(redis.must(&["ZSCORE", &index, &id])).expect("a score");

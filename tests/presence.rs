@@ -15,7 +15,7 @@ use dyndata::proto::{
 };
 use support::{
     Client, Dyndata, INDEXED, PATIENCE, Redis, TestServer, assert_error, blamed_field, cluster,
-    eventually, int, mark, millis, namespace, now, seconds_since_epoch,
+    eventually, int, key, mark, millis, namespace, now, seconds_since_epoch,
     topology::{Cluster, Sentinels},
     use_indexed_namespace,
 };
@@ -336,8 +336,7 @@ async fn lists_and_counts_are_complete_across_a_failover<S: Failover>(
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let store = failover.await.expect("fails over");
-    let shard = crc16::State::<crc16::XMODEM>::calculate(ids[0].as_bytes()) % 64;
-    let key = format!("dyn_data:{{online.{shard}}}/{}", ids[0]);
+    let key = key(&ids[0]);
     let has_changed = |at: &usize| store.servers()[*at].text(&["GET", &key]) == "2";
     let start = Instant::now();
     // The old master may acknowledge Marks for a while.

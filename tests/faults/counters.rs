@@ -39,7 +39,7 @@ use crate::{
 const COUNTERS: u32 = 3;
 const CALLERS: usize = 4;
 /// The first id. No other load uses ids from here to [`crate::writers`]'s first.
-const FIRST_ID: u32 = 900_000;
+pub const FIRST_ID: u32 = 900_000;
 const TTL: Duration = Duration::from_secs(3600);
 /// The longest pause between two calls of one caller.
 const PAUSE: Duration = Duration::from_millis(60);

@@ -10,7 +10,7 @@ use crate::{
     report::Report,
     runner::{Case, Pace},
     support::{
-        Dyndata, Redis, eventually,
+        Dyndata, Redis, eventually, key,
         redis_server::is_redis_6,
         topology::{Cluster, DOWN_AFTER, Member, Sentinels, errors},
     },
@@ -214,11 +214,8 @@ fn migrate(pace: &Pace) -> Report {
     for round in 0..pace.times(1, 4) {
         trial.begin_fault();
         for id in 0..20 {
-            let key = format!(
-                "dyn_data/{}",
-                name(id + 20 * u32::try_from(round).unwrap_or(0))
-            );
-            moved += move_slot(&store, &key);
+            let id = id + 20 * u32::try_from(round).unwrap_or(0);
+            moved += move_slot(&store, &key(&name(id)));
         }
         trial.end_fault();
     }

@@ -4,13 +4,14 @@
 use std::{thread::sleep, time::Duration};
 
 use crate::{
-    counters::{Counters, check},
+    client::name,
+    counters::{Counters, FIRST_ID, check},
     example::Example,
     history::{Call, Operation, Outcome, Recorder},
     report::Report,
     runner::{Case, Pace},
     selftest::{mark, not_executed_outcome, unknown_outcome},
-    support::{Dyndata, Redis, eventually},
+    support::{Dyndata, Redis, eventually, key},
 };
 
 pub const CASES: &[Case] = &[
@@ -214,7 +215,7 @@ fn doubled(_: &Pace) -> Report {
     let redis = Redis::start_durable(&[]);
     let server = Dyndata::on(&redis.url(), &[]);
     let counters = Counters::start(&[&server.addr], &Recorder::new());
-    let key = "dyn_data/{0}900000";
+    let key = &key(&name(FIRST_ID));
     eventually("a counter is there", || {
         !redis.text(&["GET", key]).is_empty()
     });

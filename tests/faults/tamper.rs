@@ -10,7 +10,7 @@ use crate::{
     proxy::{Mode, Proxy},
     report::Report,
     runner::{Case, Pace},
-    support::{Dyndata, Redis, eventually},
+    support::{Dyndata, Redis, eventually, key},
 };
 
 pub const CASES: &[Case] = &[
@@ -50,7 +50,7 @@ fn emptied(_: &Pace) -> Report {
 fn put_back(_: &Pace) -> Report {
     // A key that is marked at least twice, as every one with a long time to live is.
     let findings = tampered(|redis| {
-        let key = "dyn_data/{0}0";
+        let key = &key(&name(0));
         let value = |redis: &Redis| redis.text(&["GET", key]);
         eventually("it is marked", || !value(redis).is_empty());
         let old = value(redis);
@@ -65,7 +65,7 @@ fn put_back(_: &Pace) -> Report {
 fn foreign(_: &Pace) -> Report {
     let findings = tampered(|redis| {
         for id in 0..50 {
-            let key = format!("dyn_data/{}", name(id));
+            let key = key(&name(id));
             // A number that no Mark has written.
             redis.must(&["SET", &key, "3000000", "PX", "3600000"]);
         }

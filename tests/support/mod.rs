@@ -112,6 +112,17 @@ pub fn namespace_of_environment() -> Option<String> {
     std::env::var("DYNDATA_TEST_NAMESPACE").ok()
 }
 
+/// The key of an id of [`namespace`] in Redis. A namespace that is not empty must be an indexed one.
+pub fn key(id: &str) -> String {
+    match namespace().as_str() {
+        "" => format!("dyn_data/{id}"),
+        indexed => {
+            let shard = crc16::State::<crc16::XMODEM>::calculate(id.as_bytes()) % 64;
+            format!("dyn_data:{{{indexed}.{shard}}}/{id}")
+        }
+    }
+}
+
 /// A part of every secret in the tests: tokens, passwords, private values. It must appear in no
 /// output. `tests/canary.sh` checks the output of all tests.
 pub const CANARY: &str = "c4n4ry-7f3a9";
