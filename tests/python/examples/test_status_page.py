@@ -2,7 +2,7 @@
 
 `make test SUITE=examples ARGS='-k color_schemes --picture'` writes docs/status-light.png and
 docs/status-dark.png. It takes six minutes, because the charts show five. For true latencies, let it
-test a release binary: `--dyndata target/release/dyndata`.
+test a release binary: `--dyndata=target/release/dyndata`.
 """
 
 import contextlib
@@ -78,6 +78,7 @@ def test_the_page_has_two_color_schemes(window, server, pytestconfig, tmp_path):
     window.command(
         "Emulation.setDeviceMetricsOverride", width=1000, height=956, deviceScaleFactor=1, mobile=False
     )
+    window.command("Emulation.setScrollbarsHidden", hidden=True)
     with traffic(server.address) if is_picture else contextlib.nullcontext():
         time.sleep(PICTURE_SECONDS if is_picture else 0)
         backgrounds = set()
@@ -147,6 +148,8 @@ def traffic(address):
                 caller.call("BatchGet", field(1, "online") + b"".join(field(2, f"user {n}") for n in range(10)))
             if random.random() < 0.05:
                 caller.call("Count", field(1, "online"))
+            if random.random() < 0.05:
+                caller.call("Touch", field(1, "devices") + field(2, f"user {random.randrange(50)}"))
             if random.random() < 0.02:
                 caller.call("Unmark", field(1, "devices") + field(2, f"user {random.randrange(50)}"))
             end.wait(0.004 * (1.6 + math.sin((time.monotonic() - start) / 9)))
