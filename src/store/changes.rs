@@ -156,7 +156,7 @@ impl Reader {
         max: usize,
     ) -> Result<Vec<Box<str>>, StoreError> {
         match self {
-            Self::Memory(reader) => Ok(reader.list(&namespace, max)),
+            Self::Memory(reader) => Ok(reader.list(&namespace, max).await),
             Self::Redis(reader) => reader.list(&namespace, max).await,
         }
     }

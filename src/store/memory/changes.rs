@@ -12,6 +12,8 @@ use crate::{
 
 /// How often to say that all changes have been told.
 const COMPLETE_INTERVAL: Duration = Duration::from_secs(1);
+/// How many ids are listed at a time.
+const PAGE_SIZE: usize = 1_000;
 
 /// The feed of changes of an embedded store.
 #[derive(Debug)]
@@ -100,15 +102,21 @@ impl MemoryReader {
         keys.iter().map(|key| Ok(read(key))).collect()
     }
 
-    pub(crate) fn list(&self, namespace: &str, max: usize) -> Vec<Box<str>> {
+    /// Lists page by page. The worker of the same thread comes in between.
+    pub(crate) async fn list(&self, namespace: &str, max: usize) -> Vec<Box<str>> {
         let mut ids = Vec::new();
-        if let Ok(namespace) = Namespace::try_from(namespace) {
-            self.0.see_keys(namespace, |key| {
-                if ids.len() <= max {
-                    ids.push(key.id().into());
-                }
-            });
+        let Ok(namespace) = Namespace::try_from(namespace) else {
+            return ids;
+        };
+        let mut start = None;
+        loop {
+            let page = self.0.list(namespace, PAGE_SIZE, start);
+            ids.extend(page.ids.into_iter().map(|(id, _)| id));
+            start = page.next;
+            if start.is_none() || ids.len() > max {
+                return ids;
+            }
+            tokio::task::yield_now().await;
         }
-        ids
     }
 }

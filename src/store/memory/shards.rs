@@ -269,18 +269,6 @@ impl MemoryStore {
         read(slot.map(|slot| (&slot.value, slot.expiry.0)))
     }
 
-    /// Lets `see` look at all keys of an indexed namespace. Locks one shard at a time.
-    pub(super) fn see_keys(&self, namespace: Namespace<'_>, mut see: impl FnMut(&Key)) {
-        let Some(index) = self.indexed.position(namespace) else {
-            return;
-        };
-        for shard in &self.shards {
-            for (_, key) in &lock(shard).indexes[index] {
-                see(key);
-            }
-        }
-    }
-
     /// Removes what has expired. Locks one shard at a time.
     pub(crate) fn sweep(&self) {
         let now = Instant::now();
