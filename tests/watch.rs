@@ -2,9 +2,17 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    time::{Duration, Instant},
+};
 
-use dyndata::proto::{MarkRequest, UnmarkRequest, WatchRequest, entry};
+use dyndata::proto::{
+    BatchMarkRequest, MarkRequest, UnmarkRequest, WatchRequest,
+    batch_mark_request::{Item, item},
+    entry,
+};
 use support::{
     Client, Redis, TestServer, assert_error, blamed_field, bytes, int, mark, millis,
     on_every_store, read, text,
@@ -237,5 +245,71 @@ mod whole {
     async fn all_ids_are_told_redis() {
         let redis = Redis::start();
         all_ids_are_told(TestServer::on_redis(&redis, INDEXED).await).await;
+    }
+
+    /// Marks the ids with these numbers.
+    async fn mark_many(client: &mut Client, numbers: Range<usize>, value: i64) {
+        let mark = |number: usize| Item {
+            id: number.to_string(),
+            value: Some(item::Value::IntValue(value)),
+            ttl: Some(millis(600_000)),
+        };
+        let request = BatchMarkRequest {
+            namespace: "online".to_owned(),
+            marks: numbers.map(mark).collect(),
+        };
+        client.0.batch_mark(request).await.expect("marks");
+    }
+
+    /// The table adds, tells and removes so many ids in steps.
+    async fn many_ids_are_told(server: TestServer) {
+        const BATCH: usize = 500;
+        const COUNT: usize = 10_000;
+        let mut client = server.client().await;
+        for first in (0..COUNT).step_by(BATCH) {
+            mark_many(&mut client, first..first + BATCH, 1).await;
+        }
+        let mut closed = Vec::new();
+        let mut watches = Vec::new();
+        for number in 0..6 {
+            let request = match number % 2 {
+                0 => all("online"),
+                _ => ids("online", 0..COUNT),
+            };
+            let watching = Watching::start(&mut client.0, request).await;
+            match number {
+                0..4 => closed.push(watching.expect("begins")),
+                _ => watches.push(watching.expect("begins")),
+            }
+            mark_many(&mut client, number * BATCH..(number + 1) * BATCH, 2).await;
+            closed.truncate(1);
+        }
+        drop(closed);
+        mark_many(&mut client, COUNT..COUNT + 10, 2).await;
+        for (watching, count) in watches.iter_mut().zip([COUNT + 10, COUNT]) {
+            let is_new = |number: usize| !(6 * BATCH..COUNT).contains(&number);
+            let value = |number| entry::Value::IntValue(if is_new(number) { 2 } else { 1 });
+            let held = (0..count).map(|number| (number.to_string(), value(number)));
+            let held: BTreeMap<_, _> = held.collect();
+            watching
+                .until("all values", |watching| {
+                    watching.snapshots == 1 && watching.present() == held
+                })
+                .await;
+        }
+        drop(watches);
+        server.metric("dyndata_watched_ids 0").await;
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn many_ids_are_told_embedded() {
+        many_ids_are_told(TestServer::start(INDEXED)).await;
+    }
+
+    #[tokio::test]
+    async fn many_ids_are_told_redis() {
+        let redis = Redis::start();
+        many_ids_are_told(TestServer::on_redis(&redis, INDEXED).await).await;
     }
 }
