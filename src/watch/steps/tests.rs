@@ -12,7 +12,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use tokio::{sync::mpsc, time::Instant};
 
-use super::ADD;
+use super::{ADD, MAX_IDS};
 use crate::{
     model::{Id, IndexedNamespaces, Namespace, Value},
     proto::{WatchResponse, entry},
@@ -39,6 +39,8 @@ struct Fixture {
     hub: WatchHub,
     requests: mpsc::UnboundedReceiver<WatchRequest>,
     held: BTreeMap<String, i64>,
+    /// Values are texts of this length instead, if it is not 0.
+    text_bytes: usize,
     is_up: bool,
     /// A read that is on its way, with what it has found.
     read: Option<(Vec<BatchItem>, Vec<Reading>)>,
@@ -60,6 +62,7 @@ impl Fixture {
             hub,
             requests,
             held: BTreeMap::new(),
+            text_bytes: 0,
             is_up: false,
             read: None,
             listing: None,
@@ -138,7 +141,11 @@ impl Fixture {
         let readings = batch.iter().map(|item| {
             let (_, id) = self.feed.id_of(&item.key).expect("a key of an id");
             let value = self.held.get(id.as_str());
-            Ok(value.map(|value| (Value::Int(*value), None)))
+            let value = value.map(|value| match self.text_bytes {
+                0 => Value::Int(*value),
+                length => Value::String(format!("{value:0length$}").into()),
+            });
+            Ok(value.map(|value| (value, None)))
         });
         let readings = readings.collect();
         self.read = (!batch.is_empty()).then_some((batch, readings));
@@ -380,4 +387,46 @@ fn whatever_comes_between_the_steps_watchers_end_up_with_what_is_held() {
         assert_eq!(fixture.watched_ids(), 0);
     }
     assert!(agreed > 20, "{agreed}");
+}
+
+#[test]
+fn a_watch_that_is_being_removed_takes_no_ids_from_others() {
+    let mut fixture = Fixture::new();
+    let mut all = fixture.open(Target::All);
+    fixture.settle();
+    let many = fixture.open(Target::Ids(names(MAX_IDS)));
+    fixture.settle();
+    assert_eq!(fixture.watched_ids(), MAX_IDS);
+    drop(many);
+    fixture.turn();
+    fixture.write("new", Some(1));
+    fixture.settle();
+    all.hear(usize::MAX);
+    assert!(!all.has_ended);
+    assert_eq!(all.known, fixture.held);
+}
+
+#[test]
+fn a_watch_that_is_being_removed_takes_no_bytes_from_others() {
+    let mut fixture = Fixture::new();
+    fixture.text_bytes = 60_000;
+    for id in names(1_150) {
+        fixture.write(&id, Some(1));
+    }
+    // 60 MB, and 9 MB, which are too many.
+    let mut first = fixture.open(Target::Ids(names(1_000)));
+    fixture.settle();
+    let mut second = fixture.open(Target::Ids(names(1_150).split_off(1_000)));
+    fixture.turn();
+    fixture.write("5", Some(2));
+    // One batch has all ids of the second watch, and one of the first.
+    assert!(fixture.read() && fixture.read());
+    second.hear(9);
+    first.hear(9);
+    assert!(second.has_ended && !first.has_ended);
+    fixture.write("6", Some(3));
+    assert!(!fixture.read(), "nothing is read before there is room");
+    fixture.settle();
+    first.hear(usize::MAX);
+    assert!(!first.has_ended);
 }
