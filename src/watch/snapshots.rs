@@ -102,7 +102,7 @@ impl Snapshots {
             let Some(watch) = watch.filter(is_same) else {
                 continue;
             };
-            let length = watch.ids.as_ref().map_or(ids.range_end(), Vec::len);
+            let length = watch.ids.as_ref().map_or_else(|| ids.range_end(), Vec::len);
             let end = length.min(begun.next + left);
             left -= end - begun.next;
             let has_room = match &watch.ids {

@@ -323,7 +323,6 @@ fn a_watch_that_begins_during_a_listing_for_another_one_misses_nothing() {
 #[test]
 fn whatever_comes_between_the_steps_watchers_end_up_with_what_is_held() {
     let seed = fastrand::u64(..);
-    println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let mut agreed = 0;
     for _ in 0..20 {
@@ -373,20 +372,20 @@ fn whatever_comes_between_the_steps_watchers_end_up_with_what_is_held() {
         for (ids, watching) in watches {
             watching.hear(usize::MAX);
             // A watch that has no snapshot yet ends with a gap.
-            assert!(watching.snapshots > 0 || watching.has_ended);
+            assert!(watching.snapshots > 0 || watching.has_ended, "seed {seed}");
             if !watching.has_ended {
                 let mut held = fixture.held.clone();
                 let ids: HashSet<_> = ids.iter().collect();
                 held.retain(|id, _| ids.contains(id));
-                assert_eq!(watching.known, held);
+                assert_eq!(watching.known, held, "seed {seed}");
                 agreed += 1;
             }
         }
         drop((all, some));
         fixture.settle();
-        assert_eq!(fixture.watched_ids(), 0);
+        assert_eq!(fixture.watched_ids(), 0, "seed {seed}");
     }
-    assert!(agreed > 20, "{agreed}");
+    assert!(agreed > 20, "{agreed} watches, seed {seed}");
 }
 
 #[test]
@@ -398,7 +397,10 @@ fn a_watch_that_is_being_removed_takes_no_ids_from_others() {
     fixture.settle();
     assert_eq!(fixture.watched_ids(), MAX_IDS);
     drop(many);
-    fixture.turn();
+    let Ok(WatchRequest::Close(outbox)) = fixture.requests.try_recv() else {
+        panic!("no request");
+    };
+    fixture.table.close(&outbox);
     fixture.write("new", Some(1));
     fixture.settle();
     all.hear(usize::MAX);
