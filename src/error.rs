@@ -446,7 +446,7 @@ mod tests {
     fn the_pushback_of_an_overloaded_server_grows_with_the_attempts() {
         let attempts = |text: &'static str| {
             let value = http::HeaderValue::from_static(text);
-            let name = http::HeaderName::from_static("grpc-previous-rpc-attempts");
+            let name = HeaderName::from_static("grpc-previous-rpc-attempts");
             previous_attempts(&HeaderMap::from_iter([(name, value)]))
         };
         for (text, least, most) in [
