@@ -54,8 +54,6 @@ pub(super) struct NodeTrackers {
     owners: Vec<Option<u64>>,
     /// For each slot what was told.
     slots: Vec<SlotState>,
-    /// The namespaces that all nodes track, as was told.
-    tracked: Arc<[String]>,
 }
 
 struct TrackedNode {
@@ -118,7 +116,6 @@ impl NodeTrackers {
             told,
             owners: vec![None; slots],
             slots: vec![SlotState::Nothing; slots],
-            tracked: Arc::default(),
         }
     }
 
@@ -208,7 +205,6 @@ impl NodeTrackers {
             let (state, event) = match *step {
                 SlotStep::Stay => continue,
                 SlotStep::Begin(node) => {
-                    self.tracked = Arc::clone(&namespaces);
                     let event = ChangeEvent::Began { parts, namespaces };
                     (SlotState::Began(node), event)
                 }
@@ -271,11 +267,8 @@ impl NodeTrackers {
             ChangeEvent::Tracking { namespaces } => {
                 node.tracked = namespaces;
                 let namespaces = self.common_namespaces();
-                if namespaces != self.tracked {
-                    self.tracked = Arc::clone(&namespaces);
-                    self.tell(Told::Event(ChangeEvent::Tracking { namespaces }))
-                        .await;
-                }
+                self.tell(Told::Event(ChangeEvent::Tracking { namespaces }))
+                    .await;
             }
             ChangeEvent::Lost { error, .. } => {
                 node.state = NodeState::Down(error);

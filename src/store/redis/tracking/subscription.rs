@@ -95,7 +95,8 @@ impl Subscription {
         Ok(subscription)
     }
 
-    /// Tracks these namespaces and no others.
+    /// Tracks these namespaces and no others. There is always an answer, also if nothing changes: the
+    /// lists in between may have been passed over, and whoever asks has forgotten what is tracked.
     pub(super) async fn track(&mut self, namespaces: Arc<[String]>) -> Result<(), ConnectError> {
         let mut out = Vec::new();
         let mut commands = Commands::new(&mut out);
@@ -128,14 +129,16 @@ impl Subscription {
             .iter()
             .filter(|name| !self.tracked.contains(name));
         let prefixes: Vec<_> = new.map(|name| self.layout.prefix_of(name)).collect();
-        let mut words: Vec<&[u8]> = vec![b"CLIENT", b"TRACKING", b"ON", b"BCAST"];
-        for prefix in &prefixes {
-            words.extend([b"PREFIX".as_slice(), prefix]);
-        }
         if prefixes.is_empty() {
-            return;
+            // The answer comes after those to earlier questions.
+            commands.whole(&[b"PING"]);
+        } else {
+            let mut words: Vec<&[u8]> = vec![b"CLIENT", b"TRACKING", b"ON", b"BCAST"];
+            for prefix in &prefixes {
+                words.extend([b"PREFIX".as_slice(), prefix]);
+            }
+            commands.whole(&words);
         }
-        commands.whole(&words);
         self.tracked = Arc::clone(&namespaces);
         self.expect(Question::Track(namespaces));
     }
@@ -228,6 +231,7 @@ fn pushed(piece: &Bytes, mut replies: Replies<'_>) -> Option<Heard> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{model::IndexedNamespaces, store::redis::settings::KeyFormat};
 
     #[test]
     fn pushes_are_told_apart() {
@@ -243,5 +247,29 @@ mod tests {
         assert!(matches!(all, Some(Heard::AllChanged)));
         let other = heard(">3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n");
         assert!(other.is_none());
+    }
+
+    /// A list that comes again may be news to whoever asks, if the lists in between were passed over.
+    #[tokio::test]
+    async fn each_list_gets_an_answer() {
+        let (ours, mut theirs) = tokio::io::duplex(1024);
+        let layout = KeyLayout {
+            prefix: "p".to_owned(),
+            format: KeyFormat::Plain,
+            indexed: IndexedNamespaces::default(),
+        };
+        let list: Arc<[String]> = ["a".to_owned()].into();
+        let started = Subscription::start(Box::new(ours), layout, Arc::clone(&list));
+        let mut subscription = started.await.expect("starts");
+        subscription.track(list).await.expect("asks");
+        let replies = b"%0\r\n>3\r\n$9\r\nsubscribe\r\n$7\r\np_watch\r\n:1\r\n+OK\r\n*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n+PONG\r\n";
+        theirs.write_all(replies).await.expect("writes");
+        let mut heard = Vec::new();
+        for _ in 0..3 {
+            heard.push(subscription.next().await.expect("a reply"));
+        }
+        assert!(matches!(heard[0], Heard::Tracking { .. }), "{heard:?}");
+        assert!(matches!(heard[1], Heard::Role { .. }), "{heard:?}");
+        assert!(matches!(heard[2], Heard::Tracking { .. }), "{heard:?}");
     }
 }
