@@ -15,6 +15,8 @@ pub(super) struct WatchedNamespace {
     pub(super) is_tracked: bool,
     /// How many watches it has.
     pub(super) watches: usize,
+    /// How many of its ids are in the table.
+    pub(super) ids: usize,
     /// The watches of the whole namespace.
     pub(super) all: Vec<u32>,
     /// Only for watches of the whole namespace.
@@ -41,6 +43,7 @@ impl WatchedNamespace {
             name: name.to_owned(),
             is_tracked: false,
             watches: 0,
+            ids: 0,
             all: Vec::new(),
             listing: Listing::Needed,
             listed_at: Instant::now(),

@@ -90,7 +90,7 @@ impl Snapshots {
             let Some(mut begun) = self
                 .begun
                 .take()
-                .or_else(|| self.begin(watches, ids, namespaces))
+                .or_else(|| self.begin(watches, namespaces))
             else {
                 return;
             };
@@ -132,12 +132,7 @@ impl Snapshots {
     }
 
     /// Begins the next snapshot for which there is room.
-    fn begin(
-        &mut self,
-        watches: &mut Slab<Watch>,
-        ids: &Ids,
-        namespaces: &Namespaces,
-    ) -> Option<Begun> {
+    fn begin(&mut self, watches: &mut Slab<Watch>, namespaces: &Namespaces) -> Option<Begun> {
         while let Some(number) = self.queue.pop_front() {
             let Some(watch) = watches.get_mut(number as usize) else {
                 continue;
@@ -146,7 +141,8 @@ impl Snapshots {
             if !watch.can_go_live(namespaces) {
                 continue;
             }
-            let length = watch.ids.as_ref().map_or(ids.len(), Vec::len);
+            let of_namespace = namespaces.0[watch.namespace].ids;
+            let length = watch.ids.as_ref().map_or(of_namespace, Vec::len);
             if !watch.outbox.has_room(length) {
                 self.wait_for_room(number, watches);
                 continue;

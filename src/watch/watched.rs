@@ -129,6 +129,7 @@ impl Watched {
         EntryField::new(id, None).encode_for_watch(&mut self.scratch);
         self.value_bytes += self.scratch.len();
         watched.entry.lock().encoded = Bytes::copy_from_slice(&self.scratch);
+        self.namespaces.0[namespace].ids += 1;
         self.ids.insert(watched)
     }
 
@@ -198,6 +199,7 @@ impl Watched {
         }
         if let Some(id) = self.ids.remove(number) {
             self.value_bytes -= id.entry.lock().encoded.len();
+            namespace.ids -= 1;
             if id.is_awaited {
                 namespace.awaited -= 1;
             }

@@ -27,9 +27,14 @@ use crate::{
 };
 
 const NAME: &str = "on";
+const OTHER: &str = "other";
 
 fn namespace() -> Namespace<'static> {
     Namespace::try_from(NAME).expect("a valid name")
+}
+
+fn tracked() -> [String; 2] {
+    [NAME, OTHER].map(str::to_owned)
 }
 
 /// A table, and what plays the store and the task.
@@ -45,7 +50,7 @@ struct Fixture {
     /// A read that is on its way, with what it has found.
     read: Option<(Vec<BatchItem>, Vec<Reading>)>,
     /// A listing that is on its way, with what it has found.
-    listing: Option<Vec<Box<str>>>,
+    listing: Option<(String, Vec<Box<str>>)>,
 }
 
 impl Fixture {
@@ -72,8 +77,7 @@ impl Fixture {
     }
 
     fn begin(&mut self) {
-        let names = [NAME.to_owned()];
-        self.table.began(&Parts::All, &names, Instant::now());
+        self.table.began(&Parts::All, &tracked(), Instant::now());
         self.is_up = true;
     }
 
@@ -84,7 +88,12 @@ impl Fixture {
     }
 
     fn open(&self, target: Target) -> Watching {
-        let watcher = self.hub.open(namespace(), target).expect("has a place");
+        self.open_in(NAME, target)
+    }
+
+    fn open_in(&self, name: &str, target: Target) -> Watching {
+        let namespace = Namespace::try_from(name).expect("a valid name");
+        let watcher = self.hub.open(namespace, target).expect("has a place");
         Watching {
             watcher,
             known: BTreeMap::new(),
@@ -117,7 +126,7 @@ impl Fixture {
             match request {
                 WatchRequest::Open(open) => {
                     self.table.open(open);
-                    self.table.tracking(&[NAME.to_owned()], Instant::now());
+                    self.table.tracking(&tracked(), Instant::now());
                 }
                 WatchRequest::Close(outbox) => self.table.close(&outbox),
             }
@@ -154,15 +163,16 @@ impl Fixture {
 
     /// Ends the listing that is on its way, or sends one. Returns whether there was anything to do.
     fn list(&mut self) -> bool {
-        if let Some(ids) = self.listing.take() {
-            self.table.listed(NAME, Ok(ids));
+        if let Some((name, ids)) = self.listing.take() {
+            self.table.listed(&name, Ok(ids));
             return true;
         }
-        if self.table.to_list().is_none() {
+        let Some(name) = self.table.to_list().map(str::to_owned) else {
             return false;
-        }
-        self.table.listing(NAME);
-        self.listing = Some(self.held.keys().map(|id| id.as_str().into()).collect());
+        };
+        self.table.listing(&name);
+        let ids = self.held.keys().map(|id| id.as_str().into());
+        self.listing = Some((name, ids.collect()));
         true
     }
 
@@ -431,4 +441,30 @@ fn a_watch_that_is_being_removed_takes_no_bytes_from_others() {
     fixture.settle();
     first.hear(usize::MAX);
     assert!(!first.has_ended);
+}
+
+/// Both namespaces hold the same ids here.
+#[test]
+fn a_small_namespace_does_not_wait_for_the_snapshots_of_large_ones() {
+    let mut fixture = Fixture::new();
+    for id in names(10) {
+        fixture.write(&id, Some(1));
+    }
+    // Together, these watchers have not read 495,000 ids.
+    let large: Vec<_> = (0..6)
+        .map(|_| {
+            let watching = fixture.open(Target::Ids(names(99_000)));
+            fixture.settle();
+            watching
+        })
+        .collect();
+    let mut small = fixture.open_in(OTHER, Target::All);
+    fixture.settle();
+    small.hear(usize::MAX);
+    assert_eq!(small.known, fixture.held);
+    let heard: Vec<_> = large
+        .into_iter()
+        .map(|mut watching| watching.hear(1))
+        .collect();
+    assert_eq!(heard, [1, 1, 1, 1, 1, 0], "there was no room for the last");
 }
