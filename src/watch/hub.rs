@@ -146,7 +146,7 @@ impl WatchHub {
         };
         match before {
             0..=MAX_WAITING_IDS => Ok(waiting),
-            _ => Err(WatchLimit::Ids {
+            _ => Err(WatchLimit::Waiting {
                 max: MAX_WAITING_IDS,
             }),
         }
@@ -187,5 +187,34 @@ impl Drop for Watcher {
         _ = self
             .requests
             .send(WatchRequest::Close(Arc::clone(&self.outbox)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_that_wait_are_bounded_and_leave_room_again() {
+        let settings = WatchSettings {
+            max_watches: 100,
+            max_watch_ids: MAX_WAITING_IDS,
+        };
+        let (hub, mut requests) = WatchHub::new(settings);
+        let namespace = Namespace::try_from("on").expect("valid");
+        let open = |ids: usize| {
+            let ids = (0..ids).map(|number| number.to_string());
+            hub.open(namespace, Target::Ids(ids.collect()))
+        };
+        let first = open(MAX_WAITING_IDS).expect("has room");
+        let second = open(1).expect("has room");
+        let refused = WatchLimit::Waiting {
+            max: MAX_WAITING_IDS,
+        };
+        assert_eq!(open(1).err(), Some(refused.into()));
+        // The task has taken a request.
+        drop(requests.try_recv().expect("a request"));
+        let third = open(1).expect("has room");
+        drop((first, second, third));
     }
 }

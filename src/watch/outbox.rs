@@ -35,6 +35,8 @@ pub(crate) enum WatchLimit {
     Watches { max: usize },
     #[error("this process watches as many ids as it may watch: {max}")]
     Ids { max: usize },
+    #[error("as many ids wait to be watched as may wait: {max}; try again")]
+    Waiting { max: usize },
     #[error("this process watches as many namespaces as it may watch: {max}")]
     Namespaces { max: usize },
     #[error("the values that this process watches have more than {max} bytes")]
