@@ -218,6 +218,16 @@ pub async fn within<T>(limit: Duration, run: impl Future<Output = Result<T>>) ->
     done.with_context(|| format!("the run did not end within {limit:?}"))?
 }
 
+/// Waits until a call is due, if calls begin at `start` at this rate a second. Calls that are due within
+/// a few milliseconds do not wait for each other, because the timers of the runtime are not finer.
+pub async fn wait_until_due(start: time::Instant, number: usize, rate: usize) {
+    const TICK: Duration = Duration::from_millis(5);
+    let due = start + Duration::from_secs(1) * number as u32 / rate as u32;
+    if due > time::Instant::now() + TICK {
+        time::sleep_until(due).await;
+    }
+}
+
 /// Makes the first `count` calls of a workload.
 pub fn call_all(target: SocketAddr, workload: Workload, shape: Shape, count: u64) -> Result<()> {
     let control = Control::new(workload)?;

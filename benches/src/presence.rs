@@ -23,7 +23,7 @@ use tokio::{
 use tonic::transport::Channel;
 
 use crate::{
-    load::{CALL_LIMIT, new_histogram, runtime, within},
+    load::{CALL_LIMIT, new_histogram, runtime, wait_until_due, within},
     operation::INDEXED,
 };
 
@@ -51,7 +51,6 @@ const PAGE: i32 = 1_000;
 const BATCH: usize = 1_000;
 const BATCHES_AT_A_TIME: usize = 8;
 const TTL: Duration = Duration::from_secs(600);
-const TICK: Duration = Duration::from_millis(5);
 /// How long a run may take.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -116,14 +115,11 @@ async fn beat(client: DynDataClient<Channel>, size: Size) -> Result<()> {
     let mut calls = JoinSet::new();
     let start = time::Instant::now();
     for number in 0.. {
-        let due = start + Duration::from_secs(1) * number / size.rate as u32;
-        if due > time::Instant::now() + TICK {
-            time::sleep_until(due).await;
-        }
+        wait_until_due(start, number, size.rate).await;
         let request = MarkRequest {
             namespace: INDEXED.to_owned(),
             id: id(fastrand::usize(..size.ids)),
-            value: Some(mark_request::Value::IntValue(i64::from(number))),
+            value: Some(mark_request::Value::IntValue(number as i64)),
             ttl: prost_types::Duration::try_from(TTL).ok(),
         };
         let mut client = client.clone();

@@ -25,7 +25,7 @@ use tonic::transport::Channel;
 
 use crate::{
     keys::KeySet,
-    load::{CALL_LIMIT, new_histogram, runtime, within},
+    load::{CALL_LIMIT, new_histogram, runtime, wait_until_due, within},
 };
 
 pub const WATCHERS: usize = 1_000;
@@ -40,7 +40,6 @@ const LONG: Duration = Duration::from_secs(300);
 const SHORT: Duration = Duration::from_millis(300);
 /// After the last Mark: values expire, and their watchers learn of it.
 const REST: Duration = Duration::from_secs(3);
-const TICK: Duration = Duration::from_millis(5);
 
 /// What the watchers saw.
 pub struct Outcome<P> {
@@ -120,10 +119,7 @@ pub fn run<P>(
         let mut calls = JoinSet::new();
         let start = time::Instant::now();
         for number in 0..marks {
-            let due = start + Duration::from_secs(1) * number as u32 / RATE as u32;
-            if due > time::Instant::now() + TICK {
-                time::sleep_until(due).await;
-            }
+            wait_until_due(start, number, RATE).await;
             let (client, shared) = (clients[number % CONNECTIONS].clone(), Rc::clone(&shared));
             calls.spawn_local(async move { shared.mark(client, number).await });
             while let Some(done) = calls.try_join_next() {
