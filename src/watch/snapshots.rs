@@ -1,9 +1,8 @@
 //! The snapshots of watches: which watches are to get one, and making them.
 //!
 //! Snapshots are made one after the other, and each in pieces, because one may have all ids of the
-//! table. A watch is live from the first piece on. So a change of an id that has no place in the
-//! snapshot yet, or has been passed over, goes to the outbox, and the outbox takes it into the
-//! snapshot.
+//! table. A watch is live from the first piece on, so its outbox hears of each change. While the
+//! snapshot is being made, the outbox takes the id of a change into it, if it is not there yet.
 //!
 //! All outboxes together have a limit. A snapshot for which there is no room waits.
 
