@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`hub`] | the workers' access: opens watches, counts them |
 //! | [`outbox`] | what one watcher has not been sent yet |
+//! | [`end`] | why a watch ends, or is not opened |
 //! | [`table`] | what follows when the store says something, or when something was read |
 //! | [`watched`] | what is watched, and by whom |
 //! | [`watches`] | one watch, and how far it is |
@@ -36,6 +37,7 @@
 //! call stays on its thread.
 
 mod counts;
+mod end;
 mod hub;
 mod ids;
 mod outbox;
@@ -51,7 +53,8 @@ mod watches;
 
 pub(crate) use self::{
     counts::WatchCounts,
+    end::WatchEnd,
     hub::{Target, WatchHub, Watcher},
-    outbox::{Part, PartKind, WatchEnd},
+    outbox::{Part, PartKind},
     task::WatchTask,
 };

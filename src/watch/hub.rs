@@ -9,7 +9,8 @@ use tokio::sync::mpsc;
 
 use super::{
     counts::WatchCounts,
-    outbox::{Outbox, Part, Queued, WatchEnd, WatchLimit},
+    end::{WatchEnd, WatchLimit},
+    outbox::{Outbox, Part, Queued},
     settings::WatchSettings,
 };
 use crate::{

@@ -17,40 +17,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use thiserror::Error;
 use tokio::sync::Notify;
 
-use crate::store::StoreError;
+use super::end::WatchEnd;
 
 /// How many ids all outboxes may have together. Each takes about 30 bytes. The largest snapshot has
 /// a fifth of them.
 const MAX_QUEUED: usize = 500_000;
 /// An outbox may always have this many ids.
 const FAIR_QUEUED: usize = 500;
-
-/// The limit of watches that is reached.
-#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WatchLimit {
-    #[error("this process has as many watches as it may have: {max} (max-watches)")]
-    Watches { max: usize },
-    #[error("this process watches as many ids as it may watch: {max}")]
-    Ids { max: usize },
-    #[error("as many ids wait to be watched as may wait: {max}; try again")]
-    Waiting { max: usize },
-    #[error("this process watches as many namespaces as it may watch: {max}")]
-    Namespaces { max: usize },
-    #[error("the values that this process watches have more than {max} bytes")]
-    ValueBytes { max: usize },
-}
-
-/// Why a watch ends.
-#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WatchEnd {
-    #[error(transparent)]
-    Limit(#[from] WatchLimit),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
 
 /// What one id holds, encoded for its watchers. The task writes it, and streams read it.
 #[derive(Debug, Default)]
@@ -370,6 +345,7 @@ impl OutboxState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::StoreError;
 
     fn entry(text: &'static str) -> Arc<SharedEntry> {
         let state = EntryState {

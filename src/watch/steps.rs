@@ -16,10 +16,10 @@ use std::vec::IntoIter;
 use tokio::time::Instant;
 
 use super::{
-    outbox::{WatchEnd, WatchLimit},
+    end::{UNEXPECTED, WatchEnd, WatchLimit},
     pending::{Addition, Removal},
     places::{Listing, PartState},
-    watched::{MAX_IDS, UNEXPECTED, Watched},
+    watched::{MAX_IDS, Watched},
 };
 use crate::{
     model::{Id, Namespace},

@@ -9,9 +9,10 @@ use tokio::time::Instant;
 
 use super::{
     counts::WatchCounts,
+    end::WatchLimit,
     hub::OpenWatch,
     ids::{self, BatchItem, Dirty, WatchedId},
-    outbox::{Outbox, WatchLimit},
+    outbox::Outbox,
     pending::{Addition, Removal},
     places::{Listing, PartState, WatchedNamespace},
     watched::{MAX_IDS, Watched},

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use super::{
     counts::WatchCounts,
+    end::{WatchEnd, WatchLimit},
     hub::{OpenWatch, Target},
     ids::{Ids, WatchedId},
-    outbox::{WatchEnd, WatchLimit},
     pending::{Addition, Pending, Removal},
     places::{Listing, MAX_NAMESPACES, Namespaces, PartState, PartStates},
     snapshots::Snapshots,
@@ -338,6 +338,3 @@ impl Watched {
         WatchCounts::set(&counts.ids, self.ids.len());
     }
 }
-
-/// What a bug of this program looks like to a caller.
-pub(super) const UNEXPECTED: WatchEnd = WatchEnd::Store(StoreError::Unexpected);
