@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use dyndata::proto::{MarkRequest, WatchRequest, dyn_data_client::DynDataClient};
 use support::{
-    CANARY, Directory, Redis, TestServer, assert_error, int, mark, sha256_hex, text,
+    CANARY, Directory, PATIENCE, Redis, TestServer, assert_error, int, mark, sha256_hex, text,
     watching::{Watching, ids},
 };
 use tonic::{Code, Request, Status, transport::Channel};
@@ -213,12 +213,12 @@ async fn every_ten_seconds_a_watcher_hears_that_nothing_is_missing() {
     let start = Instant::now();
     for watching in &mut watches {
         while watching.alive == 0 {
-            let message = tokio::time::timeout(Duration::from_secs(13), watching.message());
+            let message = tokio::time::timeout(2 * PATIENCE, watching.message());
             message.await.expect("in time").expect("goes on");
         }
     }
     let time = start.elapsed();
-    assert!((8..14).contains(&time.as_secs()), "{time:?}");
+    assert!((8..20).contains(&time.as_secs()), "{time:?}");
     for server in servers {
         server.stop().await;
     }
