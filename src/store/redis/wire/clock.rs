@@ -42,6 +42,15 @@ pub(crate) struct Sample {
 }
 
 impl Sample {
+    #[cfg(test)]
+    pub(super) fn new(asked: Instant, answered: Instant, micros: u64) -> Self {
+        Self {
+            asked,
+            answered,
+            micros,
+        }
+    }
+
     /// Reads the reply to a TIME that was sent after `asked`. To be called as soon as it is there.
     pub(crate) fn read(asked: Instant, replies: &mut Replies<'_>) -> Option<Self> {
         let answered = Instant::now();
@@ -119,11 +128,7 @@ mod tests {
             // Redis looks at its clock in the middle.
             let elapsed = 10 * SECOND - *age + *round_trip / 2;
             let micros = micros(elapsed).saturating_add_signed(wrong * 1000) + 1_000_000_000;
-            clock.add(Sample {
-                asked,
-                answered: asked + *round_trip,
-                micros,
-            });
+            clock.add(Sample::new(asked, asked + *round_trip, micros));
         }
         let latest = clock.latest_millis(start)?;
         // Milliseconds ahead of Redis's clock.

@@ -92,18 +92,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::resp::Replies, *};
+    use super::*;
 
-    /// A sample of a clock that is ahead of ours by so many seconds, after a round trip.
+    const MILLISECOND: Duration = Duration::from_millis(1);
+
+    /// A sample of a clock that is ahead of ours by so many seconds, whose round trip has just ended.
     fn sample(ahead: i64, round_trip: Duration) -> Sample {
-        let asked = Instant::now();
         let ours = SystemTime::now().duration_since(UNIX_EPOCH).expect("after");
-        std::thread::sleep(round_trip);
-        let seconds = ours.as_secs().saturating_add_signed(ahead).to_string();
-        let micros = ours.subsec_micros().to_string();
-        let parts = [seconds, micros].map(|part| format!("${}\r\n{part}\r\n", part.len()));
-        let reply = format!("*2\r\n{}", parts.concat());
-        Sample::read(asked, &mut Replies::new(reply.as_bytes())).expect("a sample")
+        let answered = Instant::now();
+        let micros = u64::try_from(ours.as_micros()).expect("fits");
+        let micros = micros.saturating_add_signed(ahead * 1_000_000);
+        Sample::new(answered - round_trip, answered, micros)
+    }
+
+    /// The offset in whole seconds. The test may stand still between two looks at a clock.
+    fn offset(clocks: &ServerClocks) -> Option<i64> {
+        clocks.offset().map(|offset| offset.round() as i64)
     }
 
     #[test]
@@ -116,19 +120,16 @@ mod tests {
         );
         exact.add(sample(0, Duration::ZERO));
         let error = clocks.error().expect("known");
-        assert!(error < 0.005, "{error}");
-        let offset = clocks.offset().expect("known");
-        assert!(offset.abs() < 0.01, "{offset}");
-        ahead.add(sample(10, Duration::from_millis(2)));
+        assert!(error < 0.002, "{error}");
+        assert_eq!(offset(&clocks), Some(0));
+        ahead.add(sample(10, 2 * MILLISECOND));
         let error = clocks.error().expect("known");
         assert!((0.002..0.005).contains(&error), "{error}");
         behind.add(sample(-60, Duration::ZERO));
-        let offset = clocks.offset().expect("known");
-        assert!((-60.01..-59.99).contains(&offset), "{offset}");
+        assert_eq!(offset(&clocks), Some(-60));
         assert_eq!(clocks.known(), 3);
         behind.forget();
-        let offset = clocks.offset().expect("known");
-        assert!((9.99..10.01).contains(&offset), "{offset}");
+        assert_eq!(offset(&clocks), Some(10));
         drop(ahead);
         assert_eq!(clocks.known(), 1);
     }
@@ -138,7 +139,7 @@ mod tests {
     fn an_estimate_that_calls_would_not_use_is_not_shown() {
         let clocks = ServerClocks::default();
         let link = clocks.add_link();
-        link.add(sample(0, Duration::from_millis(6)));
+        link.add(sample(0, 6 * MILLISECOND));
         assert_eq!((clocks.known(), clocks.error()), (0, None));
         link.add(sample(0, Duration::ZERO));
         assert_eq!(clocks.known(), 1);
