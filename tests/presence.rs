@@ -16,12 +16,12 @@ use dyndata::proto::{
 use support::{
     Client, Dyndata, INDEXED, PATIENCE, Redis, TestServer, assert_error, blamed_field, cluster,
     eventually, int, key, mark, millis, namespace, now, seconds_since_epoch,
-    topology::{Cluster, Sentinels},
+    topology::{Cluster, FAILOVER, Sentinels},
     use_indexed_namespace,
 };
 use tokio::task::JoinSet;
 use tonic::{
-    Code::{FailedPrecondition, InvalidArgument},
+    Code::{DeadlineExceeded, FailedPrecondition, InvalidArgument, Unavailable},
     Status,
 };
 
@@ -273,11 +273,20 @@ async fn a_namespace_that_is_not_indexed_is_refused(mut client: Client) {
 
 /// The next page, once the store answers.
 async fn page_eventually(client: &mut Client, token: &str) -> ListResponse {
+    page_within(client, token, PATIENCE).await
+}
+
+/// The next page, once the store answers. Repeats the call with the same token, as callers do.
+async fn page_within(client: &mut Client, token: &str, patience: Duration) -> ListResponse {
     let start = Instant::now();
     loop {
         match page(client, 100, token).await {
             Ok(page) => return page,
-            Err(status) => assert!(start.elapsed() < PATIENCE, "not listed: {status}"),
+            Err(status) => {
+                let may_be_repeated = matches!(status.code(), Unavailable | DeadlineExceeded);
+                assert!(may_be_repeated, "{status}");
+                assert!(start.elapsed() < patience, "not listed: {status}");
+            }
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -415,6 +424,47 @@ async fn lists_and_counts_are_complete_across_a_failover_of_sentinels() {
     let server = TestServer::start(&["--redis-mode=sentinel", &url, INDEXED[0]]);
     server.ready().await;
     lists_and_counts_are_complete_across_a_failover(server, store).await;
+}
+
+/// The master dies between two pages. The token stays valid, although its cursor means nothing to
+/// the new master.
+#[tokio::test]
+async fn a_list_is_complete_after_a_master_of_sentinels_was_killed() {
+    use_indexed_namespace();
+    let mut store = Sentinels::start();
+    let url = format!("--redis-url={}", store.urls());
+    let server = TestServer::start(&["--redis-mode=sentinel", &url, INDEXED[0]]);
+    server.ready().await;
+    let mut client = server.client().await;
+    // More than 128 in each shard, which Redis does not keep in a plain list any more.
+    let ids: Vec<_> = (0..20_000).map(|number| format!("id {number}")).collect();
+    mark_many(&mut client, &ids).await;
+    let mut listed = BTreeSet::new();
+    let mut token = String::new();
+    for _ in 0..20 {
+        let page = page(&mut client, 100, &token).await.expect("lists");
+        listed.extend(ids_of(&page.entries));
+        token = page.next_page_token;
+    }
+    // The ids that do not stay may be in the list or not.
+    let (leaving, staying) = ids.split_at(1_000);
+    let request = BatchUnmarkRequest {
+        namespace: namespace(),
+        ids: leaving.to_vec(),
+    };
+    client.0.batch_unmark(request).await.expect("unmarks");
+    store.wait_for_replica();
+    let master = store.master();
+    store.redis[master].kill();
+    while !token.is_empty() {
+        let page = page_within(&mut client, &token, FAILOVER).await;
+        listed.extend(ids_of(&page.entries));
+        token = page.next_page_token;
+    }
+    let missing = staying.iter().filter(|id| !listed.contains(*id)).count();
+    assert_eq!(missing, 0, "ids are missing in the list");
+    assert_eq!(count(&mut client).await, 19_000);
+    server.stop().await;
 }
 
 #[tokio::test]

@@ -10,6 +10,9 @@ use super::redis_server::{DURABLE, Redis, eventually};
 
 /// After this time without an answer, a master is down, or a node has failed.
 pub const DOWN_AFTER: Duration = Duration::from_secs(1);
+/// The longest time until a replica has taken over from a dead master, on a busy machine. Sentinels
+/// that do not agree try again after ten seconds.
+pub const FAILOVER: Duration = Duration::from_secs(60);
 /// The longest time until all nodes agree.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -85,6 +88,20 @@ impl Sentinels {
     /// The index of the master in `redis`.
     pub fn master(&self) -> usize {
         usize::from(!is_master(&self.redis[0]))
+    }
+
+    /// Waits until the replica has every write that the master has acknowledged so far.
+    pub fn wait_for_replica(&self) {
+        let mut master = self.redis[self.master()].connect();
+        let timeout = master.set_read_timeout(Some(2 * PATIENCE));
+        timeout.expect("a timeout");
+        let millis = PATIENCE.as_millis().to_string();
+        // WAIT is about the writes of its own connection, and so about all writes before them.
+        let mut pipe = redis::pipe();
+        pipe.cmd("SET").arg("the last write").arg("").ignore();
+        pipe.cmd("WAIT").arg(1).arg(millis);
+        let (replicas,): (u32,) = pipe.query(&mut master).expect("the master answers");
+        assert_eq!(replicas, 1, "the replica does not follow");
     }
 
     /// Has the sentinels make the replica the master, and waits until all of them say so. The old
