@@ -229,6 +229,11 @@ async fn the_rights_of_the_security_page_are_enough() {
 /// The value of a metric without labels, if `/metrics` has it.
 async fn metric(server: &TestServer, name: &str) -> Option<f64> {
     let (_, metrics) = server.http("/metrics").await;
+    sample(&metrics, name)
+}
+
+/// The value of a metric without labels, if this scrape has it.
+fn sample(metrics: &str, name: &str) -> Option<f64> {
     let mut lines = metrics.lines().filter_map(|line| line.split_once(' '));
     let (_, value) = lines.find(|(found, _)| *found == name)?;
     Some(value.parse().expect("a number"))
@@ -260,6 +265,49 @@ async fn metrics_say_how_well_the_clock_of_redis_is_known() {
     let server = TestServer::on_redis(&redis, &[]).await;
     let (_, metrics) = server.http("/metrics").await;
     assert!(!metrics.contains("dyndata_store_clock"), "{metrics}");
+    server.stop().await;
+}
+
+/// Waits until so many connections know the clock of their server. Checks what every scrape must
+/// say about the clocks of servers on this machine.
+async fn wait_for_known_clocks(server: &TestServer, known: f64) {
+    let start = Instant::now();
+    loop {
+        let (_, metrics) = server.http("/metrics").await;
+        let error = sample(&metrics, "dyndata_store_clock_error_seconds");
+        assert!(
+            error.is_none_or(|error| (0.0..=0.005).contains(&error)),
+            "{metrics}"
+        );
+        let have = sample(&metrics, "dyndata_store_clocks_known");
+        let offset = sample(&metrics, "dyndata_store_clock_offset_seconds");
+        // A busy machine may stop this process between two looks at the clock.
+        let is_near = offset.is_some_and(|offset| offset.abs() < 0.01);
+        if have == Some(known) && error.is_some() && is_near {
+            return;
+        }
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "{known}: {metrics}"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Each connection to a node estimates the clock of that node.
+#[tokio::test]
+async fn each_connection_to_a_cluster_has_a_clock() {
+    let nodes = cluster::masters();
+    let url = cluster::url_flag(&nodes);
+    let server = TestServer::start(&["--redis-mode=cluster", &url, INDEXED[0]]);
+    server.ready().await;
+    // Each of the two workers has a connection to each of the three nodes.
+    wait_for_known_clocks(&server, 6.0).await;
+    // The estimates of one node become too old, and the others stay.
+    nodes[1].freeze();
+    wait_for_known_clocks(&server, 4.0).await;
+    nodes[1].thaw();
+    wait_for_known_clocks(&server, 6.0).await;
     server.stop().await;
 }
 
