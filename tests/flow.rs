@@ -526,7 +526,9 @@ async fn complete_requests_that_wait_for_redis_need_little_memory() {
 #[tokio::test]
 async fn large_batches_side_by_side_are_served() {
     let redis = Redis::start();
-    let server = Dyndata::on(&redis.url(), &[]);
+    // No limit of time is reached, however busy the machine is.
+    let flags = ["--redis-timeout=5s", "--max-deadline=20s"];
+    let server = Dyndata::on(&redis.url(), &flags);
     // All of them wait for Redis together.
     redis.pause(300);
     let mut calls = JoinSet::new();

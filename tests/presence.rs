@@ -787,6 +787,9 @@ impl Scale {
     }
 }
 
+/// No write and no count may fail, even on a busy machine.
+const REDIS_TIMEOUT: &str = "--redis-timeout=4s";
+
 /// Two processes write ids at random and count them.
 async fn every_count_is_within_its_bounds(servers: [Dyndata; 2]) {
     let scale = Scale::of_environment();
@@ -927,7 +930,8 @@ async fn write(client: &mut Client, writer: usize, scale: Scale) -> Vec<(usize, 
 async fn every_count_on_one_redis_is_within_its_bounds() {
     use_indexed_namespace();
     let redis = Redis::start();
-    let servers = [(); 2].map(|()| Dyndata::on(&redis.url(), INDEXED));
+    let flags = [INDEXED[0], REDIS_TIMEOUT];
+    let servers = [(); 2].map(|()| Dyndata::on(&redis.url(), &flags));
     every_count_is_within_its_bounds(servers).await;
 }
 
@@ -937,7 +941,8 @@ async fn every_count_on_a_cluster_is_within_its_bounds() {
     let nodes = cluster::masters();
     let url = cluster::url_flag(&nodes);
     let servers = [(); 2].map(|()| {
-        let server = Dyndata::start(&["--redis-mode=cluster", &url, INDEXED[0]]);
+        let flags = ["--redis-mode=cluster", &url, INDEXED[0], REDIS_TIMEOUT];
+        let server = Dyndata::start(&flags);
         server.ready();
         server
     });

@@ -207,7 +207,7 @@ async fn redis_may_come_later_than_the_service() {
 #[tokio::test]
 async fn an_outage_fails_every_call_at_once_and_ends_by_itself() {
     let mut redis = Redis::start();
-    let server = TestServer::on_redis(&redis, &[]).await;
+    let server = TestServer::on_redis(&redis, &["--redis-timeout=500ms"]).await;
     let mut client = server.client().await;
     client.mark(mark("42", int(1))).await.expect("marks");
     redis.kill();

@@ -96,7 +96,7 @@ async fn a_read_whose_connection_ends_is_repeated() {
 async fn a_connection_that_lost_a_reply_is_closed() {
     let redis = Redis::start();
     let proxy = ScriptedProxy::to(redis.port).await;
-    let server = TestServer::behind(&proxy, &[]).await;
+    let server = TestServer::behind(&proxy, &["--redis-timeout=500ms"]).await;
     let mut client = server.client().await;
     client.mark(mark("id", int(1))).await.expect("marks");
 
@@ -122,7 +122,7 @@ async fn a_connection_that_lost_a_reply_is_closed() {
 async fn a_connection_with_a_reply_that_does_not_end_is_closed() {
     let redis = Redis::start();
     let proxy = ScriptedProxy::to(redis.port).await;
-    let server = TestServer::behind(&proxy, &[]).await;
+    let server = TestServer::behind(&proxy, &["--redis-timeout=500ms"]).await;
     let client = server.client().await;
     let mut fault = proxy.arm(GET, Fault::EndlessReply);
     // Calls go on all the time, so that the connection is never silent.

@@ -147,7 +147,7 @@ impl Dyndata {
     /// The whole reply to a GET on the admin listener.
     pub fn http(&self, path: &str) -> std::io::Result<String> {
         let mut socket = TcpStream::connect(&self.admin)?;
-        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
         write!(
             socket,
             "GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n"

@@ -166,6 +166,8 @@ impl TestServer {
             ("--listen", "--listen=127.0.0.1:0"),
             ("--admin-listen", "--admin-listen=127.0.0.1:0"),
             ("--drain-timeout", "--drain-timeout=5s"),
+            // Longer than the default, for a busy machine.
+            ("--redis-timeout", "--redis-timeout=2s"),
         ] {
             if !arguments.iter().any(|argument| argument.starts_with(flag)) {
                 all.push(default);

@@ -23,8 +23,10 @@ def behind(request, binary, redis_port):
     """The port of a proxy, and the servers behind it."""
     ports = proxies.Ports()
     delay = f"--shutdown-delay={SHUTDOWN_DELAYS[request.param]}"
+    # No call may fail, even on a busy machine. The callers wait for 5 s.
+    timeout = "--redis-timeout=4s"
     proxy = {"nginx": proxies.nginx, "haproxy": proxies.haproxy}[request.param]
-    with proxies.dyndatas(binary, ports, redis_port, delay) as servers, proxy(ports):
+    with proxies.dyndatas(binary, ports, redis_port, delay, timeout) as servers, proxy(ports):
         yield SimpleNamespace(proxy=ports.proxy, servers=servers)
 
 
