@@ -203,7 +203,7 @@ fn batch_mark_reads_a_json_object_a_line_from_standard_input() {
         // Blank lines do not count as items.
         lines += if number % 100 == 0 { " \n" } else { "" };
     }
-    lines += r#"{"id":"bytes","bytesValue":"AAE=","ttl":"1.5s"}"#;
+    lines += r#"{"id":"bytes","bytesValue":"AAE=","ttl":"1000.5s"}"#;
     let (code, out, err) = call_with_input(&server, &["batch-mark"], &lines);
     // No progress bar, because standard error is no terminal.
     assert_eq!((code, err.as_str()), (0, ""));

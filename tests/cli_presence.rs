@@ -184,7 +184,7 @@ fn watch_prints_the_snapshot_and_then_each_change() {
     let mut snapshot = [watching.line(), watching.line()];
     snapshot.sort_unstable();
     assert_eq!(snapshot, ["a\tone\\ntwo", "b\t(not marked)"]);
-    succeed(&server.addr, &["mark", "b", "2", "--ttl", "200ms"]);
+    succeed(&server.addr, &["mark", "b", "2", "--ttl", "1500ms"]);
     watching.expect(&["b\t2", "b\t(not marked)"]);
     // Another id, and the same value again, are no changes.
     succeed(&server.addr, &["mark", "c", "3"]);

@@ -228,8 +228,8 @@ async fn without_a_client_authority_sessions_are_resumed() {
 async fn a_client_certificate_that_expires_is_noticed_at_the_next_handshake() {
     let setup = Setup::new();
     let for_ever = setup.start_with_client_ca(&[]);
-    let for_a_while = setup.start_with_client_ca(&["--max-connection-age=3s"]);
-    let lifetime = Duration::from_secs(2);
+    let for_a_while = setup.start_with_client_ca(&["--max-connection-age=5s"]);
+    let lifetime = Duration::from_secs(3);
     let identity = setup.authority.issue("caller", Validity::For(lifetime));
     let issued = Instant::now();
     let (old, aging) = (

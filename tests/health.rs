@@ -16,8 +16,8 @@ use tonic_reflection::pb::v1::{
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
 
-/// Longer than any deadline of a caller here, and shorter than the server's own deadline.
-const FAR_TOO_LATE: Duration = Duration::from_secs(5);
+/// Far longer than any deadline of a caller here. A watch has no deadline of the server.
+const FAR_TOO_LATE: Duration = Duration::from_secs(10);
 
 fn service(name: &str) -> HealthCheckRequest {
     HealthCheckRequest {
@@ -57,7 +57,7 @@ async fn list_gives_the_status_of_every_service() {
 async fn a_watch_of_an_unknown_service_says_so_and_stays_open() {
     let server = TestServer::start(&[]);
     let mut client = HealthClient::new(server.channel().await);
-    let request = with_timeout(service("other"), "300m");
+    let request = with_timeout(service("other"), "1S");
     let mut watch = client.watch(request).await.expect("watches").into_inner();
     let first = watch.next().await.expect("a status").expect("a status");
     assert_eq!(first.status(), ServingStatus::ServiceUnknown);
@@ -71,7 +71,7 @@ async fn a_health_watch_ends_at_its_callers_deadline() {
     let server = TestServer::start(&[]);
     let mut client = HealthClient::new(server.channel().await);
     let start = Instant::now();
-    let request = with_timeout(service(""), "200m");
+    let request = with_timeout(service(""), "1S");
     let mut watch = client.watch(request).await.expect("watches").into_inner();
     let end = async {
         loop {
@@ -85,7 +85,7 @@ async fn a_health_watch_ends_at_its_callers_deadline() {
     let end = tokio::time::timeout(FAR_TOO_LATE, end).await;
     let end = end.expect("the watch ignores grpc-timeout");
     assert_error(end, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
-    assert!(start.elapsed() >= Duration::from_millis(200));
+    assert!(start.elapsed() >= Duration::from_secs(1));
     server.stop().await;
 }
 
@@ -157,7 +157,7 @@ async fn every_error_has_error_info() {
 
 #[tokio::test]
 async fn a_watch_ends_with_a_status_once_its_connection_is_old() {
-    let server = TestServer::start(&["--max-connection-age=1s", "--drain-timeout=60s"]);
+    let server = TestServer::start(&["--max-connection-age=2s", "--drain-timeout=60s"]);
     let channel = server.channel().await;
     let mut health = HealthClient::new(channel);
     let watch = health.watch(service("liveness")).await.expect("watches");

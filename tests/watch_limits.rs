@@ -141,7 +141,7 @@ async fn a_drain_ends_a_watch() {
 
 #[tokio::test]
 async fn an_old_connection_ends_its_watches() {
-    let server = TestServer::start(&["--max-connection-age=1s", "--drain-timeout=60s"]);
+    let server = TestServer::start(&["--max-connection-age=3s", "--drain-timeout=60s"]);
     let mut client = server.client().await;
     let mut watching = Watching::begin(&mut client.0, ids("", ["a"])).await;
     let status = watching.ends().await;

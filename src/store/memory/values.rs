@@ -241,8 +241,8 @@ mod tests {
             max_request_bytes: 100,
         };
         let duration = prost_types::Duration {
-            seconds: 0,
-            nanos: millis * 1_000_000,
+            seconds: i64::from(millis / 1000),
+            nanos: millis % 1000 * 1_000_000,
         };
         Ttl::parse(Some(duration), &limits).expect("a valid ttl")
     }
@@ -256,18 +256,18 @@ mod tests {
         let store = MemoryStore::new(2, IndexedNamespaces::default());
         let namespace = Namespace::default();
         let mark = |name, millis| store.mark(namespace, id(name), &Value::Int(1), ttl(millis));
-        assert!(mark("short", 20).is_ok());
-        assert!(mark("long", 900).is_ok());
+        assert!(mark("short", 500).is_ok());
+        assert!(mark("long", 60_000).is_ok());
         assert_eq!(
-            mark("third", 900),
+            mark("third", 60_000),
             Err(WriteError::not_executed(StoreError::Full { max: 2 }))
         );
         assert!(
-            mark("long", 900).is_ok(),
+            mark("long", 60_000).is_ok(),
             "an id that is there is no new entry"
         );
-        std::thread::sleep(Duration::from_millis(30));
-        assert!(mark("third", 900).is_ok());
+        std::thread::sleep(Duration::from_millis(510));
+        assert!(mark("third", 60_000).is_ok());
         assert_eq!(store.len(), 2);
         let found = |found: Option<Found<'_>>| found.is_some();
         assert!(store.get(namespace, id("long"), ExpireTime::Omit, found));
@@ -280,7 +280,7 @@ mod tests {
         let mark = |name, millis| store.mark(namespace, id(name), &Value::Int(1), ttl(millis));
         assert!(mark("gone", 20).is_ok());
         assert!(mark("kept", 20).is_ok());
-        assert!(mark("kept", 900).is_ok());
+        assert!(mark("kept", 60_000).is_ok());
         std::thread::sleep(Duration::from_millis(30));
         store.sweep();
         assert_eq!(store.len(), 1);
