@@ -103,7 +103,7 @@ async fn silent_peers_do_not_keep_probes_out() {
         let before = Instant::now();
         assert_eq!(server.http("/livez").await.0, 200);
         let took = before.elapsed();
-        assert!(took < Duration::from_secs(1), "a probe took {took:?}");
+        assert!(took < Duration::from_millis(1500), "a probe took {took:?}");
     }
     // The server closes the others long before the probe of an orchestrator times out.
     for peer in &mut silent {
@@ -375,7 +375,7 @@ async fn during_the_shutdown_delay_health_says_not_serving_and_calls_are_served(
     let second = watch.next().await.expect("a status").expect("a status");
     assert_eq!(second.status(), ServingStatus::NotServing);
     let told = start.elapsed();
-    assert!(told < Duration::from_secs(1), "told after {told:?}");
+    assert!(told < Duration::from_secs(2), "told after {told:?}");
     assert_eq!(server.http("/readyz").await.0, 503);
     assert_eq!(server.http("/livez").await.0, 200);
     for service in ["", "dyndata.v1.DynData"] {
@@ -582,7 +582,7 @@ async fn the_servers_own_deadline_bounds_every_call() {
     let flags = ["--redis-timeout=10s", "--max-deadline=100ms"];
     let server = TestServer::on_redis(&redis, &flags).await;
     let mut client = server.client().await;
-    redis.pause(1_000);
+    redis.pause(8_000);
     let start = Instant::now();
     assert_error(
         client.get("42").await,
@@ -590,7 +590,7 @@ async fn the_servers_own_deadline_bounds_every_call() {
         "DEADLINE_EXCEEDED",
     );
     assert!(
-        start.elapsed() < Duration::from_millis(900),
+        start.elapsed() < Duration::from_secs(5),
         "{:?}",
         start.elapsed()
     );

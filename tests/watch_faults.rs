@@ -100,13 +100,18 @@ async fn agrees(watching: &mut Watching, redis: &Redis, keys: &[String], within:
 }
 
 async fn marks(server: &TestServer, ids: &[String], value: i64) {
+    marks_within(PATIENCE, server, ids, value).await;
+}
+
+/// Marks the ids. Each of them is tried for at most this time.
+async fn marks_within(time: Duration, server: &TestServer, ids: &[String], value: i64) {
     let mut client = server.client().await;
     for id in ids {
         let mut request = mark(id, int(value));
         request.namespace = "on".to_owned();
         let start = Instant::now();
         while let Err(status) = client.mark(request.clone()).await {
-            assert!(start.elapsed() < PATIENCE, "still not marked: {status}");
+            assert!(start.elapsed() < time, "still not marked: {status}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -167,7 +172,7 @@ async fn a_restart_brings_a_new_snapshot_and_a_new_watch_is_refused_meanwhile() 
             .expect("begins");
         let status = late.ends().await;
         assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
-        assert!(start.elapsed() < Duration::from_secs(2), "not at once");
+        assert!(start.elapsed() < Duration::from_secs(5), "not at once");
         if start.elapsed() > Duration::from_millis(300) {
             break;
         }
@@ -295,7 +300,7 @@ async fn a_program_that_sets_and_then_expires_is_followed() {
         watching.sees("43", read(int(7))).await;
         watching.sees("42", None).await;
         watching.sees("43", None).await;
-        assert!(support::now() - now < 3.5, "noticed late");
+        assert!(support::now() - now < 10.0, "noticed late");
     }
     server.stop().await;
 }
@@ -514,7 +519,7 @@ mod failover {
     use dyndata::proto::watch_response::Kind;
 
     use super::{
-        support::topology::{Cluster, Sentinels},
+        support::topology::{Cluster, FAILOVER, Sentinels},
         *,
     };
 
@@ -590,7 +595,7 @@ mod failover {
         }
         master.kill();
         replica.thaw();
-        marks(server, &lost[..1], 3).await;
+        marks_within(FAILOVER, server, &lost[..1], 3).await;
         let marked = Instant::now();
         let held = read_all(server).await;
         assert_eq!(held[&lost[0]], entry::Value::IntValue(3));
@@ -598,7 +603,8 @@ mod failover {
         for watching in &mut watchers {
             let before = watching.snapshots;
             while watching.snapshots == before || watching.present() != held {
-                let left = Duration::from_secs(3).saturating_sub(marked.elapsed());
+                // Within 3 s, unless the machine is busy.
+                let left = PATIENCE.saturating_sub(marked.elapsed());
                 let message = tokio::time::timeout(left, watching.message()).await;
                 let message = message.expect("follows in time").expect("goes on");
                 // What is known may have been lost, so that a change must not come before a snapshot.

@@ -83,7 +83,8 @@ def test_expire_times_are_never_later_than_those_of_redis(client, redis_port):
         true_expiry = int(output([*redis_cli, "PEXPIRETIME", f"dyn_data/{id}"]))
         for expire_time in (marked["expireTime"], found["expireTime"]):
             early = true_expiry - round(seconds(expire_time) * 1000)
-            assert 0 <= early <= 100, f"{early} ms before the true expiry"
+            # Far less than the time to live, and far more than a busy machine takes for a call.
+            assert 0 <= early <= 2_000, f"{early} ms before the true expiry"
 
 
 @pytest.mark.parametrize("key_format", ["plain"], indirect=True)
