@@ -24,6 +24,9 @@ async fn node() -> (Redis, ScriptedProxy) {
     let redis = Redis::start_with(&[
         "--cluster-enabled",
         "yes",
+        // A node that joins another waits for this time before it serves.
+        "--cluster-node-timeout",
+        "2000",
         "--cluster-announce-ip",
         "127.0.0.1",
         "--cluster-announce-port",

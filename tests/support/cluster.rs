@@ -13,6 +13,8 @@ pub fn node() -> Redis {
         "1000",
         "--cluster-require-full-coverage",
         "no",
+        "--repl-diskless-sync-delay",
+        "0",
         "--enable-debug-command",
         "yes",
     ])
