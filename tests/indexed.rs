@@ -81,6 +81,10 @@ async fn call_everything(client: &mut Client) {
 async fn commands(flags: &[&str]) -> Vec<String> {
     let redis = Redis::start();
     let server = TestServer::on_redis(&redis, &[&["--workers=1"], flags].concat()).await;
+    if flags == INDEXED {
+        // Until then, Redis itself has to look at its clock, with other commands.
+        server.metric("dyndata_store_clocks_known 1").await;
+    }
     let mut client = server.client().await;
     let mut monitor = TcpStream::connect(("127.0.0.1", redis.port)).expect("connects");
     monitor.write_all(b"MONITOR\r\n").expect("writes");
