@@ -220,8 +220,10 @@ fn watch_prints_messages_as_json_lines() {
 
 #[tokio::test]
 async fn watch_connects_again_and_says_that_a_new_snapshot_follows() {
-    let server = TestServer::start(&[]);
-    let addr = server.addr.clone();
+    // A port that nobody else takes between the two servers.
+    let addr = format!("127.0.0.1:{}", support::free_port());
+    let listen = format!("--listen={addr}");
+    let server = TestServer::start(&[&listen]);
     succeed(&addr, &["mark", "a", "1"]);
     let mut watching = Watching::start(&addr, &["a"]);
     watching.expect(&["a\t1"]);
@@ -230,7 +232,6 @@ async fn watch_connects_again_and_says_that_a_new_snapshot_follows() {
     assert!(error.starts_with("the watch has ended: "), "{error}");
     assert!(error.ends_with("; connecting again"), "{error}");
     // The embedded store starts empty.
-    let listen = format!("--listen={addr}");
     let server = TestServer::start(&[&listen]);
     assert_eq!(watching.error(), "a new snapshot follows");
     watching.expect(&["a\t(not marked)"]);

@@ -522,11 +522,16 @@ async fn health_follows_an_outage_and_not_a_reconnect() {
             .exec(&mut redis.connect())
             .expect("CLIENT KILL");
     };
+    let start = Instant::now();
     kill(&redis);
     let mut client = server.client().await;
-    let start = Instant::now();
     while client.get("42").await.is_err() {
         assert!(start.elapsed() < PATIENCE, "never back");
+    }
+    if start.elapsed() > Duration::from_millis(400) {
+        // The machine is slow, and the reconnect may have counted as an outage, whose end counts 1 s later.
+        let more = Duration::from_secs(2);
+        while tokio::time::timeout(more, next()).await.is_ok() {}
     }
     assert_eq!(server.http("/readyz").await.0, 200);
     redis.kill();
