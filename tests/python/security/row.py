@@ -28,8 +28,6 @@ LARGEST_CONNECTION_MILLISECONDS = 500
 LEAST_CONNECTIONS_PERCENT = 99
 ATTACKER_GRACE_SECONDS = 20
 LOWER_PRIORITY = 10
-# If other processes use more cores than this, they may be the reason for slow calls.
-NOISE_CORES = 0.25
 LARGEST_LOG_LINES_PER_SECOND = 20
 
 
@@ -80,10 +78,6 @@ class Row:
     @property
     def ratio(self) -> float:
         return self.p99 / max(self.quiet_p99, QUIET_FLOOR_MILLISECONDS)
-
-    @property
-    def may_be_noise(self) -> bool:
-        return self.slow_only and self.others_cores > NOISE_CORES
 
     def line(self) -> str:
         fates = ", ".join(f"{count} {fate}" for fate, count in self.fates.most_common(4))

@@ -19,7 +19,7 @@ def by_server(name):
 @pytest.mark.parametrize("name", sorted(ATTACKS, key=by_server))
 def test_attack(name, ground, options, rows):
     ground.prepare(ATTACKS[name])
-    row = attack_once_or_twice(ground, name, options)
+    row = attack_up_to_three_times(ground, name, options)
     rows.append(row)
     if not row.server_is_well:
         ground.close()
@@ -27,13 +27,14 @@ def test_attack(name, ground, options, rows):
         pytest.fail(row.failure(), pytrace=False)
 
 
-def attack_once_or_twice(ground, name, options):
-    """Runs an attack, and again if only times were too long while others used the processors."""
+def attack_up_to_three_times(ground, name, options):
+    """Runs an attack, and again if only times were too long: the machine may have stood still, and a
+    fault of the server shows in each attempt."""
     attack = ATTACKS[name]
     print(" ".join(attack.run.__doc__.split()))
-    for attempt in (1, 2):
+    for attempt in (1, 2, 3):
         row = run_attack(ground.server, ground.good, name, attack, options, ground.credentials)
         print(row.line(), row.remarks(), sep="\n")
-        if attempt == 2 or not row.may_be_noise:
+        if attempt == 3 or not row.slow_only:
             return row
-        print(f"again: others had {row.others_cores:.1f} cores")
+        print(row.failure(), "again", sep="\n")
