@@ -133,6 +133,28 @@ mod cluster {
         server.stop().await;
     }
 
+    /// The store is up, because the other nodes serve. Each worker has a link to each node.
+    #[tokio::test]
+    async fn a_node_that_is_away_shows_in_the_links() {
+        let mut nodes = masters();
+        let server = start("cluster", &urls(&nodes), &["--workers=2"]);
+        for line in ["up 1", "links 6", "links_up 6"] {
+            server.metric(&format!("dyndata_store_{line}")).await;
+        }
+        nodes[1].kill();
+        server.metric("dyndata_store_links_up 4").await;
+        eventually("the others serve alone", || says_ok(&nodes[0]));
+        let start = Instant::now();
+        while start.elapsed() < WATCHED {
+            for line in ["up 1", "links 6", "links_up 4"] {
+                server.metric(&format!("dyndata_store_{line}")).await;
+            }
+        }
+        nodes[1].run();
+        server.metric("dyndata_store_links_up 6").await;
+        server.stop().await;
+    }
+
     #[tokio::test]
     async fn the_slot_map_is_kept_when_every_node_forgets_it() {
         let nodes = masters();

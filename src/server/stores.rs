@@ -9,7 +9,7 @@ use crate::{
     store::{
         ChangeFeed, LinkState, Store, StoreStatus,
         memory::{MemoryChanges, MemoryStore, SWEEP_INTERVAL},
-        redis::{RedisChanges, RedisStore, ServerClocks, settings::RedisSettings},
+        redis::{Links, RedisChanges, RedisStore, settings::RedisSettings},
         settings::StoreSettings,
     },
 };
@@ -23,7 +23,7 @@ pub(crate) enum Stores {
     Redis {
         settings: Box<RedisSettings>,
         status: StoreStatus,
-        clocks: ServerClocks,
+        links: Links,
     },
 }
 
@@ -59,7 +59,7 @@ impl Stores {
             StoreSettings::Redis(redis) => Self::Redis {
                 settings: redis.clone(),
                 status: StoreStatus::new(workers, connecting()),
-                clocks: ServerClocks::default(),
+                links: Links::default(),
             },
         }
     }
@@ -79,11 +79,11 @@ impl Stores {
             Self::Redis {
                 settings,
                 status,
-                clocks,
+                links,
             } => {
                 let (settings, status) = (settings.clone(), status.clone());
-                let clocks = clocks.clone();
-                Box::new(move || Store::Redis(RedisStore::start(&settings, number, status, clocks)))
+                let links = links.clone();
+                Box::new(move || Store::Redis(RedisStore::start(&settings, number, status, &links)))
             }
         }
     }
@@ -99,11 +99,6 @@ impl Stores {
     /// The metrics of the store.
     pub(crate) fn readings(&self) -> Vec<Reading> {
         let status = self.status().subscribe();
-        let count = |read: fn(&StoreStatus) -> usize| {
-            let status = self.status().clone();
-            move || i64::try_from(read(&status)).unwrap_or(i64::MAX)
-        };
-        let connects = self.status().clone();
         let sweeps = || Arc::clone(&self.status().sweeps);
         let (swept, failed) = (sweeps(), sweeps());
         let mut readings = vec![
@@ -111,21 +106,6 @@ impl Stores {
                 "dyndata_store_up",
                 "1 while the store can be used by every worker, 0 otherwise",
                 move || i64::from(*status.borrow() == LinkState::Up),
-            ),
-            Reading::gauge(
-                "dyndata_store_links",
-                "Number of links to the store that this process should have: one for each worker",
-                count(StoreStatus::links),
-            ),
-            Reading::gauge(
-                "dyndata_store_links_up",
-                "Number of links to the store that are up",
-                count(StoreStatus::links_up),
-            ),
-            Reading::counter(
-                "dyndata_store_connects",
-                "Number of times that a link to the store has come up",
-                move || connects.connects(),
             ),
             Reading::counter(
                 "dyndata_index_swept_ids",
@@ -138,6 +118,7 @@ impl Stores {
                 move || failed.failures(),
             ),
         ];
+        readings.extend(self.links());
         readings.extend(self.indexed_ids());
         readings.extend(self.clocks());
         if let Self::Memory { store, .. } = self {
@@ -149,6 +130,36 @@ impl Stores {
             ));
         }
         readings
+    }
+
+    /// How many links to the store there are. The embedded store counts as one that is always up.
+    fn links(&self) -> [Reading; 3] {
+        let links = match self {
+            Self::Memory { .. } => None,
+            Self::Redis { links, .. } => Some(links.clone()),
+        };
+        let count = |read: fn(&Links) -> usize| {
+            let links = links.clone();
+            move || i64::try_from(links.as_ref().map_or(1, read)).unwrap_or(i64::MAX)
+        };
+        let (all, up) = (count(Links::count), count(Links::up));
+        [
+            Reading::gauge(
+                "dyndata_store_links",
+                "Number of links to the store that this process should have: one for each worker, in a cluster one to each master for each worker",
+                all,
+            ),
+            Reading::gauge(
+                "dyndata_store_links_up",
+                "Number of links to the store that are up",
+                up,
+            ),
+            Reading::counter(
+                "dyndata_store_connects",
+                "Number of times that a link to the store has come up",
+                move || links.as_ref().map_or(0, Links::connects),
+            ),
+        ]
     }
 
     /// How many ids are marked in each indexed namespace, if there are any. With Redis, the sweep has
@@ -177,28 +188,28 @@ impl Stores {
 
     /// How well the clocks of the Redis servers are known, if anybody uses them.
     fn clocks(&self) -> Vec<Reading> {
-        let clocks = match self {
+        let links = match self {
             Self::Redis {
-                settings, clocks, ..
-            } if !settings.indexed.is_empty() => clocks,
+                settings, links, ..
+            } if !settings.indexed.is_empty() => links,
             Self::Memory { .. } | Self::Redis { .. } => return Vec::new(),
         };
-        let (known, error, offset) = (clocks.clone(), clocks.clone(), clocks.clone());
+        let (known, error, offset) = (links.clone(), links.clone(), links.clone());
         vec![
             Reading::gauge(
                 "dyndata_store_clocks_known",
                 "Number of links to Redis that know the clock of their server well enough to use it",
-                move || i64::try_from(known.known()).unwrap_or(i64::MAX),
+                move || i64::try_from(known.clocks_known()).unwrap_or(i64::MAX),
             ),
             Reading::gauge_seconds_if_known(
                 "dyndata_store_clock_error_seconds",
                 "How wrong the worst of these estimates of a clock can be, in seconds",
-                move || error.error(),
+                move || error.clock_error(),
             ),
             Reading::gauge_seconds_if_known(
                 "dyndata_store_clock_offset_seconds",
                 "How far the clock of Redis is ahead of the clock of this machine, in seconds",
-                move || offset.offset(),
+                move || offset.clock_offset(),
             ),
         ]
     }

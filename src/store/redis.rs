@@ -38,7 +38,7 @@ mod values;
 mod wire;
 
 pub(crate) use self::{
+    servers::links::Links,
     store::RedisStore,
     tracking::{RedisChanges, RedisReader},
-    wire::server_clocks::ServerClocks,
 };

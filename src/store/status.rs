@@ -1,26 +1,22 @@
-//! Whether the store can be used. The store's links report it, and health reads it.
+//! Whether the store can be used. Each worker's store reports it, and health reads it.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
 use super::sweeps::Sweeps;
 
-/// The state of all links to the store, and of the store as a whole. Clones share it.
+/// The state of the store for each worker, and of the store as a whole. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct StoreStatus {
-    links: Arc<Mutex<Vec<LinkState>>>,
-    /// How often a link has come up.
-    connects: Arc<AtomicU64>,
+    workers: Arc<Mutex<Vec<LinkState>>>,
     /// What the sweeps of indexes have done.
     pub(crate) sweeps: Arc<Sweeps>,
     summary: watch::Sender<LinkState>,
 }
 
-/// Whether a link is up. If it is down, the reason is a text for the people who run the service.
+/// Whether the store, or one link to it, is up. If it is down, the reason is a text for the people
+/// who run the service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum LinkState {
     Up,
@@ -28,27 +24,23 @@ pub(crate) enum LinkState {
 }
 
 impl StoreStatus {
-    /// The status of `links` links, each of them in the `initial` state.
-    pub(crate) fn new(links: usize, initial: LinkState) -> Self {
+    /// The status for `workers` workers, with the store in the `initial` state for each.
+    pub(crate) fn new(workers: usize, initial: LinkState) -> Self {
         Self {
             summary: watch::Sender::new(initial.clone()),
-            links: Arc::new(Mutex::new(vec![initial; links])),
-            connects: Arc::default(),
+            workers: Arc::new(Mutex::new(vec![initial; workers])),
             sweeps: Arc::default(),
         }
     }
 
-    /// Records the state of link number `link`.
-    pub(crate) fn set(&self, link: usize, state: LinkState) {
-        let mut links = self.lock();
-        if let Some(slot) = links.get_mut(link) {
-            if *slot != LinkState::Up && state == LinkState::Up {
-                self.connects.fetch_add(1, Ordering::Relaxed);
-            }
+    /// Records the state of the store for worker number `worker`.
+    pub(crate) fn set(&self, worker: usize, state: LinkState) {
+        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = workers.get_mut(worker) {
             *slot = state;
         }
-        // A worker fails its calls while its link is down. So the store is up if every link is.
-        let summary = links
+        // A worker whose store is down fails its calls. So the store is up if it is for every worker.
+        let summary = workers
             .iter()
             .find(|state| **state != LinkState::Up)
             .unwrap_or(&LinkState::Up);
@@ -59,27 +51,6 @@ impl StoreStatus {
             }
             changed
         });
-    }
-
-    /// Number of links that this process should have.
-    pub(crate) fn links(&self) -> usize {
-        self.lock().len()
-    }
-
-    /// Number of links that are up.
-    pub(crate) fn links_up(&self) -> usize {
-        let links = self.lock();
-        let up = links.iter().filter(|state| **state == LinkState::Up);
-        up.count()
-    }
-
-    /// How often a link has come up.
-    pub(crate) fn connects(&self) -> u64 {
-        self.connects.load(Ordering::Relaxed)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<LinkState>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Follows the state of the store as a whole.

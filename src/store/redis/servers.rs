@@ -3,6 +3,7 @@
 //! | module | what it has |
 //! |---|---|
 //! | [`link`](mod@link) | one supervised connection, shared by the calls of one worker |
+//! | [`links`] | how many links there are and how they are, for the metrics |
 //! | [`effect`] | what a request does to Redis |
 //! | [`backoff`] | the pauses between attempts to connect |
 //! | [`place`] | where a link leads: to a fixed address, or to the master |
@@ -15,6 +16,7 @@ pub(super) mod backoff;
 pub(super) mod cluster;
 pub(super) mod effect;
 pub(super) mod link;
+pub(super) mod links;
 pub(super) mod place;
 pub(super) mod sentinel;
 mod survey;

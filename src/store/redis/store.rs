@@ -10,13 +10,14 @@ use super::{
         cluster::{self, Cluster},
         effect::Effect,
         link::Link,
+        links::Links,
         place::Place,
         sentinel::Sentinels,
         task::AbortOnDrop,
     },
     settings::{RedisMode, RedisSettings},
     sweep,
-    wire::{commands::Commands, connect::Connector, server_clocks::ServerClocks},
+    wire::{commands::Commands, connect::Connector},
 };
 use crate::{
     model::{Id, Namespace},
@@ -41,14 +42,14 @@ pub(super) enum Servers {
 }
 
 impl RedisStore {
-    /// Starts to connect on the current runtime, and reports to `status` as link number `worker`.
-    /// Calls fail at once while there is no connection. `clocks` tells how well connections know the
-    /// clock of their server, if there are indexed namespaces.
+    /// Starts to connect on the current runtime, and reports to `status` as worker number `worker`.
+    /// Calls fail at once while there is no connection. The links are some of `links`, for the
+    /// metrics.
     pub(crate) fn start(
         settings: &RedisSettings,
         worker: usize,
         status: StoreStatus,
-        clocks: ServerClocks,
+        links: &Links,
     ) -> Self {
         let RedisSettings {
             urls,
@@ -61,11 +62,9 @@ impl RedisStore {
             key_format,
             indexed,
         } = settings;
-        let mut connector = Connector::new(urls.first(), password_file.clone(), tls.clone());
+        let connector = Connector::new(urls.first(), password_file.clone(), tls.clone());
         // Only writes in indexed namespaces name times.
-        if !indexed.is_empty() {
-            connector = connector.with_clocks(clocks);
-        }
+        let connector = connector.estimating_clock(!indexed.is_empty());
         let sweep_status = status.clone();
         let report = Box::new(move |state| status.set(worker, state));
         let servers = match mode {
@@ -73,6 +72,7 @@ impl RedisStore {
                 Place::at(connector, urls.first().addr()),
                 *timeout,
                 report,
+                links,
             )),
             RedisMode::Sentinel => {
                 let sentinels = Sentinels::new(urls.addrs(), sentinel_master.clone());
@@ -80,10 +80,12 @@ impl RedisStore {
                     Place::of_master(connector, sentinels),
                     *timeout,
                     report,
+                    links,
                 ))
             }
             RedisMode::Cluster => {
-                Servers::Cluster(Cluster::start(connector, urls.addrs(), *timeout, report))
+                let (seeds, links) = (urls.addrs(), links.clone());
+                Servers::Cluster(Cluster::start(connector, seeds, *timeout, report, links))
             }
         };
         let mut store = Self {

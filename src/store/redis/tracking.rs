@@ -43,6 +43,7 @@ use super::{
     layout::KeyLayout,
     servers::{
         cluster::{Cluster, slot},
+        links::Links,
         place::Place,
         sentinel::Sentinels,
         task::AbortOnDrop,
@@ -157,9 +158,10 @@ impl RedisChanges {
                 Place::of_master(connector, sentinels)
             }
             RedisMode::Cluster => {
-                // The links of the workers report to the health of the process.
-                let report = Box::new(|_| {});
-                let cluster = Cluster::start(connector.clone(), urls.addrs(), *timeout, report);
+                // Health and metrics are about the links of the workers.
+                let (report, links) = (Box::new(|_| {}), Links::default());
+                let cluster =
+                    Cluster::start(connector.clone(), urls.addrs(), *timeout, report, links);
                 let nodes =
                     NodeTrackers::new(cluster, connector, layout, *timeout, namespaces, tell);
                 return tokio::spawn(nodes.run());

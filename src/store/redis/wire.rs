@@ -8,7 +8,6 @@
 //! | [`ping`] | PINGs and what their replies say about the server |
 //! | [`pipe`] | many calls at once on one connection |
 //! | [`clock`] | an estimate of the server's clock |
-//! | [`server_clocks`] | how good the estimates are, for the metrics |
 //! | [`commands`] | commands in the protocol |
 //! | [`resp`] | replies in the protocol |
 //! | [`transaction`] | transactions that write, and whether Redis has executed them |
@@ -23,7 +22,6 @@ mod handshake;
 pub(super) mod ping;
 pub(super) mod pipe;
 pub(super) mod resp;
-pub(super) mod server_clocks;
 pub(super) mod tls;
 pub(super) mod transaction;
 pub(super) mod url;

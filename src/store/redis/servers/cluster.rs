@@ -40,6 +40,7 @@ use super::{
     super::wire::{commands::Commands, connect::Connector, resp::Scanner},
     effect::Effect,
     link::Report,
+    links::Links,
     task::AbortOnDrop,
 };
 use crate::store::failure::{StoreError, WriteError};
@@ -56,14 +57,15 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     /// Starts to look for the nodes on the current runtime. `seeds` are the addresses of some
-    /// nodes.
+    /// nodes. The links to the nodes are some of `links`, for the metrics.
     pub(crate) fn start(
         connector: Connector,
         seeds: Vec<ConnectionAddr>,
         timeout: Duration,
         report: Report,
+        links: Links,
     ) -> Self {
-        let topology = Arc::new(Topology::new(connector, timeout));
+        let topology = Arc::new(Topology::new(connector, timeout, links));
         let refresh = MapRefresh::new(Arc::clone(&topology), seeds, report);
         let task = tokio::spawn(async move { match refresh.run().await {} });
         Self {

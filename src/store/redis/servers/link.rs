@@ -38,6 +38,7 @@ use super::{
         transaction,
     },
     effect::Effect,
+    links::Links,
     place::Place,
     task::AbortOnDrop,
 };
@@ -53,11 +54,12 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Starts the supervisor on the current runtime. Each request may take as long as `timeout`.
-    pub(crate) fn start(place: Place, timeout: Duration, report: Report) -> Self {
+    /// Starts the supervisor on the current runtime. Each request may take as long as `timeout`. The
+    /// link is one of `links`, for the metrics.
+    pub(crate) fn start(place: Place, timeout: Duration, report: Report, links: &Links) -> Self {
         let pipe = Pipe::new(timeout);
         let (ended, attempts) = watch::channel(Attempt::default());
-        let supervisor = LinkSupervisor::new(place, pipe.clone(), ended, report);
+        let supervisor = LinkSupervisor::new(place, pipe.clone(), ended, report, links);
         let task = tokio::spawn(supervisor.run());
         Self {
             pipe,

@@ -8,7 +8,6 @@ use super::{
     super::wire::{
         connect::{Connected, Connector},
         failure::ConnectError,
-        server_clocks::ServerClocks,
     },
     sentinel::Sentinels,
 };
@@ -51,9 +50,9 @@ impl Place {
         }
     }
 
-    /// For the estimates of clocks, if connections estimate the clock of the server.
-    pub(super) fn clocks(&self) -> Option<&ServerClocks> {
-        self.connector.clocks()
+    /// Whether connections estimate the clock of the server.
+    pub(super) fn estimates_clock(&self) -> bool {
+        self.connector.estimates_clock()
     }
 
     /// Connects to the server. Cancel-safe: dropping the call closes the connection.

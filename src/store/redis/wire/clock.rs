@@ -43,7 +43,7 @@ pub(crate) struct Sample {
 
 impl Sample {
     #[cfg(test)]
-    pub(super) fn new(asked: Instant, answered: Instant, micros: u64) -> Self {
+    pub(crate) fn new(asked: Instant, answered: Instant, micros: u64) -> Self {
         Self {
             asked,
             answered,
@@ -94,7 +94,7 @@ impl RedisClock {
 
     /// What Redis's clock shows at least and at most, in microseconds since the epoch, if that is known
     /// well enough.
-    pub(super) fn bounds(&self, now: Instant) -> Option<(u64, u64)> {
+    pub(crate) fn bounds(&self, now: Instant) -> Option<(u64, u64)> {
         let recent = self.samples.iter().filter(|sample| {
             let age = now.saturating_duration_since(sample.answered);
             age < MAX_AGE

@@ -19,7 +19,6 @@ use super::{
     failure::{self, ConnectError},
     handshake::{self, Greeted},
     resp::{Replies, Reply},
-    server_clocks::ServerClocks,
     tls::{RedisTls, RedisTlsFiles},
     url::RedisUrl,
 };
@@ -40,8 +39,8 @@ pub(crate) struct Connector {
     identity: RedisConnectionInfo,
     password_file: Option<PathBuf>,
     tls: Option<RedisTls>,
-    /// For the estimates of clocks, if connections estimate the clock of their server.
-    clocks: Option<ServerClocks>,
+    /// Whether connections estimate the clock of their server.
+    estimates_clock: bool,
 }
 
 /// A connection that is authenticated, on the right database, and answered a PING.
@@ -62,20 +61,21 @@ impl Connector {
             identity: url.identity().clone(),
             password_file,
             tls: url.is_tls().then(|| RedisTls::new(tls)),
-            clocks: None,
+            estimates_clock: false,
         }
     }
 
-    /// The same, with connections that estimate the clock of their server. `clocks` then tells how
-    /// well.
-    pub(crate) fn with_clocks(self, clocks: ServerClocks) -> Self {
-        let clocks = Some(clocks);
-        Self { clocks, ..self }
+    /// The same, with connections that estimate the clock of their server, or without.
+    pub(crate) fn estimating_clock(self, estimates_clock: bool) -> Self {
+        Self {
+            estimates_clock,
+            ..self
+        }
     }
 
-    /// For the estimates of clocks, if connections estimate the clock of their server.
-    pub(crate) fn clocks(&self) -> Option<&ServerClocks> {
-        self.clocks.as_ref()
+    /// Whether connections estimate the clock of their server.
+    pub(crate) fn estimates_clock(&self) -> bool {
+        self.estimates_clock
     }
 
     /// The address of a host and port. It says whether to use TLS.
@@ -108,9 +108,9 @@ impl Connector {
             unwell,
             replies,
         } = handshake::greet(stream, &identity, questions).await?;
-        let (stream, clock) = match self.clocks {
-            None => (stream, None),
-            Some(_) => handshake::look_at_clock(stream).await?,
+        let (stream, clock) = match self.estimates_clock {
+            false => (stream, None),
+            true => handshake::look_at_clock(stream).await?,
         };
         let connected = Connected {
             stream,

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::super::{super::wire::connect::Connector, link::Link, place::Place};
+use super::super::{super::wire::connect::Connector, link::Link, links::Links, place::Place};
 use crate::store::failure::StoreError;
 
 /// Number of slots of a cluster.
@@ -30,6 +30,8 @@ pub(super) struct Topology {
     pub(super) connector: Connector,
     /// How long one request may take.
     pub(super) timeout: Duration,
+    /// For the metrics.
+    links: Links,
     map: Mutex<SlotMap>,
     /// Is notified when the map may be outdated.
     pub(super) stale: Arc<Notify>,
@@ -59,10 +61,11 @@ pub(super) struct NodeAddr {
 }
 
 impl Topology {
-    pub(super) fn new(connector: Connector, timeout: Duration) -> Self {
+    pub(super) fn new(connector: Connector, timeout: Duration, links: Links) -> Self {
         Self {
             connector,
             timeout,
+            links,
             map: Mutex::default(),
             stale: Arc::default(),
         }
@@ -101,7 +104,8 @@ impl Topology {
         let addr = connector.addr(addr.host.clone(), addr.port);
         let stale = Arc::clone(&self.stale);
         let report = Box::new(move |_| stale.notify_one());
-        Link::start(Place::at(connector, addr), self.timeout, report)
+        let place = Place::at(connector, addr);
+        Link::start(place, self.timeout, report, &self.links)
     }
 
     /// Looks for a reply that says that the cluster is down, and then has the map checked.

@@ -21,11 +21,11 @@ use super::super::{
         ping::{Challenge, ServerHealth},
         pipe::{Broken, Driver, Pipe},
         resp::{Replies, Reply},
-        server_clocks::{ClockCopy, ServerClocks},
         transaction,
     },
     backoff::Backoff,
     effect::Effect,
+    links::{LinkRecord, Links},
     place::Place,
     task::AbortOnDrop,
 };
@@ -77,8 +77,8 @@ pub(super) struct LinkSupervisor {
     attempts: watch::Sender<Attempt>,
     report: Report,
     last_state: Option<LinkState>,
-    /// What the metrics see of the server's clock, if connections estimate it.
-    clock: Option<ClockCopy>,
+    /// What the metrics see of this link.
+    record: LinkRecord,
     /// The drivers of retired connections, the oldest first.
     retired: VecDeque<AbortOnDrop>,
 }
@@ -89,9 +89,10 @@ impl LinkSupervisor {
         pipe: Pipe,
         attempts: watch::Sender<Attempt>,
         report: Report,
+        links: &Links,
     ) -> Self {
         Self {
-            clock: place.clocks().map(ServerClocks::add_link),
+            record: links.add(),
             place,
             pipe,
             attempts,
@@ -158,9 +159,7 @@ impl LinkSupervisor {
         // fails all requests on the connection.
         let served = AssertUnwindSafe(served).catch_unwind();
         let broken = served.await.unwrap_or(Broken::Panicked);
-        if let Some(clock) = &self.clock {
-            clock.forget();
-        }
+        self.record.forget_clock();
         if let Broken::Retired = broken {
             self.retire(driver);
         }
@@ -185,7 +184,7 @@ impl LinkSupervisor {
             let asked = std::time::Instant::now();
             let ping = self.pipe.request(|commands| {
                 commands.whole(&[b"PING", challenge.as_bytes()]);
-                if self.clock.is_some() {
+                if self.place.estimates_clock() {
                     commands.whole(&[b"TIME"]);
                 }
             });
@@ -223,9 +222,7 @@ impl LinkSupervisor {
     /// Adds a sample of the clock of the server at the end of connection `number`.
     fn add_sample(&self, number: u64, sample: Sample) {
         self.pipe.add_sample(number, sample);
-        if let Some(clock) = &self.clock {
-            clock.add(sample);
-        }
+        self.record.add_sample(sample);
     }
 
     /// An attempt to connect has failed.
@@ -249,6 +246,7 @@ impl LinkSupervisor {
         if let LinkState::Down(reason) = &state {
             tracing::warn!(server = %self.place, reason, "redis cannot serve");
         }
+        self.record.set_up(state == LinkState::Up);
         (self.report)(state.clone());
         self.last_state = Some(state);
     }
@@ -308,6 +306,7 @@ mod tests {
             Pipe::new(Duration::from_secs(1)),
             watch::Sender::default(),
             Box::new(|_| {}),
+            &Links::default(),
         );
         let connected = Connected {
             stream: Box::new(Buggy),

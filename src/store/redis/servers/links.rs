@@ -1,0 +1,216 @@
+//! How many links the workers have, how many are up, and how well they know the clocks of their
+//! servers, for `/metrics`.
+//!
+//! A scrape comes from another thread than the calls, and must not wait for them. So each link keeps
+//! a record for the scrapes, with a second copy of its estimate of the clock.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use super::super::wire::clock::{RedisClock, Sample};
+
+/// The records of all links. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Links {
+    all: Arc<Mutex<Vec<Weak<Mutex<LinkState>>>>>,
+    /// How often a link has come up.
+    connects: Arc<AtomicU64>,
+}
+
+/// The record of a link. The link leaves the [`Links`] when this is dropped.
+#[derive(Debug)]
+pub(crate) struct LinkRecord {
+    state: Arc<Mutex<LinkState>>,
+    connects: Arc<AtomicU64>,
+}
+
+#[derive(Debug, Default)]
+struct LinkState {
+    is_up: bool,
+    clock: RedisClock,
+}
+
+/// What a link knows about the clock of its server.
+#[derive(Debug, Clone, Copy)]
+struct Estimate {
+    /// How far apart the bounds are.
+    width: Duration,
+    /// How many seconds the server's clock is ahead of ours.
+    ahead: f64,
+}
+
+impl Links {
+    /// Adds a link, which is not up and has no estimate yet.
+    pub(crate) fn add(&self) -> LinkRecord {
+        let state = Arc::<Mutex<LinkState>>::default();
+        let mut all = lock(&self.all);
+        // A cluster's links come and go.
+        all.retain(|other| other.strong_count() > 0);
+        all.push(Arc::downgrade(&state));
+        LinkRecord {
+            state,
+            connects: Arc::clone(&self.connects),
+        }
+    }
+
+    /// How many links there are.
+    pub(crate) fn count(&self) -> usize {
+        self.states(|_| Some(())).len()
+    }
+
+    /// How many of them are up.
+    pub(crate) fn up(&self) -> usize {
+        self.states(|state| state.is_up.then_some(())).len()
+    }
+
+    /// How often a link has come up.
+    pub(crate) fn connects(&self) -> u64 {
+        self.connects.load(Ordering::Relaxed)
+    }
+
+    /// How many links have an estimate.
+    pub(crate) fn clocks_known(&self) -> usize {
+        self.estimates().len()
+    }
+
+    /// The width in seconds of the widest estimate, if there is one.
+    pub(crate) fn clock_error(&self) -> Option<f64> {
+        let estimates = self.estimates().into_iter();
+        let widest = estimates.map(|estimate| estimate.width).max();
+        widest.map(|width| width.as_secs_f64())
+    }
+
+    /// How many seconds the clock that differs most is ahead of ours. Negative if it is behind.
+    pub(crate) fn clock_offset(&self) -> Option<f64> {
+        let estimates = self.estimates().into_iter();
+        let offsets = estimates.map(|estimate| estimate.ahead);
+        offsets.max_by(|a, b| a.abs().total_cmp(&b.abs()))
+    }
+
+    fn estimates(&self) -> Vec<Estimate> {
+        self.states(|state| estimate(&state.clock))
+    }
+
+    /// What `read` finds in the records.
+    fn states<T>(&self, read: impl Fn(&LinkState) -> Option<T>) -> Vec<T> {
+        let all = lock(&self.all);
+        let states = all.iter().filter_map(Weak::upgrade);
+        states.filter_map(|state| read(&lock(&state))).collect()
+    }
+}
+
+impl LinkRecord {
+    /// Says whether the link is up.
+    pub(crate) fn set_up(&self, is_up: bool) {
+        let was_up = std::mem::replace(&mut lock(&self.state).is_up, is_up);
+        if is_up && !was_up {
+            self.connects.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Forgets the estimate, because the connection has ended.
+    pub(crate) fn forget_clock(&self) {
+        lock(&self.state).clock = RedisClock::default();
+    }
+
+    /// Adds a sample.
+    pub(crate) fn add_sample(&self, sample: Sample) {
+        lock(&self.state).clock.add(sample);
+    }
+}
+
+fn estimate(clock: &RedisClock) -> Option<Estimate> {
+    let (earliest, latest) = clock.bounds(Instant::now())?;
+    let ours = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    let server = Duration::from_micros(earliest.midpoint(latest));
+    Some(Estimate {
+        width: Duration::from_micros(earliest.abs_diff(latest)),
+        ahead: server.as_secs_f64() - ours.as_secs_f64(),
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLISECOND: Duration = Duration::from_millis(1);
+
+    /// A sample of a clock that is ahead of ours by so many seconds, whose round trip has just ended.
+    fn sample(ahead: i64, round_trip: Duration) -> Sample {
+        let ours = SystemTime::now().duration_since(UNIX_EPOCH).expect("after");
+        let answered = Instant::now();
+        let micros = u64::try_from(ours.as_micros()).expect("fits");
+        let micros = micros.saturating_add_signed(ahead * 1_000_000);
+        Sample::new(answered - round_trip, answered, micros)
+    }
+
+    /// The offset in whole seconds. The test may stand still between two looks at a clock.
+    fn offset(links: &Links) -> Option<i64> {
+        links.clock_offset().map(|offset| offset.round() as i64)
+    }
+
+    #[test]
+    fn links_that_are_up_are_counted_and_each_time_that_one_comes_up() {
+        let links = Links::default();
+        let (one, other) = (links.add(), links.add());
+        assert_eq!((links.count(), links.up(), links.connects()), (2, 0, 0));
+        for is_up in [true, true, false, true] {
+            one.set_up(is_up);
+        }
+        other.set_up(true);
+        assert_eq!((links.count(), links.up(), links.connects()), (2, 2, 3));
+        // The node has left the cluster.
+        drop(one);
+        assert_eq!((links.count(), links.up(), links.connects()), (1, 1, 3));
+    }
+
+    #[test]
+    fn the_worst_estimate_and_the_largest_offset_are_shown() {
+        let links = Links::default();
+        let (exact, ahead, behind) = (links.add(), links.add(), links.add());
+        assert_eq!(
+            (
+                links.clocks_known(),
+                links.clock_error(),
+                links.clock_offset()
+            ),
+            (0, None, None)
+        );
+        exact.add_sample(sample(0, Duration::ZERO));
+        let error = links.clock_error().expect("known");
+        assert!(error < 0.002, "{error}");
+        assert_eq!(offset(&links), Some(0));
+        ahead.add_sample(sample(10, 2 * MILLISECOND));
+        let error = links.clock_error().expect("known");
+        assert!((0.002..0.005).contains(&error), "{error}");
+        behind.add_sample(sample(-60, Duration::ZERO));
+        assert_eq!(offset(&links), Some(-60));
+        assert_eq!(links.clocks_known(), 3);
+        behind.forget_clock();
+        assert_eq!(offset(&links), Some(10));
+        drop(ahead);
+        assert_eq!(links.clocks_known(), 1);
+    }
+
+    /// A link whose samples are too vague or contradict each other has no estimate.
+    #[test]
+    fn an_estimate_that_calls_would_not_use_is_not_shown() {
+        let links = Links::default();
+        let link = links.add();
+        link.add_sample(sample(0, 6 * MILLISECOND));
+        assert_eq!((links.clocks_known(), links.clock_error()), (0, None));
+        link.add_sample(sample(0, Duration::ZERO));
+        assert_eq!(links.clocks_known(), 1);
+        link.add_sample(sample(5, Duration::ZERO));
+        assert_eq!((links.clocks_known(), links.clock_error()), (0, None));
+    }
+}
