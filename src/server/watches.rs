@@ -81,7 +81,7 @@ pub(super) fn readings(watches: &WatchHub) -> Vec<Reading> {
         ),
         Reading::gauge_seconds(
             "dyndata_watch_oldest_read_wait_seconds",
-            "How long the first id in the queue has waited to be read, once a second",
+            "How long the first id that has to be read has waited; also while changes are not noticed",
             oldest_wait,
         ),
     ]

@@ -26,7 +26,8 @@ pub(crate) struct WatchCounts {
     pub(crate) lag_nanos: AtomicU64,
     /// Changes with such a time.
     pub(crate) lags: AtomicU64,
-    /// How long the first id of those that have to be read has waited.
+    /// How long the first id of those that have to be read has waited, or how long changes have not
+    /// been noticed.
     pub(crate) oldest_wait_millis: AtomicU64,
 }
 

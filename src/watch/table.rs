@@ -34,6 +34,8 @@ pub(super) struct Table {
     /// The mark up to which everything has to be read before the watchers are told that nothing is
     /// missing.
     alive_after: Option<u64>,
+    /// Since when changes are not noticed, or watches wait for the snapshot that they need after that.
+    lost_since: Option<Instant>,
 }
 
 impl Table {
@@ -41,6 +43,7 @@ impl Table {
         Self {
             watched: Watched::new(parts, max_reply_bytes, counts),
             alive_after: None,
+            lost_since: None,
         }
     }
 
@@ -80,6 +83,7 @@ impl Table {
             Arc::clone(&self.watched.counts),
         );
         *self = Self::new(parts, max_reply_bytes, counts);
+        self.watched.counts.waiting(Duration::ZERO);
         self.watched.count();
     }
 
@@ -133,7 +137,8 @@ impl Table {
     }
 
     /// Changes in these parts are not noticed any more.
-    pub(super) fn lost(&mut self, parts: &Parts, error: StoreError) {
+    pub(super) fn lost(&mut self, parts: &Parts, error: StoreError, now: Instant) {
+        self.lost_since.get_or_insert(now);
         self.watched.parts.set(parts, PartState::Down(error));
         self.watched.forget(parts);
         self.alive_after = None;
@@ -442,8 +447,20 @@ impl Table {
                 self.watched.list_again(number);
             }
         }
-        let waiting = self.watched.ids.oldest_mark().map(|since| now - since);
+        if self.is_recovered() {
+            self.lost_since = None;
+        }
+        let oldest = self.watched.ids.oldest_mark().into_iter();
+        let oldest = oldest.chain(self.lost_since).min();
+        let waiting = oldest.map(|since| now - since);
         self.watched.counts.waiting(waiting.unwrap_or_default());
         self.watched.count();
+    }
+
+    /// Whether all changes are noticed, and no watch waits for a new snapshot.
+    fn is_recovered(&self) -> bool {
+        let mut watches = self.watched.watches.iter();
+        self.watched.parts.of_all() == PartState::Up
+            && watches.all(|(_, watch)| watch.progress != Progress::Behind)
     }
 }

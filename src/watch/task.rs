@@ -194,7 +194,7 @@ impl WatchTask {
                     tracing::warn!(%error, unlogged, "changes are not noticed; watches get a new snapshot later");
                 }
                 self.listing = None;
-                self.table.lost(&parts, error);
+                self.table.lost(&parts, error, now);
             }
             ChangeEvent::Changed(keys) => self.table.changed(&keys, &self.feed, now),
             ChangeEvent::AllChanged(parts) => {

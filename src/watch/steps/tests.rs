@@ -83,7 +83,8 @@ impl Fixture {
 
     fn lose(&mut self) {
         self.listing = None;
-        self.table.lost(&Parts::All, StoreError::Unavailable);
+        let (parts, error) = (Parts::All, StoreError::Unavailable);
+        self.table.lost(&parts, error, Instant::now());
         self.is_up = false;
     }
 
@@ -179,6 +180,12 @@ impl Fixture {
     /// Goes on until there is nothing to do.
     fn settle(&mut self) {
         while self.turn() | self.read() | self.list() {}
+    }
+
+    /// How long ids have waited to be read, in whole seconds.
+    fn waited(&self) -> u64 {
+        let waited = self.hub.counts.oldest_wait_millis.load(Ordering::Relaxed);
+        Duration::from_millis(waited).as_secs()
     }
 
     fn watched_ids(&self) -> usize {
@@ -467,4 +474,51 @@ fn a_small_namespace_does_not_wait_for_the_snapshots_of_large_ones() {
         .map(|mut watching| watching.hear(1))
         .collect();
     assert_eq!(heard, [1, 1, 1, 1, 1, 0], "there was no room for the last");
+}
+
+/// Watchers hear late, or not at all, while this time grows. An alert is about it.
+#[tokio::test(start_paused = true)]
+async fn the_time_that_ids_wait_grows_until_everything_is_known_again() {
+    let mut fixture = Fixture::new();
+    let mut watching = fixture.open(Target::Ids(names(3)));
+    fixture.settle();
+    let waits = async |fixture: &mut Fixture| {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        fixture.table.sweep(Instant::now());
+        fixture.waited()
+    };
+    assert_eq!(waits(&mut fixture).await, 0);
+    fixture.write("0", Some(1));
+    assert_eq!(waits(&mut fixture).await, 1);
+    fixture.settle();
+    assert_eq!(waits(&mut fixture).await, 0);
+    // Changes are not noticed. Nobody knows which ids have to be read.
+    fixture.lose();
+    assert_eq!(waits(&mut fixture).await, 1);
+    fixture.lose();
+    assert_eq!(waits(&mut fixture).await, 2);
+    // They are noticed again, and nothing is read yet. Then they are lost once more.
+    fixture.begin();
+    assert_eq!(waits(&mut fixture).await, 3);
+    fixture.lose();
+    fixture.begin();
+    fixture.settle();
+    assert_eq!(waits(&mut fixture).await, 0);
+    watching.hear(usize::MAX);
+    assert_eq!(watching.known, fixture.held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_waits_once_nobody_watches() {
+    let mut fixture = Fixture::new();
+    let watching = fixture.open(Target::All);
+    fixture.settle();
+    fixture.write("0", Some(1));
+    tokio::time::advance(Duration::from_secs(5)).await;
+    fixture.table.sweep(Instant::now());
+    assert_eq!(fixture.waited(), 5);
+    drop(watching);
+    fixture.settle();
+    fixture.table.reset(1);
+    assert_eq!(fixture.waited(), 0);
 }
