@@ -6,7 +6,7 @@ mod support;
 use std::process::{Command, Stdio};
 
 use support::{
-    CANARY, Directory, Redis, assert_no_secret,
+    CANARY, Directory, Dyndata, Redis, assert_no_secret,
     certificates::{Authority, Validity},
     free_port, sha256_hex,
 };
@@ -146,5 +146,20 @@ fn a_running_server_shows_no_secret() {
     assert_clean("clients and admin endpoints", &written);
     let log = std::fs::read_to_string(files.path("log")).expect("a log");
     assert!(log.contains("TRACE"), "the log is not verbose");
+    assert_clean("the log", &log);
+}
+
+/// Redis quotes the arguments of a command that it does not have.
+#[test]
+fn what_redis_quotes_of_a_command_is_not_logged() {
+    let redis = Redis::start_with(&["--rename-command", "SET", ""]);
+    let server = Dyndata::on(&redis.url(), &[]);
+    let addr = format!("http://{}", server.addr);
+    let arguments = ["mark", CANARY, CANARY, "--namespace", "orders"];
+    let text = run(&[&arguments[..], &["--addr", &addr]].concat(), &[]);
+    assert!(text.contains("INTERNAL"), "{text}");
+    let log = server.log();
+    assert!(log.contains("unknown command"), "{log}");
+    assert!(!log.contains("orders"), "{log}");
     assert_clean("the log", &log);
 }

@@ -186,7 +186,7 @@ impl Subscription {
         match replies.next() {
             Some(Reply::Push(_)) => return Ok(pushed(piece, replies)),
             Some(Reply::Error(line)) => {
-                return Err(ConnectError::Refused(String::from_utf8_lossy(line).into()));
+                return Err(ConnectError::refused(line));
             }
             _ => {}
         }

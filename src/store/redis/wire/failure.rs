@@ -58,9 +58,14 @@ impl ConnectError {
     /// Fails if a reply is an error.
     pub(crate) fn check(reply: &[u8]) -> Result<(), Self> {
         match Replies::new(reply).next() {
-            Some(Reply::Error(line)) => Err(Self::Refused(String::from_utf8_lossy(line).into())),
+            Some(Reply::Error(line)) => Err(Self::refused(line)),
             _ => Ok(()),
         }
+    }
+
+    /// The error reply to a command of the handshake, or of a connection that tracks changes.
+    pub(crate) fn refused(line: &[u8]) -> Self {
+        Self::Refused(loggable(&String::from_utf8_lossy(line)).to_owned())
     }
 
     /// The error reply to AUTH. Only its code is kept, because Redis may quote what it was sent:
@@ -101,9 +106,16 @@ pub(crate) fn classify(line: &[u8]) -> StoreError {
     };
     // A key of another type is a caller's mistake. It is no news for those who run the service.
     if error != StoreError::WrongType && LOG.admit().is_some() {
-        tracing::warn!(error = %text, "redis answered with an error");
+        tracing::warn!(error = loggable(&text), "redis answered with an error");
     }
     error
+}
+
+/// An error reply without what Redis quotes of the command: a key, with its namespace and id, and the
+/// value. Redis quotes the arguments of a command that it does not have.
+fn loggable(text: &str) -> &str {
+    let quote = text.find(", with args beginning with");
+    quote.map_or(text, |start| &text[..start])
 }
 
 /// Whether an error code says that the server does not accept our credentials. DENIED is protected
@@ -168,6 +180,24 @@ pub(crate) fn refused(command: &'static str, reply: Option<Reply<'_>>) -> WriteE
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_redis_quotes_of_a_command_is_not_logged() {
+        for (line, logged) in [
+            (
+                "ERR unknown command 'SET', with args beginning with: 'dyn_data:n/42' 's:c4n4ry' ",
+                "ERR unknown command 'SET'",
+            ),
+            (
+                "ERR unknown command `SET`, with args beginning with: `dyn_data:n/42`, `s:c4n4ry`, ",
+                "ERR unknown command `SET`",
+            ),
+            ("ERR syntax error", "ERR syntax error"),
+        ] {
+            assert_eq!(loggable(line), logged);
+            assert_eq!(ConnectError::refused(line.as_bytes()).to_string(), logged);
+        }
+    }
 
     #[test]
     fn every_error_code_has_its_meaning() {
