@@ -12,6 +12,7 @@ use support::{
     int, mark, millis, now, read, seconds_since_epoch, text,
 };
 use tonic::Code::{DeadlineExceeded, FailedPrecondition, ResourceExhausted, Unavailable};
+use tonic_types::StatusExt as _;
 
 #[tokio::test]
 async fn keys_and_values_are_as_other_programs_read_them() {
@@ -183,6 +184,43 @@ async fn a_wrong_password_keeps_the_service_up_and_not_ready() {
         assert!(start.elapsed() < PATIENCE, "{body}");
     }
     assert_error(client.get("42").await, Unavailable, "BACKEND_AUTH");
+    server.stop().await;
+}
+
+/// Redis says that it has too many clients instead of the reply to AUTH.
+#[tokio::test]
+async fn too_many_clients_are_not_taken_for_a_wrong_password() {
+    let redis = Redis::start_with(&["--requirepass", "secret"]);
+    redis.use_password("secret");
+    let url = format!("--redis-url=redis://:secret@127.0.0.1:{}", redis.port);
+    let server = TestServer::start(&[&url]);
+    server.ready().await;
+    let mut client = server.client().await;
+    let mut ours = redis.connect();
+    let mut command = |words: &[&str]| -> redis::Value {
+        let (name, arguments) = words.split_first().expect("a command");
+        let command = redis::cmd(name).arg(arguments).to_owned();
+        command.query(&mut ours).expect("answers")
+    };
+    // The test has the only connection.
+    command(&["CONFIG", "SET", "maxclients", "1"]);
+    command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    let start = Instant::now();
+    loop {
+        let status = client.get("42").await.expect_err("no connection");
+        let reasons = ["BACKEND_BUSY", "BACKEND_UNAVAILABLE"];
+        let reason = status.get_details_error_info().expect("a reason").reason;
+        assert!(reasons.contains(&&*reason), "{reason}");
+        let (_, ready) = server.http("/readyz").await;
+        assert!(!ready.contains("authentication"), "{ready}");
+        if reason == "BACKEND_BUSY" && ready.contains("max number of clients") {
+            break;
+        }
+        assert!(start.elapsed() < PATIENCE, "{reason}, {ready}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    command(&["CONFIG", "SET", "maxclients", "1000"]);
+    server.ready().await;
     server.stop().await;
 }
 

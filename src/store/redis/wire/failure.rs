@@ -25,6 +25,9 @@ pub(crate) enum ConnectError {
     /// The error reply to a command of the handshake.
     #[error("{0}")]
     Refused(String),
+    /// Redis says so instead of the reply to the first command, and closes the connection.
+    #[error("ERR max number of clients reached")]
+    TooManyClients,
     /// The code of the error reply to AUTH.
     #[error("authentication failed: {0}")]
     Authentication(String),
@@ -65,13 +68,20 @@ impl ConnectError {
 
     /// The error reply to a command of the handshake, or of a connection that tracks changes.
     pub(crate) fn refused(line: &[u8]) -> Self {
-        Self::Refused(loggable(&String::from_utf8_lossy(line)).to_owned())
+        let line = String::from_utf8_lossy(line);
+        if is_about_clients(&line) {
+            return Self::TooManyClients;
+        }
+        Self::Refused(loggable(&line).to_owned())
     }
 
     /// The error reply to AUTH. Only its code is kept, because Redis may quote what it was sent:
     /// the password.
     pub(super) fn authentication(line: &[u8]) -> Self {
         let line = String::from_utf8_lossy(line);
+        if is_about_clients(&line) {
+            return Self::TooManyClients;
+        }
         Self::Authentication(split(&line).0.to_owned())
     }
 
@@ -79,6 +89,7 @@ impl ConnectError {
     pub(crate) fn for_calls(&self) -> StoreError {
         match self {
             Self::Authentication(_) => StoreError::Auth,
+            Self::TooManyClients => StoreError::Busy,
             Self::Refused(line) if is_about_credentials(split(line).0) => StoreError::Auth,
             _ => StoreError::Unavailable,
         }
@@ -89,12 +100,12 @@ impl ConnectError {
 /// most once a second, and never to a caller.
 pub(crate) fn classify(line: &[u8]) -> StoreError {
     let text = String::from_utf8_lossy(line);
-    let (code, detail) = split(cause(&text));
+    let (code, _) = split(cause(&text));
     let error = match code {
         "LOADING" | "BUSY" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "NOREPLICAS" => {
             StoreError::Busy
         }
-        "ERR" if detail.contains("max number of clients") => StoreError::Busy,
+        "ERR" if is_about_clients(&text) => StoreError::Busy,
         // The server is a node of a cluster, but --redis-mode is not cluster.
         "MOVED" | "ASK" | "CROSSSLOT" => StoreError::Misconfigured,
         "READONLY" => StoreError::ReadOnly,
@@ -116,6 +127,11 @@ pub(crate) fn classify(line: &[u8]) -> StoreError {
 fn loggable(text: &str) -> &str {
     let quote = text.find(", with args beginning with");
     quote.map_or(text, |start| &text[..start])
+}
+
+/// Whether an error reply says that Redis has as many clients as it may have.
+fn is_about_clients(text: &str) -> bool {
+    text.starts_with("ERR max number of clients")
 }
 
 /// Whether an error code says that the server does not accept our credentials. DENIED is protected

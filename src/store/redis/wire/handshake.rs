@@ -54,7 +54,7 @@ pub(super) async fn greet<S: AsyncRead + AsyncWrite + Unpin, const N: usize>(
     let unwell = match challenge.judge(&handshake.reply().await?) {
         ServerHealth::Serves => None,
         ServerHealth::Unwell(line) => Some(line),
-        ServerHealth::Refuses(line) => return Err(ConnectError::Refused(line)),
+        ServerHealth::Refuses(line) => return Err(ConnectError::refused(line.as_bytes())),
         ServerHealth::OutOfStep => return Err(ConnectError::OutOfStep),
     };
     let replies = handshake.replies().await?;
