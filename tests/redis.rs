@@ -3,7 +3,10 @@
 
 mod support;
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
 
 use dyndata::proto::{BatchGetRequest, GetRequest, MarkRequest, entry};
 use redis::Commands as _;
@@ -272,6 +275,28 @@ async fn an_outage_fails_every_call_at_once_and_ends_by_itself() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(client.get("42").await.expect("gets"), read(int(2)));
+    server.stop().await;
+}
+
+/// An alert is about connections that end again and again.
+#[tokio::test]
+async fn a_redis_that_is_busy_for_a_while_is_not_a_new_connection() {
+    let redis = Redis::start_with(&["--lua-time-limit", "10"]);
+    let server = TestServer::on_redis(&redis, &[]).await;
+    server.metric("dyndata_store_links_up 2").await;
+    let mut ours = redis.connect();
+    let endless = thread::spawn(move || {
+        let script = redis::cmd("EVAL")
+            .arg("while true do end")
+            .arg(0)
+            .to_owned();
+        script.query::<()>(&mut ours).expect_err("is killed");
+    });
+    server.metric("dyndata_store_links_up 0").await;
+    redis.must(&["SCRIPT", "KILL"]);
+    endless.join().expect("ends");
+    server.metric("dyndata_store_links_up 2").await;
+    server.metric("dyndata_store_connects_total 2").await;
     server.stop().await;
 }
 

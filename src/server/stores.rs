@@ -156,7 +156,7 @@ impl Stores {
             ),
             Reading::counter(
                 "dyndata_store_connects",
-                "Number of times that a link to the store has come up",
+                "Number of connections to the store that have been made",
                 move || links.as_ref().map_or(0, Links::connects),
             ),
         ]

@@ -18,7 +18,7 @@ use super::super::wire::clock::{RedisClock, Sample};
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Links {
     all: Arc<Mutex<Vec<Weak<Mutex<LinkState>>>>>,
-    /// How often a link has come up.
+    /// How often a link has connected.
     connects: Arc<AtomicU64>,
 }
 
@@ -68,7 +68,7 @@ impl Links {
         self.states(|state| state.is_up.then_some(())).len()
     }
 
-    /// How often a link has come up.
+    /// How often a link has connected.
     pub(crate) fn connects(&self) -> u64 {
         self.connects.load(Ordering::Relaxed)
     }
@@ -105,12 +105,14 @@ impl Links {
 }
 
 impl LinkRecord {
-    /// Says whether the link is up.
+    /// The link has a new connection.
+    pub(crate) fn connected(&self) {
+        self.connects.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Says whether the link is up. One that is connected is not up while its server does not serve.
     pub(crate) fn set_up(&self, is_up: bool) {
-        let was_up = std::mem::replace(&mut lock(&self.state).is_up, is_up);
-        if is_up && !was_up {
-            self.connects.fetch_add(1, Ordering::Relaxed);
-        }
+        lock(&self.state).is_up = is_up;
     }
 
     /// Forgets the estimate, because the connection has ended.
@@ -159,18 +161,22 @@ mod tests {
     }
 
     #[test]
-    fn links_that_are_up_are_counted_and_each_time_that_one_comes_up() {
+    fn links_that_are_up_are_counted_and_each_connection() {
         let links = Links::default();
         let (one, other) = (links.add(), links.add());
         assert_eq!((links.count(), links.up(), links.connects()), (2, 0, 0));
-        for is_up in [true, true, false, true] {
-            one.set_up(is_up);
+        for link in [&one, &other] {
+            link.connected();
+            link.set_up(true);
         }
-        other.set_up(true);
-        assert_eq!((links.count(), links.up(), links.connects()), (2, 2, 3));
+        // Its server is busy for a while.
+        one.set_up(false);
+        assert_eq!((links.count(), links.up(), links.connects()), (2, 1, 2));
+        one.set_up(true);
+        assert_eq!((links.count(), links.up(), links.connects()), (2, 2, 2));
         // The node has left the cluster.
         drop(one);
-        assert_eq!((links.count(), links.up(), links.connects()), (1, 1, 3));
+        assert_eq!((links.count(), links.up(), links.connects()), (1, 1, 2));
     }
 
     #[test]

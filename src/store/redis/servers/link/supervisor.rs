@@ -145,6 +145,7 @@ impl LinkSupervisor {
             failure: None,
         });
         tracing::info!(%addr, "redis connected");
+        self.record.connected();
         self.set(match unwell {
             None => LinkState::Up,
             Some(reason) => LinkState::Down(format!("redis: {reason}")),
