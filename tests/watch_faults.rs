@@ -14,9 +14,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dyndata::proto::{BatchGetRequest, MarkRequest, entry};
+use dyndata::proto::{BatchGetRequest, MarkRequest, dyn_data_client::DynDataClient, entry};
 use support::{
-    PATIENCE, Redis, TestServer, cluster, eventually, int, mark, millis, read,
+    Dyndata, PATIENCE, Redis, TestServer, cluster, eventually, int, mark, millis, read,
     watching::{Watching, all, ids},
 };
 
@@ -157,6 +157,24 @@ async fn a_killed_connection_brings_a_new_snapshot() {
         agrees(&mut watching, &redis, &names(), Duration::from_secs(3)).await;
     }
     server.stop().await;
+}
+
+#[tokio::test]
+async fn the_log_says_why_redis_does_not_tell_changes() {
+    let redis = Redis::start();
+    let server = Dyndata::on(&redis.url(), &[]);
+    let client = DynDataClient::connect(format!("http://{}", server.addr)).await;
+    let mut client = client.expect("connects");
+    let mut watching = Watching::begin(&mut client, ids("on", ["a"])).await;
+    redis.must(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    watching.snapshot().await;
+    let log = server.log();
+    let line = log.lines().find(|line| line.contains("does not tell"));
+    let line = line.expect("a line");
+    let server = format!("server=127.0.0.1:{}", redis.port);
+    for part in [" WARN ", &server, "reason=\"connection closed\""] {
+        assert!(line.contains(part), "{line}");
+    }
 }
 
 #[tokio::test]

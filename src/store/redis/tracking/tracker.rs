@@ -77,6 +77,7 @@ impl Tracker {
 
     pub(super) async fn run(mut self) {
         let mut backoff = Backoff::new();
+        let mut last_reason = String::new();
         loop {
             let mut began = Instant::now();
             let connected = timeout(CONNECT_TIMEOUT, self.connect()).await;
@@ -86,13 +87,22 @@ impl Tracker {
                     let served = AssertUnwindSafe(self.serve(session)).catch_unwind();
                     let error = served.await.unwrap_or(ConnectError::OutOfStep);
                     backoff.lasted(began.elapsed());
+                    if began.elapsed() >= ROLE_INTERVAL {
+                        last_reason.clear();
+                    }
                     began = Instant::now();
                     error
                 }
                 Ok(Err(error)) => error,
                 Err(_) => std::io::Error::from(std::io::ErrorKind::TimedOut).into(),
             };
-            tracing::debug!(server = %self.place, %error, "redis does not tell changes");
+            // Once, and not at every attempt of a long outage. Redis says that something is not allowed
+            // only on a connection.
+            let reason = error.to_string();
+            if reason != last_reason {
+                tracing::warn!(server = %self.place, reason, "redis does not tell changes");
+                last_reason = reason;
+            }
             self.tell(Told::Reader(None)).await;
             self.tell_event(ChangeEvent::Lost {
                 parts: Parts::All,
