@@ -16,7 +16,8 @@ use std::{
 
 use dyndata::proto::{BatchGetRequest, MarkRequest, dyn_data_client::DynDataClient, entry};
 use support::{
-    Dyndata, PATIENCE, Redis, TestServer, cluster, eventually, int, mark, millis, read,
+    Dyndata, PATIENCE, Redis, TestServer, assert_error, cluster, eventually, int, mark, millis,
+    read,
     watching::{Watching, all, ids},
 };
 
@@ -200,6 +201,25 @@ async fn a_restart_brings_a_new_snapshot_and_a_new_watch_is_refused_meanwhile() 
     assert!(watching.present().is_empty(), "Redis has lost everything");
     marks(&server, &names()[..5], 9).await;
     agrees(&mut watching, &redis, &names(), Duration::from_secs(3)).await;
+    server.stop().await;
+}
+
+/// Nothing else fails then, and the alert on a Redis that refuses looks at this metric.
+#[tokio::test]
+async fn a_watch_that_redis_does_not_allow_is_an_error_of_the_store() {
+    let redis = Redis::start();
+    let server = TestServer::on_redis(&redis, &[]).await;
+    let mut client = server.client().await;
+    redis.must(&["ACL", "SETUSER", "default", "-client"]);
+    for count in 1..3 {
+        let mut watching = Watching::start(&mut client.0, ids("on", ["a"]))
+            .await
+            .expect("begins");
+        let refused: Result<(), _> = Err(watching.ends().await);
+        assert_error(refused, tonic::Code::Unavailable, "BACKEND_AUTH");
+        let line = format!("dyndata_store_errors_total{{reason=\"BACKEND_AUTH\"}} {count}");
+        server.metric(&line).await;
+    }
     server.stop().await;
 }
 

@@ -25,7 +25,7 @@ pub(crate) struct Service {
     pub(super) store: Store,
     pub(super) limits: Limits,
     pub(super) watches: WatchHub,
-    recorder: Arc<Recorder>,
+    pub(super) recorder: Arc<Recorder>,
 }
 
 impl Service {

@@ -3,7 +3,7 @@
 //! The stream of a watch waits for its [`Watcher`], which tells what has changed. It also follows
 //! the access rules: a caller who has lost its right hears nothing more.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::{BufMut as _, Bytes};
 use futures_util::stream::{self, Stream};
@@ -19,6 +19,7 @@ use crate::{
     codec::fields::Fields,
     error::Error,
     log_limit::LogLimit,
+    metrics::Recorder,
     model::{Id, Invalid, Namespace},
     proto::{WatchRequest, watch_response::Kind},
     watch::{Part, PartKind, Target, WatchEnd, Watcher},
@@ -55,7 +56,9 @@ pub(crate) fn watch(
         (true, true) => return Err(Error::NotIndexed),
         (true, false) | (false, true) => return Err(Invalid::WatchTarget.into()),
     };
-    let watcher = service.watches.open(name, target).map_err(ended)?;
+    let recorder = Arc::clone(&service.recorder);
+    let watcher = service.watches.open(name, target);
+    let watcher = watcher.map_err(|why| ended(why, &recorder))?;
     let watching = Watching {
         watcher,
         namespace,
@@ -63,6 +66,7 @@ pub(crate) fn watch(
         rights: call.rpc.rights(),
         access,
         encoder,
+        recorder,
     };
     Ok(stream::unfold(watching, |mut watching| async {
         Some((watching.next().await, watching))
@@ -104,6 +108,7 @@ struct Watching {
     rights: &'static [Right],
     access: Option<watch::Receiver<Access>>,
     encoder: ReplyEncoder,
+    recorder: Arc<Recorder>,
 }
 
 impl Watching {
@@ -115,7 +120,9 @@ impl Watching {
             tokio::select! {
                 biased;
                 () = changed(&mut self.access) => self.check_access()?,
-                part = self.watcher.next(max_bytes) => break part.map_err(ended)?,
+                part = self.watcher.next(max_bytes) => {
+                    break part.map_err(|why| ended(why, &self.recorder))?;
+                }
             }
         };
         let message = encode(&part, self.encoder.max_reply_bytes)?;
@@ -184,8 +191,10 @@ fn encode(part: &Part, max_reply_bytes: usize) -> Result<Vec<u8>, Error> {
     Ok(message)
 }
 
-/// The error of a watch that the table has ended or refused.
-fn ended(why: WatchEnd) -> Error {
+/// The error of a watch that the table has ended or refused. It counts as an error of the store if it
+/// is one: an alert is about a user of Redis who may not do something, and without the right to CLIENT
+/// TRACKING nothing else fails.
+fn ended(why: WatchEnd, recorder: &Recorder) -> Error {
     match why {
         WatchEnd::Limit(limit) => {
             static LOG: LogLimit = LogLimit::new();
@@ -194,7 +203,10 @@ fn ended(why: WatchEnd) -> Error {
             }
             Error::WatchLimit
         }
-        WatchEnd::Store(error) => error.into(),
+        WatchEnd::Store(error) => {
+            recorder.store_failed(error);
+            error.into()
+        }
     }
 }
 
