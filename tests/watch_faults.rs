@@ -742,6 +742,28 @@ mod in_cluster {
         server.stop().await;
     }
 
+    /// There is no news of the nodes then that would wake the task which stops the feed.
+    #[tokio::test]
+    async fn nothing_waits_once_nobody_watches_nodes_that_cannot_be_tracked() {
+        let nodes = cluster::masters();
+        let server = start(&nodes).await;
+        let mut client = server.client().await;
+        let watching = Watching::begin(&mut client.0, ids("on", names())).await;
+        for node in &nodes {
+            node.must(&["ACL", "SETUSER", "default", "-client|tracking"]);
+            node.must(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        }
+        let waits = "dyndata_watch_oldest_read_wait_seconds 0.0";
+        let start = Instant::now();
+        while server.http("/metrics").await.1.contains(waits) {
+            assert!(start.elapsed() < PATIENCE, "nothing waits");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        drop(watching);
+        server.metric(waits).await;
+        server.stop().await;
+    }
+
     #[tokio::test]
     async fn a_slot_that_moves_is_followed() {
         let nodes = cluster::masters();

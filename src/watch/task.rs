@@ -139,7 +139,8 @@ impl WatchTask {
 
     /// Whether the feed has stopped and nobody watches.
     fn is_stopped(&self) -> bool {
-        self.table.is_idle() && self.idle_since.is_none()
+        // The last ids may have been removed since the feed was looked after.
+        self.table.is_idle() && self.idle_since.is_none() && self.tracked.is_empty()
     }
 
     /// When there is something to do without a request or an event.
