@@ -750,7 +750,7 @@ mod in_cluster {
         let mut client = server.client().await;
         let watching = Watching::begin(&mut client.0, ids("on", names())).await;
         for node in &nodes {
-            node.must(&["ACL", "SETUSER", "default", "-client"]);
+            node.must(&["ACL", "SETUSER", "default", "-subscribe"]);
             node.must(&["CLIENT", "KILL", "TYPE", "pubsub"]);
         }
         let waits = "dyndata_watch_oldest_read_wait_seconds 0.0";
