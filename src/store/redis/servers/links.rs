@@ -17,7 +17,7 @@ use super::super::wire::clock::{RedisClock, Sample};
 /// The records of all links. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Links {
-    all: Arc<Mutex<Vec<Weak<Mutex<LinkState>>>>>,
+    all: Arc<Mutex<Vec<Weak<Mutex<LinkReading>>>>>,
     /// How often a link has connected.
     connects: Arc<AtomicU64>,
 }
@@ -25,12 +25,13 @@ pub(crate) struct Links {
 /// The record of a link. The link leaves the [`Links`] when this is dropped.
 #[derive(Debug)]
 pub(crate) struct LinkRecord {
-    state: Arc<Mutex<LinkState>>,
+    reading: Arc<Mutex<LinkReading>>,
     connects: Arc<AtomicU64>,
 }
 
+/// What scrapes read about a link.
 #[derive(Debug, Default)]
-struct LinkState {
+struct LinkReading {
     is_up: bool,
     clock: RedisClock,
 }
@@ -47,25 +48,25 @@ struct Estimate {
 impl Links {
     /// Adds a link, which is not up and has no estimate yet.
     pub(crate) fn add(&self) -> LinkRecord {
-        let state = Arc::<Mutex<LinkState>>::default();
+        let reading = Arc::<Mutex<LinkReading>>::default();
         let mut all = lock(&self.all);
         // A cluster's links come and go.
         all.retain(|other| other.strong_count() > 0);
-        all.push(Arc::downgrade(&state));
+        all.push(Arc::downgrade(&reading));
         LinkRecord {
-            state,
+            reading,
             connects: Arc::clone(&self.connects),
         }
     }
 
     /// How many links there are.
     pub(crate) fn count(&self) -> usize {
-        self.states(|_| Some(())).len()
+        self.readings(|_| Some(())).len()
     }
 
     /// How many of them are up.
     pub(crate) fn up(&self) -> usize {
-        self.states(|state| state.is_up.then_some(())).len()
+        self.readings(|reading| reading.is_up.then_some(())).len()
     }
 
     /// How often a link has connected.
@@ -93,14 +94,16 @@ impl Links {
     }
 
     fn estimates(&self) -> Vec<Estimate> {
-        self.states(|state| estimate(&state.clock))
+        self.readings(|reading| estimate(&reading.clock))
     }
 
     /// What `read` finds in the records.
-    fn states<T>(&self, read: impl Fn(&LinkState) -> Option<T>) -> Vec<T> {
+    fn readings<T>(&self, read: impl Fn(&LinkReading) -> Option<T>) -> Vec<T> {
         let all = lock(&self.all);
-        let states = all.iter().filter_map(Weak::upgrade);
-        states.filter_map(|state| read(&lock(&state))).collect()
+        let readings = all.iter().filter_map(Weak::upgrade);
+        readings
+            .filter_map(|reading| read(&lock(&reading)))
+            .collect()
     }
 }
 
@@ -112,17 +115,17 @@ impl LinkRecord {
 
     /// Says whether the link is up. One that is connected is not up while its server does not serve.
     pub(crate) fn set_up(&self, is_up: bool) {
-        lock(&self.state).is_up = is_up;
+        lock(&self.reading).is_up = is_up;
     }
 
     /// Forgets the estimate, because the connection has ended.
     pub(crate) fn forget_clock(&self) {
-        lock(&self.state).clock = RedisClock::default();
+        lock(&self.reading).clock = RedisClock::default();
     }
 
     /// Adds a sample.
     pub(crate) fn add_sample(&self, sample: Sample) {
-        lock(&self.state).clock.add(sample);
+        lock(&self.reading).clock.add(sample);
     }
 }
 
