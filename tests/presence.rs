@@ -320,22 +320,29 @@ async fn a_list_is_complete_across_a_restart_of_redis() {
     server.stop().await;
 }
 
+/// Marks many ids, and lists some of them. Returns all ids, those that are listed, and the token of the
+/// next page.
+async fn begin_a_list(client: &mut Client) -> (Vec<String>, BTreeSet<String>, String) {
+    // More than 128 in each shard, which Redis does not keep in a plain list any more.
+    let ids: Vec<_> = (0..20_000).map(|number| format!("id {number}")).collect();
+    mark_many(client, &ids).await;
+    let mut listed = BTreeSet::new();
+    let mut token = String::new();
+    for _ in 0..20 {
+        let page = page(client, 100, &token).await.expect("lists");
+        listed.extend(ids_of(&page.entries));
+        token = page.next_page_token;
+    }
+    (ids, listed, token)
+}
+
 /// Has replicas take over between two pages. They have everything that was acknowledged.
 async fn lists_and_counts_are_complete_across_a_failover<S: Failover>(
     server: TestServer,
     store: S,
 ) {
     let mut client = server.client().await;
-    // More than 128 in each shard, which Redis does not keep in a plain list any more.
-    let ids: Vec<_> = (0..20_000).map(|number| format!("id {number}")).collect();
-    mark_many(&mut client, &ids).await;
-    let mut listed = BTreeSet::new();
-    let mut token = String::new();
-    for _ in 0..20 {
-        let page = page(&mut client, 100, &token).await.expect("lists");
-        listed.extend(ids_of(&page.entries));
-        token = page.next_page_token;
-    }
+    let (ids, mut listed, mut token) = begin_a_list(&mut client).await;
     let replicas = store.replicas();
     eventually("the replicas have all values and indexes", || {
         let sizes = replicas.iter().map(|at| {
@@ -436,16 +443,7 @@ async fn a_list_is_complete_after_a_master_of_sentinels_was_killed() {
     let server = TestServer::start(&["--redis-mode=sentinel", &url, INDEXED[0]]);
     server.ready().await;
     let mut client = server.client().await;
-    // More than 128 in each shard, which Redis does not keep in a plain list any more.
-    let ids: Vec<_> = (0..20_000).map(|number| format!("id {number}")).collect();
-    mark_many(&mut client, &ids).await;
-    let mut listed = BTreeSet::new();
-    let mut token = String::new();
-    for _ in 0..20 {
-        let page = page(&mut client, 100, &token).await.expect("lists");
-        listed.extend(ids_of(&page.entries));
-        token = page.next_page_token;
-    }
+    let (ids, mut listed, mut token) = begin_a_list(&mut client).await;
     // The ids that do not stay may be in the list or not.
     let (leaving, staying) = ids.split_at(1_000);
     let request = BatchUnmarkRequest {
